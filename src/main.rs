@@ -1,0 +1,2 @@
+//! `rpaged-cli`: parse, run, map an error to an exit code.
+fn main() {}
