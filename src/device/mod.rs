@@ -1,17 +1,40 @@
-//! The paged ggml device (interface; being written).
+//! The paged ggml device: what llama.cpp sees instead of the device that computes.
+//!
+//! ```text
+//!  llama.cpp ──► vtables (ggml's structs, filled in from here)
+//!                  device.rs   what the device is and can
+//!                  buffer.rs   buffer type and buffers: paged memory, or the inner device's
+//!                  backend.rs  graph_compute: scan.rs ─► schedule.rs ─► launch, by segments
+//!                guard.rs      no panic crosses; what cannot be reported is recorded
+//!                    │
+//!                  pager         inner backend
+//! ```
+
+mod backend;
+mod buffer;
+mod guard;
+mod interface;
+mod scan;
+pub mod schedule;
+mod shared;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use crate::error::Result;
+use ggml_sys as sys;
+
+use self::shared::Shared;
+use crate::error::{Error, Result};
+pub use crate::pager::engine_host::Faults;
 
 /// How much memory the arena may take.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Budget {
     /// An absolute size in bytes.
     Bytes(u64),
-    /// A share of the model's tensor bytes, 0 < share, 1.0 = 100 %.
+    /// A share of the model's tensor bytes; 1.0 is all of it.
     ModelShare(f64),
-    /// What the machine has to give (85 % of the memory available at start).
+    /// What the machine has to give: 85 % of the memory available at start.
     Auto,
 }
 
@@ -30,84 +53,84 @@ pub struct PagingConfig {
     pub prefetch: bool,
     /// Copy workers (`--prefetch-threads`), at least 1.
     pub prefetch_threads: usize,
-    /// Upper bound on resident layers (`-ngl`); None: as many as fit.
+    /// Upper bound on resident layers, the output counted as one (`-ngl`); None: as many
+    /// as fit.
     pub resident_layers_max: Option<u32>,
-    /// Fill freed slots with a poison pattern (tests).
+    /// Fill claimed ring slots with a poison pattern, so that whatever was not waited
+    /// for shows (tests).
     pub poison: bool,
     /// Delays and failures of the copy engine (tests).
     pub faults: Faults,
 }
 
-/// Delays and failures that the host copy engine is told to have.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Faults {
-    /// Seed of the random delays; None: no delays.
-    pub delay_seed: Option<u64>,
-    /// Upper bound of one delay, in microseconds.
-    pub delay_us_max: u32,
-    /// The copy request (counted from 0) that fails.
-    pub fail_request: Option<u64>,
-    /// The copy request (counted from 0) that is refused at submission.
-    pub refuse_request: Option<u64>,
-}
-
-/// Counters since the device was made, and sizes; all in bytes or seconds.
+/// Sizes, and counters since the first graph.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Report {
-    /// Tensor bytes of the model that the device holds (resident + streamed weights).
+    /// Bytes of all tensors in the model's files.
     pub model_bytes: u64,
-    /// The bound of the arena.
+    /// The bound of the arena, in bytes.
     pub budget_bytes: u64,
-    /// Bytes of the arena in use (resident tensors and ring slots).
+    /// The smallest budget that would do for what is loaded, in bytes.
+    pub minimum_bytes: u64,
+    /// Bytes of the arena in use: resident tensors and ring slots.
     pub arena_bytes_used: u64,
     /// Weight bytes that stay in the arena.
     pub resident_bytes: u64,
-    /// Weight bytes that travel for each pass over the model.
+    /// Weight bytes that travel in each pass over the model.
     pub streamed_bytes: u64,
-    /// Layers whose weights all stay in the arena, and layers in all.
+    /// Layers that stay in the arena, the output counted as one.
     pub resident_layers: u32,
-    /// Layers of the model (output counted as one).
+    /// Layers of the model, the output counted as one.
     pub layers: u32,
-    /// Bytes copied into the arena after loading (weights and KV).
+    /// Bytes copied into the arena since the first graph (weights and states).
     pub bytes_in: u64,
-    /// Bytes written back from the arena (KV).
+    /// Bytes written back from the arena (states).
     pub bytes_out: u64,
     /// Time the copy engine spent copying, in seconds.
     pub copy_seconds: f64,
     /// Time the computation waited for copies, in seconds.
     pub stall_seconds: f64,
-    /// Graphs computed (one per ubatch).
+    /// Graphs computed: one per ubatch.
     pub graphs: u64,
 }
 
 /// The ggml device under which weights and KV are paged.
 ///
 /// It must outlive every model and context made with it.
-pub struct PagedDevice {}
+#[derive(Debug)]
+pub struct PagedDevice {
+    shared: Arc<Shared>,
+}
 
 impl PagedDevice {
-    /// Reads the model's header, reserves the arena, starts the copy workers.
+    /// Reads the model's header and starts the copy workers.
     ///
     /// # Errors
-    /// `Failed` when the file is not a readable GGUF, `Memory` when the budget is below
-    /// the minimum (the message says it).
-    pub fn new(_config: PagingConfig) -> Result<Self> {
-        Ok(Self {})
+    /// `Failed` when the file is not a readable GGUF or a thread cannot be started;
+    /// `Usage` when nothing is to be paged.
+    pub fn new(config: PagingConfig) -> Result<Self> {
+        if !config.weights && !config.kv {
+            let sentence = "nothing is paged: give --dynamic-layers, --paged-kv or both";
+            return Err(Error::Usage(sentence.to_owned()));
+        }
+        Ok(Self {
+            shared: Shared::new(config)?,
+        })
     }
 
     /// The device for `llama_model_params.devices`; valid until `self` is dropped.
-    pub fn raw(&self) -> ggml_sys::ggml_backend_dev_t {
-        std::ptr::null_mut()
+    pub fn raw(&self) -> sys::ggml_backend_dev_t {
+        self.shared.device_ptr()
     }
 
-    /// The first error recorded inside a callback that could not report it. To be asked
-    /// when loading the model, making the context or a decode has failed.
-    pub fn take_error(&self) -> Option<crate::error::Error> {
-        None
+    /// The first error recorded inside a callback that could not report it; to be asked
+    /// for when loading the model, making the context or decoding has failed.
+    pub fn take_error(&self) -> Option<Error> {
+        self.shared.take_error()
     }
 
-    /// Counters and sizes at this moment.
+    /// Sizes and counters at this moment.
     pub fn report(&self) -> Report {
-        Report::default()
+        self.shared.report()
     }
 }

@@ -1,1 +1,9 @@
-//! (to be written)
+#![allow(unsafe_code, reason = "one checked call into ggml each")]
+//! ggml's objects as Rust sees them: tensors borrowed for the time of a callback, and
+//! the inner device with its buffers and backend, owned.
+
+mod inner;
+mod tensor;
+
+pub use inner::{HostBuffer, InnerBackend, InnerDevice};
+pub use tensor::Tensor;

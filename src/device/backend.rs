@@ -1,0 +1,286 @@
+#![allow(
+    unsafe_code,
+    reason = "slots of ggml's backend, and launches of the inner one"
+)]
+//! The backend: computes a graph segment by segment on the inner backend, with the
+//! tensors of each segment translated to where the pager has their bytes.
+
+use std::ffi::{CStr, c_char, c_void};
+use std::ops::Range;
+
+use ggml_sys as sys;
+
+use super::guard::guard;
+use super::interface::shared_of_device;
+use super::scan::{Scan, Touch};
+use super::schedule::{Schedule, Segment};
+use super::shared::{Paged, Shared};
+use crate::error::{Error, Result};
+use crate::ggml::{InnerBackend, Tensor};
+use crate::pager::Pager;
+
+const NAME: &CStr = c"RPAGED0";
+
+/// Identifies our backends to ggml: sixteen bytes drawn once.
+static GUID: sys::ggml_guid = [
+    0x72, 0x70, 0x61, 0x67, 0x65, 0x64, 0x5a, 0x1d, 0x93, 0x4e, 0xc7, 0x08, 0xb1, 0x6f, 0x24, 0xea,
+];
+
+/// What a backend keeps between graphs.
+struct PagedBackend {
+    shared: *const Shared,
+    inner: InnerBackend,
+    scan: Scan,
+    schedule: Schedule,
+    moved: Vec<Moved>,
+}
+
+/// A tensor that was pointed elsewhere for a launch, and where it was before.
+struct Moved {
+    raw: *mut sys::ggml_tensor,
+    address: usize,
+    buffer: sys::ggml_backend_buffer_t,
+}
+
+const BACKEND: sys::ggml_backend_i = sys::ggml_backend_i {
+    get_name: Some(backend_name),
+    free: Some(backend_free),
+    set_tensor_async: None,
+    get_tensor_async: None,
+    set_tensor_2d_async: None,
+    get_tensor_2d_async: None,
+    cpy_tensor_async: None,
+    // Nothing is in flight after `graph_compute`.
+    synchronize: None,
+    graph_plan_create: None,
+    graph_plan_free: None,
+    graph_plan_update: None,
+    graph_plan_compute: None,
+    graph_compute: Some(backend_graph_compute),
+    event_record: None,
+    event_wait: None,
+    graph_optimize: None,
+};
+
+/// Slot of the device: a new backend.
+pub unsafe extern "C" fn init(
+    device: sys::ggml_backend_dev_t,
+    _params: *const c_char,
+) -> sys::ggml_backend_t {
+    // SAFETY: ours.
+    let shared = unsafe { shared_of_device(device) };
+    guard(shared, std::ptr::null_mut(), |shared| {
+        let context = Box::new(PagedBackend {
+            shared: std::ptr::from_ref(shared),
+            inner: shared.inner.backend().map_err(Error::Failed)?,
+            scan: Scan::default(),
+            schedule: Schedule::default(),
+            moved: Vec::new(),
+        });
+        Ok(Box::into_raw(Box::new(sys::ggml_backend {
+            guid: (&raw const GUID).cast_mut(),
+            iface: BACKEND,
+            device,
+            context: Box::into_raw(context).cast::<c_void>(),
+        })))
+    })
+}
+
+/// Our context behind a backend.
+///
+/// # Safety
+/// - `backend` was made by `init` and not freed, and no other reference is in use.
+unsafe fn context_of<'a>(backend: sys::ggml_backend_t) -> &'a mut PagedBackend {
+    // SAFETY: `init` put a `PagedBackend` there; ggml uses a backend from one thread.
+    unsafe { &mut *(*backend).context.cast::<PagedBackend>() }
+}
+
+unsafe extern "C" fn backend_name(_: sys::ggml_backend_t) -> *const c_char {
+    NAME.as_ptr()
+}
+
+unsafe extern "C" fn backend_free(backend: sys::ggml_backend_t) {
+    // SAFETY: ours, freed once.
+    let context = unsafe { Box::from_raw(std::ptr::from_mut(context_of(backend))) };
+    drop(context);
+    // SAFETY: the struct itself was made by `Box::into_raw` in `init`.
+    drop(unsafe { Box::from_raw(backend) });
+}
+
+/// llama.cpp's thread count, passed on to the inner CPU backend.
+pub unsafe extern "C" fn set_n_threads(backend: sys::ggml_backend_t, count: i32) {
+    // SAFETY: ours.
+    let inner = unsafe { context_of(backend) }.inner.as_ptr();
+    // SAFETY: the inner backend is a live CPU backend.
+    unsafe { sys::ggml_backend_cpu_set_n_threads(inner, count) };
+}
+
+/// llama.cpp's abort callback, passed on to the inner CPU backend.
+pub unsafe extern "C" fn set_abort_callback(
+    backend: sys::ggml_backend_t,
+    callback: sys::ggml_abort_callback,
+    data: *mut c_void,
+) {
+    // SAFETY: ours.
+    let inner = unsafe { context_of(backend) }.inner.as_ptr();
+    // SAFETY: the inner backend is a live CPU backend; callback and data are ggml's own.
+    unsafe { sys::ggml_backend_cpu_set_abort_callback(inner, callback, data) };
+}
+
+unsafe extern "C" fn backend_graph_compute(
+    backend: sys::ggml_backend_t,
+    graph: *mut sys::ggml_cgraph,
+) -> sys::ggml_status {
+    // SAFETY: ours.
+    let context = unsafe { context_of(backend) };
+    // SAFETY: `Shared` outlives all backends (contract of `PagedDevice`).
+    let shared = unsafe { &*context.shared };
+    guard(shared, sys::GGML_STATUS_FAILED, |shared| {
+        let mut paged = shared.paged();
+        shared.begin_graph(&mut paged.pager);
+        let outcome = context.compute(graph, &mut paged, shared.config.prefetch);
+        paged.pager.unpin();
+        outcome
+    })
+}
+
+impl PagedBackend {
+    fn compute(
+        &mut self,
+        graph: *mut sys::ggml_cgraph,
+        paged: &mut Paged,
+        prefetch: bool,
+    ) -> Result<sys::ggml_status> {
+        paged.pager.check_states()?;
+        // SAFETY: ggml passes a live graph, lent for this call.
+        let node_count = usize::try_from(unsafe { (*graph).n_nodes }).unwrap_or(0);
+        let node = |index: usize| {
+            // SAFETY: the graph is live and `index` below its node count.
+            let raw = unsafe { sys::ggml_graph_node(graph, index as i32) };
+            // SAFETY: nodes live as long as their graph, and are ours during the call.
+            unsafe { Tensor::from_raw(raw) }
+        };
+        self.scan.rebuild((0..node_count).filter_map(node), paged);
+        let is_norm = |index| node(index).is_some_and(Tensor::is_norm);
+        self.schedule
+            .rebuild(node_count, &self.scan.uses, is_norm)
+            .map_err(|_| {
+                Error::Memory(
+                    "one operation reads more streamed layers than the ring has slots; \
+                 raise --vram-budget"
+                        .to_owned(),
+                )
+            })?;
+        for index in 0..self.schedule.segments().len() {
+            let status = self.run_segment(graph, node_count, index, paged, prefetch)?;
+            if status != sys::GGML_STATUS_SUCCESS {
+                return Ok(status);
+            }
+        }
+        if prefetch {
+            // The last segment may have held the slot that the next pass begins with.
+            fetch_ahead(&self.schedule, 0, &mut paged.pager)?;
+        }
+        Ok(sys::GGML_STATUS_SUCCESS)
+    }
+
+    fn run_segment(
+        &mut self,
+        graph: *mut sys::ggml_cgraph,
+        node_count: usize,
+        index: usize,
+        paged: &mut Paged,
+        prefetch: bool,
+    ) -> Result<sys::ggml_status> {
+        let segment = &self.schedule.segments()[index];
+        for (group, needs) in &segment.groups {
+            paged.pager.require(*group, self.schedule.needs(needs))?;
+        }
+        if prefetch {
+            fetch_ahead(&self.schedule, index + 1, &mut paged.pager)?;
+        }
+        for (group, _) in &segment.groups {
+            paged.pager.wait_ready(*group)?;
+        }
+
+        translate(
+            touches_of(&self.scan.touches, segment),
+            &paged.pager,
+            &mut self.moved,
+        );
+        let status = if segment.nodes == (0..node_count) {
+            // SAFETY: the graph is live, every paged tensor in it has been translated.
+            unsafe { self.inner.compute(graph) }
+        } else {
+            let (start, end) = (segment.nodes.start as i32, segment.nodes.end as i32);
+            // SAFETY: the graph is live and both ends are within it.
+            let mut part = unsafe { sys::ggml_graph_view(graph, start, end) };
+            // SAFETY: as for the whole graph; the view is a local that outlives the call.
+            unsafe { self.inner.compute(&raw mut part) }
+        };
+        restore(&mut self.moved);
+        paged.pager.write_back(self.schedule.writes(segment))?;
+        paged.pager.unpin();
+        Ok(status)
+    }
+}
+
+/// Fetches what the next segment with streamed tensors needs, from segment `from` on,
+/// wrapping to the start of the pass: the next pass will begin like this one.
+fn fetch_ahead(schedule: &Schedule, from: usize, pager: &mut Pager) -> Result<()> {
+    let segments = schedule.segments();
+    let (done, ahead) = segments.split_at(from.min(segments.len()));
+    let next = ahead
+        .iter()
+        .chain(done)
+        .find(|segment| !segment.groups.is_empty());
+    for (group, needs) in next.into_iter().flat_map(|segment| &segment.groups) {
+        pager.prefetch(*group, schedule.needs(needs))?;
+    }
+    Ok(())
+}
+
+/// The touches of a segment's nodes.
+fn touches_of<'a>(touches: &'a [Touch], segment: &Segment) -> &'a [Touch] {
+    let Range { start, end } = segment.nodes.clone();
+    let first = touches.partition_point(|touch| touch.node < start);
+    let last = touches.partition_point(|touch| touch.node < end);
+    &touches[first..last]
+}
+
+/// Points each touched tensor to where its bytes are, once.
+fn translate(touches: &[Touch], pager: &Pager, moved: &mut Vec<Moved>) {
+    moved.clear();
+    for touch in touches {
+        // SAFETY: tensors of the graph at hand, ours during the launch.
+        let Some(tensor) = (unsafe { Tensor::from_raw(touch.raw) }) else {
+            continue;
+        };
+        if tensor.address() != touch.address {
+            continue;
+        }
+        let (address, buffer) = pager.locate(touch.tensor);
+        // SAFETY:
+        // - the pager holds the tensor's bytes there until `unpin`, after `restore`;
+        // - during the launch nobody but the inner backend uses the tensor.
+        let (address, buffer) = unsafe { tensor.relocate(address + touch.offset, buffer.as_ptr()) };
+        moved.push(Moved {
+            raw: touch.raw,
+            address,
+            buffer,
+        });
+    }
+}
+
+/// Points the tensors back: graphs are used again for the next token.
+fn restore(moved: &mut Vec<Moved>) {
+    for was in moved.drain(..) {
+        // SAFETY: the same tensors as in `translate`.
+        let Some(tensor) = (unsafe { Tensor::from_raw(was.raw) }) else {
+            continue;
+        };
+        // SAFETY: where the tensor was before, which is what llama.cpp expects; the inner
+        // backend has finished.
+        unsafe { tensor.relocate(was.address, was.buffer) };
+    }
+}

@@ -1,0 +1,444 @@
+#![allow(unsafe_code, reason = "slots of ggml's buffer type and buffer")]
+//! Buffer type and buffers. `alloc_buffer_n` (weights, KV cache) makes paged memory: an
+//! address range that nobody can read, whose tensors the pager knows. `alloc_buffer`
+//! (scratch) makes a buffer of the inner device's own type.
+
+use std::ffi::{CStr, c_char, c_void};
+use std::sync::Arc;
+
+use ggml_sys as sys;
+
+use super::guard::guard;
+use super::schedule::AddressRange;
+use super::shared::Shared;
+use crate::error::{Error, Result};
+use crate::ggml::Tensor;
+use crate::pager::memory::{HostMemory, Reservation};
+use crate::pager::{Backing, GroupKey, TensorId, TensorSpec};
+
+const NAME: &CStr = c"RPAGED0";
+
+/// ggml's slots for the buffer type.
+pub const BUFFER_TYPE: sys::ggml_backend_buffer_type_i = sys::ggml_backend_buffer_type_i {
+    get_name: Some(type_name),
+    alloc_buffer: Some(type_alloc_buffer),
+    alloc_buffer_n: Some(type_alloc_buffer_n),
+    get_alignment: Some(type_alignment),
+    get_max_size: None,
+    get_alloc_size: Some(type_alloc_size),
+    get_alloc_size_n: None,
+    // Nobody but the pager can read it, even where the arena is host memory.
+    is_host: None,
+};
+
+/// The shared state behind a buffer type.
+///
+/// # Safety
+/// - `buffer_type` is ours, and its `PagedDevice` lives for `'a`.
+unsafe fn shared_of_type<'a>(buffer_type: sys::ggml_backend_buffer_type_t) -> &'a Shared {
+    // SAFETY: the context of our buffer type is `Shared`, see `Interface::new`.
+    unsafe { &*(*buffer_type).context.cast::<Shared>() }
+}
+
+unsafe extern "C" fn type_name(_: sys::ggml_backend_buffer_type_t) -> *const c_char {
+    NAME.as_ptr()
+}
+
+unsafe extern "C" fn type_alloc_buffer(
+    buffer_type: sys::ggml_backend_buffer_type_t,
+    size: usize,
+) -> sys::ggml_backend_buffer_t {
+    // SAFETY: ours.
+    let shared = unsafe { shared_of_type(buffer_type) };
+    // SAFETY: the inner buffer type is static.
+    unsafe { sys::ggml_backend_buft_alloc_buffer(shared.inner.buffer_type(), size) }
+}
+
+unsafe extern "C" fn type_alignment(buffer_type: sys::ggml_backend_buffer_type_t) -> usize {
+    // SAFETY: ours.
+    unsafe { shared_of_type(buffer_type) }.inner.alignment()
+}
+
+unsafe extern "C" fn type_alloc_size(
+    buffer_type: sys::ggml_backend_buffer_type_t,
+    tensor: *const sys::ggml_tensor,
+) -> usize {
+    // SAFETY: ours.
+    let inner = unsafe { shared_of_type(buffer_type) }.inner.buffer_type();
+    // SAFETY: the inner buffer type is static, the tensor ggml's own.
+    unsafe { sys::ggml_backend_buft_get_alloc_size(inner, tensor) }
+}
+
+unsafe extern "C" fn type_alloc_buffer_n(
+    buffer_type: sys::ggml_backend_buffer_type_t,
+    tensors: *mut *mut sys::ggml_tensor,
+    count: i32,
+) -> sys::ggml_backend_buffer_t {
+    // SAFETY: ours.
+    let shared = unsafe { shared_of_type(buffer_type) };
+    guard(shared, std::ptr::null_mut(), |shared| {
+        // SAFETY:
+        // - ggml passes an array of `count` live tensors, lent for this call;
+        // - `Tensor` has the layout of nothing but its pointer, but is made one by one.
+        let tensors: Vec<Tensor<'_>> = (0..usize::try_from(count).unwrap_or(0))
+            .filter_map(|index| {
+                // SAFETY: `index` is below the array's length.
+                let raw = unsafe { *tensors.add(index) };
+                // SAFETY: a live tensor, ours alone while ggml allocates it.
+                unsafe { Tensor::from_raw(raw) }
+            })
+            .collect();
+        allocate(shared, buffer_type, &tensors)
+    })
+}
+
+/// Which memory a list of tensors asks for.
+enum Kind {
+    /// Weights to be paged: all are in the model's files.
+    Weights,
+    /// A KV cache or recurrent state to be paged.
+    States,
+    /// Anything else (adapters, or what was not asked to be paged): the inner device's.
+    Inner,
+}
+
+fn kind_of(shared: &Shared, tensors: &[Tensor<'_>]) -> Kind {
+    let all_in_model = tensors.iter().all(|tensor| {
+        let location = shared.index.find(&tensor.name());
+        location.is_some_and(|location| location.bytes == tensor.span_bytes() as u64)
+    });
+    if all_in_model {
+        return if shared.config.weights {
+            Kind::Weights
+        } else {
+            Kind::Inner
+        };
+    }
+    let all_states = tensors
+        .iter()
+        .all(|tensor| state_layer(&tensor.name()).is_some());
+    if all_states && shared.config.kv {
+        Kind::States
+    } else {
+        Kind::Inner
+    }
+}
+
+fn allocate(
+    shared: &Shared,
+    buffer_type: sys::ggml_backend_buffer_type_t,
+    tensors: &[Tensor<'_>],
+) -> Result<sys::ggml_backend_buffer_t> {
+    let alignment = shared.inner.alignment().max(64);
+    let sizes: Vec<usize> = tensors
+        .iter()
+        .map(|tensor| {
+            shared
+                .inner
+                .alloc_bytes(*tensor)
+                .next_multiple_of(alignment)
+        })
+        .collect();
+    let total: usize = sizes.iter().sum();
+    let kind = kind_of(shared, tensors);
+    if let Kind::Inner = kind {
+        return allocate_inner(shared, tensors, &sizes, total);
+    }
+
+    let reservation = Reservation::new(total).map_err(|error| {
+        Error::Memory(format!(
+            "could not reserve {total} bytes of address space ({error})"
+        ))
+    })?;
+    let store = match kind {
+        Kind::States => Some(Arc::new(HostMemory::new(total).map_err(|error| {
+            let what = "could not get memory for the KV cache";
+            Error::Memory(format!("{what} ({total} bytes: {error}); lower -c"))
+        })?)),
+        Kind::Weights | Kind::Inner => None,
+    };
+    let mut offset = 0;
+    let mut specs = Vec::with_capacity(tensors.len());
+    for (tensor, bytes) in tensors.iter().zip(&sizes) {
+        specs.push(spec_of(shared, *tensor, *bytes, store.as_ref(), offset)?);
+        offset += bytes;
+    }
+    let ids = shared.paged().pager.add_tensors(specs)?;
+
+    let base = reservation.base();
+    let mut ranges = Vec::with_capacity(ids.len());
+    let mut start = base;
+    for (id, bytes) in ids.iter().zip(&sizes) {
+        ranges.push(AddressRange {
+            start,
+            end: start + bytes,
+            tensor: *id,
+        });
+        start += bytes;
+    }
+    shared.paged().addresses.insert(ranges.iter().copied());
+    let context = Box::new(PagedBuffer {
+        shared: std::ptr::from_ref(shared),
+        base,
+        tensors: ids,
+        _reservation: reservation,
+    });
+    let context = Box::into_raw(context).cast::<c_void>();
+    // SAFETY:
+    // - the buffer type is ours and outlives the buffer;
+    // - `free_buffer` takes the context back.
+    let buffer = unsafe { sys::ggml_backend_buffer_init(buffer_type, BUFFER, context, total) };
+    for (tensor, range) in tensors.iter().zip(&ranges) {
+        place(buffer, *tensor, range.start);
+    }
+    Ok(buffer)
+}
+
+/// An ordinary buffer of the inner device, with the tensors laid out in it.
+fn allocate_inner(
+    shared: &Shared,
+    tensors: &[Tensor<'_>],
+    sizes: &[usize],
+    total: usize,
+) -> Result<sys::ggml_backend_buffer_t> {
+    // SAFETY: the inner buffer type is static.
+    let buffer = unsafe { sys::ggml_backend_buft_alloc_buffer(shared.inner.buffer_type(), total) };
+    if buffer.is_null() {
+        return Err(Error::Memory(format!(
+            "could not get {total} bytes for unpaged tensors"
+        )));
+    }
+    // SAFETY: the buffer was made just now.
+    let base = unsafe { sys::ggml_backend_buffer_get_base(buffer) } as usize;
+    let mut start = base;
+    for (tensor, bytes) in tensors.iter().zip(sizes) {
+        place(buffer, *tensor, start);
+        start += bytes;
+    }
+    Ok(buffer)
+}
+
+/// Tells ggml where a tensor lies. Calls back into the slots below, none of which locks.
+fn place(buffer: sys::ggml_backend_buffer_t, tensor: Tensor<'_>, address: usize) {
+    if tensor.address() != 0 || tensor.view_source().is_some() {
+        return;
+    }
+    let address = address as *mut c_void;
+    // SAFETY:
+    // - buffer and tensor are live, the tensor has no place yet;
+    // - the address and the tensor's size lie in the buffer: they were laid out so.
+    unsafe { sys::ggml_backend_tensor_alloc(buffer, tensor.as_ptr(), address) };
+}
+
+fn spec_of(
+    shared: &Shared,
+    tensor: Tensor<'_>,
+    bytes: usize,
+    store: Option<&Arc<HostMemory>>,
+    offset: usize,
+) -> Result<TensorSpec> {
+    let name = tensor.name();
+    let (group, backing) = match store {
+        Some(store) => {
+            let layer = state_layer(&name).map_or(GroupKey::Shared, GroupKey::Layer);
+            (layer, Backing::State(Arc::clone(store), offset))
+        }
+        None => {
+            let location = shared.index.find(&name).cloned();
+            let location = location.ok_or_else(|| {
+                Error::Bug(format!("the weight '{name}' is not in the model's header"))
+            })?;
+            (weight_group(&name), Backing::Weight(location))
+        }
+    };
+    Ok(TensorSpec {
+        group,
+        bytes,
+        span_bytes: tensor.span_bytes(),
+        backing,
+    })
+}
+
+/// What a weight travels with, by its name in the GGUF.
+fn weight_group(name: &str) -> GroupKey {
+    if let Some(rest) = name.strip_prefix("blk.") {
+        let layer = rest
+            .split('.')
+            .next()
+            .and_then(|number| number.parse().ok());
+        return layer.map_or(GroupKey::Shared, GroupKey::Layer);
+    }
+    // A tied output is the token embedding under another role.
+    let output = ["output.", "output_norm.", "token_embd."];
+    if output.iter().any(|prefix| name.starts_with(prefix)) {
+        GroupKey::Output
+    } else {
+        GroupKey::Shared
+    }
+}
+
+/// The layer of a KV cache or state tensor, from llama.cpp's name (`cache_k_l12`).
+fn state_layer(name: &str) -> Option<u32> {
+    let (kind, layer) = name.rsplit_once("_l")?;
+    let known = kind.starts_with("cache_") || kind.starts_with("dsv4_");
+    known.then(|| layer.parse().ok()).flatten()
+}
+
+/// What a paged buffer keeps.
+struct PagedBuffer {
+    shared: *const Shared,
+    base: usize,
+    tensors: Vec<TensorId>,
+    _reservation: Reservation,
+}
+
+const BUFFER: sys::ggml_backend_buffer_i = sys::ggml_backend_buffer_i {
+    free_buffer: Some(buffer_free),
+    get_base: Some(buffer_base),
+    // The pager learned the tensors when the buffer was made; views need nothing.
+    init_tensor: None,
+    memset_tensor: Some(buffer_memset_tensor),
+    set_tensor: Some(buffer_set_tensor),
+    get_tensor: Some(buffer_get_tensor),
+    set_tensor_2d: None,
+    get_tensor_2d: None,
+    cpy_tensor: None,
+    clear: Some(buffer_clear),
+    reset: None,
+};
+
+/// Our context behind a buffer, and the shared state behind that.
+///
+/// # Safety
+/// - `buffer` was made by `allocate` and not freed; its `PagedDevice` lives for `'a`.
+unsafe fn context_of<'a>(buffer: sys::ggml_backend_buffer_t) -> (&'a PagedBuffer, &'a Shared) {
+    // SAFETY: `allocate` put a `PagedBuffer` there.
+    let context = unsafe { &*(*buffer).context.cast::<PagedBuffer>() };
+    // SAFETY: `Shared` outlives all buffers (contract of `PagedDevice`).
+    (context, unsafe { &*context.shared })
+}
+
+unsafe extern "C" fn buffer_free(buffer: sys::ggml_backend_buffer_t) {
+    // SAFETY: ours, freed once.
+    let (context, shared) = unsafe { context_of(buffer) };
+    guard(shared, (), |shared| {
+        let mut paged = shared.paged();
+        paged.addresses.remove(&context.tensors);
+        paged.pager.remove_tensors(&context.tensors);
+        Ok(())
+    });
+    // SAFETY: made by `Box::into_raw` in `allocate`; nobody uses it after this slot.
+    drop(unsafe { Box::from_raw(std::ptr::from_ref(context).cast_mut()) });
+}
+
+unsafe extern "C" fn buffer_base(buffer: sys::ggml_backend_buffer_t) -> *mut c_void {
+    // SAFETY: ours.
+    unsafe { context_of(buffer) }.0.base as *mut c_void
+}
+
+/// The paged tensor that `tensor` is, or is a view of, and where the view begins in it.
+fn identify(shared: &Shared, tensor: Tensor<'_>) -> Result<(TensorId, usize)> {
+    shared
+        .paged()
+        .addresses
+        .find(tensor.address())
+        .ok_or_else(|| {
+            Error::Bug(format!(
+                "the tensor '{}' is not in paged memory",
+                tensor.name()
+            ))
+        })
+}
+
+unsafe extern "C" fn buffer_memset_tensor(
+    buffer: sys::ggml_backend_buffer_t,
+    tensor: *mut sys::ggml_tensor,
+    value: u8,
+    offset: usize,
+    size: usize,
+) {
+    // SAFETY: ours.
+    let (_, shared) = unsafe { context_of(buffer) };
+    // SAFETY: ggml passes a live tensor of this buffer.
+    let Some(tensor) = (unsafe { Tensor::from_raw(tensor) }) else {
+        return;
+    };
+    guard(shared, (), |shared| {
+        let (id, start) = identify(shared, tensor)?;
+        let start = start + offset;
+        shared.paged().pager.fill(id, start..start + size, value)
+    });
+}
+
+unsafe extern "C" fn buffer_set_tensor(
+    buffer: sys::ggml_backend_buffer_t,
+    tensor: *mut sys::ggml_tensor,
+    data: *const c_void,
+    offset: usize,
+    size: usize,
+) {
+    // SAFETY: ours.
+    let (_, shared) = unsafe { context_of(buffer) };
+    // SAFETY: ggml passes a live tensor of this buffer.
+    let Some(tensor) = (unsafe { Tensor::from_raw(tensor) }) else {
+        return;
+    };
+    // SAFETY: ggml passes `size` readable bytes, lent for this call.
+    let bytes = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), size) };
+    guard(shared, (), |shared| {
+        let (id, start) = identify(shared, tensor)?;
+        shared.paged().pager.write(id, start + offset, bytes)
+    });
+}
+
+unsafe extern "C" fn buffer_get_tensor(
+    buffer: sys::ggml_backend_buffer_t,
+    tensor: *const sys::ggml_tensor,
+    data: *mut c_void,
+    offset: usize,
+    size: usize,
+) {
+    // SAFETY: ours.
+    let (_, shared) = unsafe { context_of(buffer) };
+    // SAFETY: ggml passes a live tensor of this buffer.
+    let Some(tensor) = (unsafe { Tensor::from_raw(tensor.cast_mut()) }) else {
+        return;
+    };
+    // SAFETY: ggml passes `size` writable bytes, lent for this call; they may be
+    // uninitialised, so they are zeroed before a slice of them is made.
+    unsafe { std::ptr::write_bytes(data.cast::<u8>(), 0, size) };
+    // SAFETY: as above.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(data.cast::<u8>(), size) };
+    guard(shared, (), |shared| {
+        let (id, start) = identify(shared, tensor)?;
+        shared.paged().pager.read(id, start + offset, bytes)
+    });
+}
+
+unsafe extern "C" fn buffer_clear(buffer: sys::ggml_backend_buffer_t, value: u8) {
+    // SAFETY: ours.
+    let (context, shared) = unsafe { context_of(buffer) };
+    guard(shared, (), |shared| {
+        let mut paged = shared.paged();
+        context
+            .tensors
+            .iter()
+            .try_for_each(|id| paged.pager.clear(*id, value))
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_what_travels_together() {
+        assert_eq!(weight_group("blk.12.attn_q.weight"), GroupKey::Layer(12));
+        assert_eq!(weight_group("output_norm.weight"), GroupKey::Output);
+        assert_eq!(weight_group("token_embd.weight"), GroupKey::Output);
+        assert_eq!(weight_group("rope_freqs.weight"), GroupKey::Shared);
+        assert_eq!(state_layer("cache_k_l7"), Some(7));
+        assert_eq!(state_layer("cache_s_l31"), Some(31));
+        assert_eq!(state_layer("blk.0.attn_q.weight.lora_a"), None);
+    }
+}

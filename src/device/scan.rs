@@ -1,0 +1,202 @@
+#![allow(
+    unsafe_code,
+    reason = "reads the graph that llama.cpp lends for a launch"
+)]
+//! One walk over a graph: which of its tensors lie in paged memory, and which bytes of
+//! streamed ones each node reads and writes.
+
+use std::ops::Range;
+
+use ggml_sys as sys;
+
+use super::schedule::Use;
+use super::shared::Paged;
+use crate::ggml::Tensor;
+use crate::pager::{Need, TensorId};
+
+/// A tensor of the graph whose address is a promise: it must be translated while its
+/// segment runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Touch {
+    /// Index of the node that uses it.
+    pub node: usize,
+    /// The tensor: a paged one, or a view of one.
+    pub raw: *mut sys::ggml_tensor,
+    /// Where llama.cpp believes it to be.
+    pub address: usize,
+    /// The paged tensor it belongs to.
+    pub tensor: TensorId,
+    /// Where it begins in that tensor, in bytes.
+    pub offset: usize,
+}
+
+/// The result of a walk. Kept from graph to graph, so that a pass allocates nothing.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// By node.
+    pub touches: Vec<Touch>,
+    /// By node.
+    pub uses: Vec<Use>,
+    // Row indices of one SET_ROWS, as bytes and merged.
+    index_bytes: Vec<u8>,
+    rows: Vec<Range<usize>>,
+}
+
+// SAFETY: the tensor pointers are used only during the callback that filled them in;
+// between callbacks the vectors are scratch memory.
+unsafe impl Send for Scan {}
+
+/// Rows this short (a transposed V cache) are written back as one range, not singly.
+const ROW_BYTES_MIN: usize = 64;
+/// More written ranges than this in one node become one.
+const RANGES_MAX: usize = 64;
+
+impl Scan {
+    /// Walks the graph's nodes.
+    pub fn rebuild<'a>(&mut self, nodes: impl Iterator<Item = Tensor<'a>>, paged: &mut Paged) {
+        self.touches.clear();
+        self.uses.clear();
+        for (index, node) in nodes.enumerate() {
+            if node.is_only_a_view() {
+                continue;
+            }
+            for (position, source) in node.sources().enumerate() {
+                let found = self.touch(index, source, paged);
+                // The third source of SET_ROWS is where it writes, not what it reads.
+                let destination = node.op() == sys::GGML_OP_SET_ROWS && position == 2;
+                if let Some((id, offset)) = found.filter(|_| !destination) {
+                    let range = offset..offset + source.span_bytes();
+                    self.add_use(index, id, range, false, paged);
+                }
+            }
+            if let Some((id, offset)) = self.touch(index, node, paged) {
+                paged.pager.touch(id);
+                self.find_written_ranges(node, offset);
+                for written in 0..self.rows.len() {
+                    let range = self.rows[written].clone();
+                    self.add_use(index, id, range, true, paged);
+                }
+            }
+        }
+    }
+
+    /// Notes `tensor`, and what it is a view of, if it lies in paged memory.
+    fn touch(
+        &mut self,
+        node: usize,
+        tensor: Tensor<'_>,
+        paged: &Paged,
+    ) -> Option<(TensorId, usize)> {
+        let (id, offset) = paged.addresses.find(tensor.address())?;
+        // The root first: some backends compute a view's place from its root's.
+        for tensor in tensor.view_source().into_iter().chain([tensor]) {
+            let address = tensor.address();
+            if let Some((id, offset)) = paged.addresses.find(address) {
+                let raw = tensor.as_ptr();
+                self.touches.push(Touch {
+                    node,
+                    raw,
+                    address,
+                    tensor: id,
+                    offset,
+                });
+            }
+        }
+        Some((id, offset))
+    }
+
+    fn add_use(
+        &mut self,
+        node: usize,
+        tensor: TensorId,
+        range: Range<usize>,
+        writes: bool,
+        paged: &Paged,
+    ) {
+        if let Some(group) = paged.pager.streamed_group(tensor) {
+            let range = paged.pager.unit_of_transfer(tensor, range);
+            self.uses.push(Use {
+                node,
+                group,
+                need: Need { tensor, range },
+                writes,
+            });
+        }
+    }
+
+    /// Which bytes of its root a node writes, as ranges in `self.rows`.
+    fn find_written_ranges(&mut self, node: Tensor<'_>, offset: usize) {
+        self.rows.clear();
+        let whole = offset..offset + node.span_bytes();
+        if node.op() != sys::GGML_OP_SET_ROWS || !self.read_rows(node, offset) {
+            self.rows.clear();
+            self.rows.push(whole);
+        }
+    }
+
+    /// The rows that a SET_ROWS writes, from its index tensor; false when they cannot
+    /// be known before it runs.
+    fn read_rows(&mut self, node: Tensor<'_>, offset: usize) -> bool {
+        let Some(index) = node.source(1) else {
+            return false;
+        };
+        let width = match index.element_type() {
+            sys::GGML_TYPE_I64 => 8,
+            sys::GGML_TYPE_I32 => 4,
+            _ => return false,
+        };
+        let leaf = index.view_source().unwrap_or(index).op() == sys::GGML_OP_NONE;
+        let flat = (1..4).all(|dim| index.extent(dim) == 1)
+            && (2..4).all(|dim| node.extent(dim) == 1)
+            && index.stride(0) == width;
+        if !leaf || !flat || index.buffer().is_null() {
+            return false;
+        }
+        self.index_bytes.resize(index.span_bytes(), 0);
+        let bytes = self.index_bytes.as_mut_ptr().cast();
+        // SAFETY:
+        // - the index tensor is a live leaf with a buffer: its bytes are set already;
+        // - the destination is as large as it.
+        unsafe { sys::ggml_backend_tensor_get(index.as_ptr(), bytes, 0, index.span_bytes()) };
+
+        let row_bytes = node.stride(1);
+        let row_used = element_row_bytes(node);
+        for entry in self.index_bytes.chunks_exact(width) {
+            let row = match width {
+                8 => i64::from_le_bytes(entry.try_into().expect("eight bytes")),
+                _ => i64::from(i32::from_le_bytes(entry.try_into().expect("four bytes"))),
+            };
+            let Ok(row) = usize::try_from(row) else {
+                return false;
+            };
+            let start = offset + row * row_bytes;
+            match self.rows.last_mut() {
+                Some(last) if last.end == start => last.end = start + row_used,
+                _ => self.rows.push(start..start + row_used),
+            }
+        }
+        if row_bytes < ROW_BYTES_MIN || self.rows.len() > RANGES_MAX {
+            let start = self
+                .rows
+                .iter()
+                .map(|range| range.start)
+                .min()
+                .unwrap_or(offset);
+            let end = self
+                .rows
+                .iter()
+                .map(|range| range.end)
+                .max()
+                .unwrap_or(offset);
+            self.rows.clear();
+            self.rows.push(start..end);
+        }
+        true
+    }
+}
+
+/// Bytes of one row's elements, without the padding between rows.
+fn element_row_bytes(tensor: Tensor<'_>) -> usize {
+    // SAFETY: no preconditions beyond a valid type, which a tensor has.
+    unsafe { sys::ggml_row_size(tensor.element_type(), tensor.extent(0)) }
+}

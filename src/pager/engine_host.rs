@@ -1,0 +1,554 @@
+#![allow(unsafe_code, reason = "copies go to memory that is shared by address")]
+//! The copy engine of a machine without a GPU: threads that read the model's files and
+//! copy between host memories. One thread takes the requests in order; it shares out
+//! the pieces of a request among the workers, itself included.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+use super::engine::{Copy, CopyEngine, Counters, Direction, Failure, Request, Source, Ticket};
+
+/// Delays and failures that an engine is told to have; none by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Faults {
+    /// Seed of random delays before and after each request; None: no delays.
+    pub delay_seed: Option<u64>,
+    /// Upper bound of one delay, in microseconds.
+    pub delay_us_max: u32,
+    /// The request (counted from 0) that fails.
+    pub fail_request: Option<u64>,
+    /// The request (counted from 0) that is refused at submission.
+    pub refuse_request: Option<u64>,
+}
+
+/// A copy is cut into pieces of this size when there are several workers.
+const PIECE_BYTES: usize = 1 << 20;
+/// How many finished requests' vectors are kept for reuse.
+const RECYCLED_MAX: usize = 64;
+
+/// Worker threads copying between files and host memory.
+#[derive(Debug)]
+pub struct HostEngine {
+    // Closed first on drop, which ends the coordinator after what is queued.
+    requests: Option<Sender<(Ticket, Request)>>,
+    coordinator: Option<JoinHandle<()>>,
+    progress: Arc<Progress>,
+    recycled: Receiver<Vec<Copy>>,
+    submitted: u64,
+    faults: Faults,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    done: Ticket,
+    failures: Vec<Failure>,
+    counters: Counters,
+    // Set when the coordinator ends: nobody will finish what is left.
+    ended: bool,
+}
+
+impl Progress {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while holding the lock is impossible: nothing in there calls out.
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl HostEngine {
+    /// Starts an engine with `workers` threads, at least one.
+    ///
+    /// # Errors
+    /// When the system refuses a thread.
+    pub fn new(workers: usize, faults: Faults) -> std::io::Result<Self> {
+        let (requests, queue) = unbounded();
+        let (recycle, recycled) = bounded(RECYCLED_MAX);
+        let progress = Arc::new(Progress::default());
+        let team = Team::start(workers.max(1) - 1)?;
+        let mut coordinator = Coordinator {
+            queue,
+            recycle,
+            progress: Arc::clone(&progress),
+            team,
+            delays: faults
+                .delay_seed
+                .map(|seed| Delays::new(seed, faults.delay_us_max)),
+            fail_request: faults.fail_request,
+        };
+        let coordinator = std::thread::Builder::new()
+            .name("rpaged-copy".to_owned())
+            .spawn(move || coordinator.run())?;
+        Ok(Self {
+            requests: Some(requests),
+            coordinator: Some(coordinator),
+            progress,
+            recycled,
+            submitted: 0,
+            faults,
+        })
+    }
+}
+
+impl CopyEngine for HostEngine {
+    fn submit(&mut self, request: Request) -> Result<Ticket, (String, Request)> {
+        let ticket = Ticket(self.submitted + 1);
+        if self.faults.refuse_request == Some(self.submitted) {
+            self.faults.refuse_request = None;
+            return Err((
+                "the copy engine refused a request, as it was told to".into(),
+                request,
+            ));
+        }
+        let Some(requests) = &self.requests else {
+            return Err(("the copy engine has ended".into(), request));
+        };
+        if let Err(refused) = requests.send((ticket, request)) {
+            return Err(("the copy thread has ended".into(), refused.into_inner().1));
+        }
+        self.submitted += 1;
+        Ok(ticket)
+    }
+
+    fn wait(&self, ticket: Ticket) -> Result<(), Failure> {
+        let mut state = self.progress.lock();
+        while state.done < ticket {
+            if state.ended {
+                let sentence = "the copy thread died".to_owned();
+                return Err(Failure {
+                    ticket,
+                    direction: Direction::Out,
+                    sentence,
+                });
+            }
+            state = self
+                .progress
+                .changed
+                .wait(state)
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+        match state
+            .failures
+            .first()
+            .filter(|failure| failure.ticket <= ticket)
+        {
+            Some(failure) => Err(failure.clone()),
+            None => Ok(()),
+        }
+    }
+
+    fn newest(&self) -> Ticket {
+        Ticket(self.submitted)
+    }
+
+    fn forget_failures(&mut self) {
+        self.progress.lock().failures.clear();
+    }
+
+    fn recycled(&mut self) -> Vec<Copy> {
+        self.recycled.try_recv().unwrap_or_default()
+    }
+
+    fn counters(&self) -> Counters {
+        self.progress.lock().counters
+    }
+}
+
+impl Drop for HostEngine {
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(coordinator) = self.coordinator.take() {
+            // A panic there has been turned into failures already.
+            let _ = coordinator.join();
+        }
+    }
+}
+
+struct Coordinator {
+    queue: Receiver<(Ticket, Request)>,
+    recycle: Sender<Vec<Copy>>,
+    progress: Arc<Progress>,
+    team: Team,
+    delays: Option<Delays>,
+    fail_request: Option<u64>,
+}
+
+impl Coordinator {
+    fn run(&mut self) {
+        while let Ok((ticket, request)) = self.queue.recv() {
+            let outcome = self.serve(ticket, &request);
+            let bytes: usize = request
+                .copies
+                .iter()
+                .filter(|copy| !matches!(copy.from, Source::Pattern(_)))
+                .map(|copy| copy.range.len())
+                .sum();
+            let mut copies = request.copies;
+            // Frees what the request owned before its ticket says that it is done.
+            copies.clear();
+            let _ = self.recycle.try_send(copies);
+            self.finish(ticket, request.direction, bytes as u64, outcome);
+        }
+    }
+
+    /// Does all copies of a request; the time it took, or the first failure.
+    fn serve(&mut self, ticket: Ticket, request: &Request) -> Result<Duration, String> {
+        if let Some(delays) = &mut self.delays {
+            delays.pause();
+        }
+        if self.fail_request == Some(ticket.0 - 1) {
+            return Err("a copy failed, as the copy engine was told to".to_owned());
+        }
+        let start = Instant::now();
+        let outcome = if self.team.is_empty() {
+            request.copies.iter().try_for_each(perform)
+        } else {
+            self.team.perform(&request.copies)
+        };
+        let spent = start.elapsed();
+        if let Some(delays) = &mut self.delays {
+            delays.pause();
+        }
+        outcome.map(|()| spent)
+    }
+
+    fn finish(
+        &self,
+        ticket: Ticket,
+        direction: Direction,
+        bytes: u64,
+        outcome: Result<Duration, String>,
+    ) {
+        let mut state = self.progress.lock();
+        state.done = ticket;
+        match outcome {
+            Ok(spent) => {
+                state.counters.copy_seconds += spent.as_secs_f64();
+                match direction {
+                    Direction::In => state.counters.bytes_in += bytes,
+                    Direction::Out => state.counters.bytes_out += bytes,
+                }
+            }
+            Err(sentence) => {
+                state.counters.failed += 1;
+                state.failures.push(Failure {
+                    ticket,
+                    direction,
+                    sentence,
+                });
+            }
+        }
+        drop(state);
+        self.progress.changed.notify_all();
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        self.progress.lock().ended = true;
+        self.progress.changed.notify_all();
+    }
+}
+
+/// Helpers that take pieces of the request in hand.
+struct Team {
+    pieces: Option<Sender<Copy>>,
+    taken: Receiver<Copy>,
+    outcomes: Receiver<Result<(), String>>,
+    report: Sender<Result<(), String>>,
+    helpers: Vec<JoinHandle<()>>,
+}
+
+impl Team {
+    fn start(count: usize) -> std::io::Result<Self> {
+        let (pieces, taken) = unbounded::<Copy>();
+        let (report, outcomes) = unbounded();
+        let helpers = (0..count)
+            .map(|index| {
+                let (taken, report) = (taken.clone(), report.clone());
+                std::thread::Builder::new()
+                    .name(format!("rpaged-copy-{}", index + 1))
+                    .spawn(move || {
+                        for piece in taken {
+                            if report.send(perform(&piece)).is_err() {
+                                break;
+                            }
+                        }
+                    })
+            })
+            .collect::<std::io::Result<_>>()?;
+        Ok(Self {
+            pieces: Some(pieces),
+            taken,
+            outcomes,
+            report,
+            helpers,
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.helpers.is_empty()
+    }
+
+    fn perform(&self, copies: &[Copy]) -> Result<(), String> {
+        let Some(pieces) = &self.pieces else {
+            return Ok(());
+        };
+        let mut count = 0usize;
+        for copy in copies {
+            for piece in cut(copy) {
+                // The receiver lives in `self`: sending cannot fail.
+                let _ = pieces.send(piece);
+                count += 1;
+            }
+        }
+        while let Ok(piece) = self.taken.try_recv() {
+            let _ = self.report.send(perform(&piece));
+        }
+        // All outcomes are taken, also after a failure: the next request starts clean.
+        (0..count).fold(Ok(()), |first, _| {
+            let outcome = self
+                .outcomes
+                .recv()
+                .unwrap_or_else(|_| Err("a copy worker died".into()));
+            first.and(outcome)
+        })
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.pieces = None;
+        for helper in self.helpers.drain(..) {
+            let _ = helper.join();
+        }
+    }
+}
+
+/// The pieces of a copy, of at most [`PIECE_BYTES`] each.
+fn cut(copy: &Copy) -> impl Iterator<Item = Copy> + '_ {
+    copy.range.clone().step_by(PIECE_BYTES).map(|start| {
+        let done = start - copy.range.start;
+        let from = match &copy.from {
+            Source::File { file, offset } => Source::File {
+                file: Arc::clone(file),
+                offset: offset + done as u64,
+            },
+            Source::Memory { memory, offset } => Source::Memory {
+                memory: Arc::clone(memory),
+                offset: offset + done,
+            },
+            Source::Pattern(value) => Source::Pattern(*value),
+        };
+        let end = copy.range.end.min(start + PIECE_BYTES);
+        Copy {
+            from,
+            to: Arc::clone(&copy.to),
+            range: start..end,
+        }
+    })
+}
+
+/// Does one copy here and now. A panic is a failure like any other.
+fn perform(copy: &Copy) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(|| perform_unguarded(copy)))
+        .unwrap_or_else(|_| Err("a copy worker panicked".to_owned()))
+}
+
+fn perform_unguarded(copy: &Copy) -> Result<(), String> {
+    let bytes = copy.range.len();
+    assert!(
+        copy.range.end <= copy.to.bytes(),
+        "copy past the end of its destination"
+    );
+    let to = copy.to.address(copy.range.start);
+    // SAFETY:
+    // - the destination is inside its mapping (asserted), which the copy keeps alive;
+    // - nobody else touches it until the ticket is done (contract of `CopyEngine`).
+    let to = unsafe { std::slice::from_raw_parts_mut(to, bytes) };
+    match &copy.from {
+        Source::File { file, offset } => file.read_exact_at(to, *offset).map_err(|error| {
+            format!(
+                "could not read {bytes} bytes at offset {offset} of '{}' ({error}); \
+                 was the model file changed while it is in use?",
+                file.path().display()
+            )
+        }),
+        Source::Memory { memory, offset } => {
+            // SAFETY:
+            // - nobody writes the source until the ticket is done (same contract).
+            unsafe { memory.read(*offset, to) };
+            Ok(())
+        }
+        Source::Pattern(value) => {
+            to.fill(*value);
+            Ok(())
+        }
+    }
+}
+
+/// Seeded random pauses (xorshift64*).
+struct Delays {
+    state: u64,
+    us_max: u32,
+}
+
+impl Delays {
+    fn new(seed: u64, us_max: u32) -> Self {
+        Self {
+            state: seed | 1,
+            us_max,
+        }
+    }
+
+    fn pause(&mut self) {
+        self.state ^= self.state >> 12;
+        self.state ^= self.state << 25;
+        self.state ^= self.state >> 27;
+        let drawn = self.state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32;
+        let us = drawn % (u64::from(self.us_max) + 1);
+        // Half of the pauses are none at all, so that both orders of a race occur.
+        if drawn & 1 == 0 {
+            std::thread::sleep(Duration::from_micros(us));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::HostMemory;
+    use super::*;
+
+    fn memory(bytes: usize) -> Arc<HostMemory> {
+        Arc::new(HostMemory::new(bytes).unwrap())
+    }
+
+    fn fill(to: &Arc<HostMemory>, value: u8) -> Request {
+        let range = 0..to.bytes();
+        let copies = vec![Copy {
+            from: Source::Pattern(value),
+            to: Arc::clone(to),
+            range,
+        }];
+        Request {
+            direction: Direction::In,
+            copies,
+        }
+    }
+
+    fn duplicate(from: &Arc<HostMemory>, to: &Arc<HostMemory>) -> Request {
+        let range = 0..to.bytes();
+        let from = Source::Memory {
+            memory: Arc::clone(from),
+            offset: 0,
+        };
+        let copies = vec![Copy {
+            from,
+            to: Arc::clone(to),
+            range,
+        }];
+        Request {
+            direction: Direction::Out,
+            copies,
+        }
+    }
+
+    fn bytes_of(memory: &HostMemory) -> Vec<u8> {
+        let mut bytes = vec![0; memory.bytes()];
+        // SAFETY: the engine has been drained, nobody writes.
+        unsafe { memory.read(0, &mut bytes) };
+        bytes
+    }
+
+    #[test]
+    fn requests_run_in_order_with_any_number_of_workers() {
+        for workers in 1..=4 {
+            let faults = Faults {
+                delay_seed: Some(7),
+                delay_us_max: 50,
+                ..Faults::default()
+            };
+            let mut engine = HostEngine::new(workers, faults).unwrap();
+            let (a, b) = (memory(3 << 20), memory(3 << 20));
+            for value in 0..20 {
+                engine.submit(fill(&a, value)).unwrap();
+                engine.submit(duplicate(&a, &b)).unwrap();
+            }
+            engine.wait(engine.newest()).unwrap();
+            assert!(bytes_of(&b).iter().all(|&byte| byte == 19));
+            assert_eq!(engine.counters().bytes_out, 20 * (3 << 20));
+            assert_eq!(
+                engine.counters().bytes_in,
+                0,
+                "patterns are not moved bytes"
+            );
+        }
+    }
+
+    #[test]
+    fn a_failed_request_is_reported_and_later_ones_still_run() {
+        let faults = Faults {
+            fail_request: Some(0),
+            ..Faults::default()
+        };
+        let mut engine = HostEngine::new(1, faults).unwrap();
+        let (a, b) = (memory(100), memory(100));
+        let failed = engine.submit(fill(&a, 1)).unwrap();
+        let later = engine.submit(fill(&b, 2)).unwrap();
+        assert_eq!(engine.wait(failed).unwrap_err().ticket, failed);
+        assert!(
+            engine.wait(later).is_err(),
+            "a failure shows until it is forgotten"
+        );
+        engine.forget_failures();
+        assert!(engine.wait(later).is_ok());
+        assert_eq!(bytes_of(&a), [0; 100]);
+        assert_eq!(bytes_of(&b), [2; 100]);
+    }
+
+    #[test]
+    fn a_refused_request_comes_back_and_the_next_is_taken() {
+        let faults = Faults {
+            refuse_request: Some(0),
+            ..Faults::default()
+        };
+        let mut engine = HostEngine::new(1, faults).unwrap();
+        let (_, request) = engine.submit(fill(&memory(10), 1)).unwrap_err();
+        let ticket = engine.submit(request).unwrap();
+        engine.wait(ticket).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_ends_too_early_is_a_sentence() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("short.gguf");
+        std::fs::write(&path, [1, 2, 3]).unwrap();
+        let file = Arc::new(super::super::memory::ModelFile::open(&path).unwrap());
+        let mut engine = HostEngine::new(2, Faults::default()).unwrap();
+        let to = memory(10);
+        let from = Source::File { file, offset: 0 };
+        let copies = vec![Copy {
+            from,
+            to,
+            range: 0..10,
+        }];
+        let ticket = engine
+            .submit(Request {
+                direction: Direction::In,
+                copies,
+            })
+            .unwrap();
+        let sentence = engine.wait(ticket).unwrap_err().sentence;
+        assert!(sentence.contains("10 bytes at offset 0"), "{sentence}");
+    }
+}

@@ -1,0 +1,183 @@
+#![allow(
+    unsafe_code,
+    reason = "memory that copy workers and the inner backend share"
+)]
+//! Memory of the arena and of the backing store for states, and the model's files.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use memmap2::MmapMut;
+
+/// Zeroed host memory, shared by address between the pager, the copy workers and the
+/// inner backend. Who may touch which bytes when is the pager's schedule: a range is
+/// written by one copy in flight, or read and written by one segment, never both
+/// (invariant 3).
+#[derive(Debug)]
+pub struct HostMemory {
+    map: MmapMut,
+    bytes: usize,
+}
+
+// SAFETY:
+// - the mapping is owned and lives until drop, on whichever thread;
+// - all access goes through raw pointers whose exclusivity the schedule guarantees
+//   (invariant 3), as it would have to for device memory.
+unsafe impl Sync for HostMemory {}
+
+impl HostMemory {
+    /// Reserves `bytes` of zeroed memory; pages are committed when first written.
+    ///
+    /// # Errors
+    /// When the system does not give the memory.
+    pub fn new(bytes: usize) -> io::Result<Self> {
+        let map = MmapMut::map_anon(bytes.max(1))?;
+        #[cfg(target_os = "linux")]
+        if bytes >= 2 << 20 {
+            // Large pages save a tenth of the time of a matrix product. Advice only:
+            // a kernel without them refuses, and nothing is lost.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
+        Ok(Self { map, bytes })
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Address of the byte at `offset`.
+    ///
+    /// # Panics
+    /// When `offset` is past the end.
+    pub fn address(&self, offset: usize) -> *mut u8 {
+        assert!(
+            offset <= self.bytes,
+            "offset {offset} of {} bytes",
+            self.bytes
+        );
+        self.map.as_ptr().cast_mut().wrapping_add(offset)
+    }
+
+    /// Copies `from` to `offset`.
+    ///
+    /// # Safety
+    /// - nobody else reads or writes that range meanwhile.
+    pub unsafe fn write(&self, offset: usize, from: &[u8]) {
+        assert!(from.len() <= self.bytes && offset <= self.bytes - from.len());
+        // SAFETY:
+        // - source and destination are valid for `from.len()` bytes: asserted above;
+        // - they do not overlap: `from` is a borrow, this mapping is never lent as one;
+        // - nobody else touches the destination: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.address(offset), from.len()) };
+    }
+
+    /// Copies from `offset` into `to`.
+    ///
+    /// # Safety
+    /// - nobody writes that range meanwhile.
+    pub unsafe fn read(&self, offset: usize, to: &mut [u8]) {
+        assert!(to.len() <= self.bytes && offset <= self.bytes - to.len());
+        // SAFETY:
+        // - both are valid for `to.len()` bytes and do not overlap, as in `write`;
+        // - nobody writes the source: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(self.address(offset), to.as_mut_ptr(), to.len()) };
+    }
+
+    /// Fills `range` with `value`.
+    ///
+    /// # Safety
+    /// - nobody else reads or writes that range meanwhile.
+    pub unsafe fn fill(&self, range: Range<usize>, value: u8) {
+        assert!(range.start <= range.end && range.end <= self.bytes);
+        // SAFETY:
+        // - the range is inside the mapping: asserted above;
+        // - nobody else touches it: the caller's promise.
+        unsafe { std::ptr::write_bytes(self.address(range.start), value, range.len()) };
+    }
+}
+
+/// A part of the model on disk, open for as long as the device lives, so that a file
+/// renamed or deleted meanwhile still reads.
+#[derive(Debug)]
+pub struct ModelFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl ModelFile {
+    /// Opens `path` for reading.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            file: File::open(path)?,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Where the file was when it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads exactly `to.len()` bytes at `offset`, without moving a cursor.
+    ///
+    /// # Errors
+    /// When the file ends before, or the system fails to read.
+    pub fn read_exact_at(&self, mut to: &mut [u8], mut offset: u64) -> io::Result<()> {
+        while !to.is_empty() {
+            match read_at(&self.file, to, offset) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    to = &mut to[count..];
+                    offset += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, to: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, to, offset)
+}
+
+#[cfg(windows)]
+fn read_at(file: &File, to: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, to, offset)
+}
+
+/// Address space that nobody can read or write: the addresses llama.cpp is given for
+/// paged tensors. Whatever was not translated faults (invariant 1).
+pub struct Reservation {
+    pages: region::Allocation,
+    bytes: usize,
+}
+
+impl Reservation {
+    /// Reserves `bytes` of address space; costs no memory.
+    ///
+    /// # Errors
+    /// When the address space is exhausted.
+    pub fn new(bytes: usize) -> Result<Self, region::Error> {
+        let pages = region::alloc(bytes.max(1), region::Protection::NONE)?;
+        Ok(Self { pages, bytes })
+    }
+
+    /// First address.
+    pub fn base(&self) -> usize {
+        self.pages.as_ptr::<u8>() as usize
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
