@@ -77,18 +77,20 @@ unsafe extern "C" fn type_alloc_buffer_n(
     // SAFETY: ours.
     let shared = unsafe { shared_of_type(buffer_type) };
     guard(shared, std::ptr::null_mut(), |shared| {
-        // SAFETY:
-        // - ggml passes an array of `count` live tensors, lent for this call;
-        // - `Tensor` has the layout of nothing but its pointer, but is made one by one.
         let tensors: Vec<Tensor<'_>> = (0..usize::try_from(count).unwrap_or(0))
             .filter_map(|index| {
-                // SAFETY: `index` is below the array's length.
+                // SAFETY: ggml passes an array of `count` tensors; `index` is below that.
                 let raw = unsafe { *tensors.add(index) };
                 // SAFETY: a live tensor, ours alone while ggml allocates it.
                 unsafe { Tensor::from_raw(raw) }
             })
             .collect();
-        allocate(shared, buffer_type, &tensors)
+        let (views, roots): (Vec<_>, Vec<_>) = tensors
+            .into_iter()
+            .partition(|tensor| tensor.view_source().is_some());
+        let buffer = allocate(shared, buffer_type, &roots)?;
+        views.into_iter().for_each(place_view);
+        Ok(buffer)
     })
 }
 
@@ -220,7 +222,7 @@ fn allocate_inner(
 
 /// Tells ggml where a tensor lies. Calls back into the slots below, none of which locks.
 fn place(buffer: sys::ggml_backend_buffer_t, tensor: Tensor<'_>, address: usize) {
-    if tensor.address() != 0 || tensor.view_source().is_some() {
+    if tensor.address() != 0 {
         return;
     }
     let address = address as *mut c_void;
@@ -228,6 +230,14 @@ fn place(buffer: sys::ggml_backend_buffer_t, tensor: Tensor<'_>, address: usize)
     // - buffer and tensor are live, the tensor has no place yet;
     // - the address and the tensor's size lie in the buffer: they were laid out so.
     unsafe { sys::ggml_backend_tensor_alloc(buffer, tensor.as_ptr(), address) };
+}
+
+/// Tells ggml where a view lies, once its root has a place.
+fn place_view(view: Tensor<'_>) {
+    if view.buffer().is_null() {
+        // SAFETY: the view and its root are live; the root has been placed.
+        unsafe { sys::ggml_backend_view_init(view.as_ptr()) };
+    }
 }
 
 fn spec_of(
