@@ -16,8 +16,8 @@ use super::scan::{Scan, Touch};
 use super::schedule::{Schedule, Segment};
 use super::shared::{Paged, Shared};
 use crate::error::{Error, Result};
-use crate::ggml::{InnerBackend, Tensor};
-use crate::pager::Pager;
+use crate::ggml::{Graph, InnerBackend, Tensor};
+use crate::pager::{self, Pager};
 
 const NAME: &CStr = c"RPAGED0";
 
@@ -91,8 +91,10 @@ pub unsafe extern "C" fn init(
 /// # Safety
 /// - `backend` was made by `init` and not freed, and no other reference is in use.
 unsafe fn context_of<'a>(backend: sys::ggml_backend_t) -> &'a mut PagedBackend {
+    // SAFETY: the backend is live.
+    let context = unsafe { (*backend).context };
     // SAFETY: `init` put a `PagedBackend` there; ggml uses a backend from one thread.
-    unsafe { &mut *(*backend).context.cast::<PagedBackend>() }
+    unsafe { &mut *context.cast::<PagedBackend>() }
 }
 
 unsafe extern "C" fn backend_name(_: sys::ggml_backend_t) -> *const c_char {
@@ -100,9 +102,10 @@ unsafe extern "C" fn backend_name(_: sys::ggml_backend_t) -> *const c_char {
 }
 
 unsafe extern "C" fn backend_free(backend: sys::ggml_backend_t) {
-    // SAFETY: ours, freed once.
-    let context = unsafe { Box::from_raw(std::ptr::from_mut(context_of(backend))) };
-    drop(context);
+    // SAFETY: ours.
+    let context = std::ptr::from_mut(unsafe { context_of(backend) });
+    // SAFETY: made by `Box::into_raw` in `init`, freed once.
+    drop(unsafe { Box::from_raw(context) });
     // SAFETY: the struct itself was made by `Box::into_raw` in `init`.
     drop(unsafe { Box::from_raw(backend) });
 }
@@ -135,7 +138,12 @@ unsafe extern "C" fn backend_graph_compute(
     let context = unsafe { context_of(backend) };
     // SAFETY: `Shared` outlives all backends (contract of `PagedDevice`).
     let shared = unsafe { &*context.shared };
+    // SAFETY: ggml passes a live graph, lent for this call.
+    let graph = unsafe { Graph::from_raw(graph) };
     guard(shared, sys::GGML_STATUS_FAILED, |shared| {
+        let Some(graph) = graph else {
+            return Ok(sys::GGML_STATUS_FAILED);
+        };
         let mut paged = shared.paged();
         shared.begin_graph(&mut paged.pager);
         let outcome = context.compute(graph, &mut paged, shared.config.prefetch);
@@ -147,32 +155,18 @@ unsafe extern "C" fn backend_graph_compute(
 impl PagedBackend {
     fn compute(
         &mut self,
-        graph: *mut sys::ggml_cgraph,
+        graph: Graph<'_>,
         paged: &mut Paged,
         prefetch: bool,
     ) -> Result<sys::ggml_status> {
         paged.pager.check_states()?;
-        // SAFETY: ggml passes a live graph, lent for this call.
-        let node_count = usize::try_from(unsafe { (*graph).n_nodes }).unwrap_or(0);
-        let node = |index: usize| {
-            // SAFETY: the graph is live and `index` below its node count.
-            let raw = unsafe { sys::ggml_graph_node(graph, index as i32) };
-            // SAFETY: nodes live as long as their graph, and are ours during the call.
-            unsafe { Tensor::from_raw(raw) }
-        };
-        self.scan.rebuild((0..node_count).filter_map(node), paged);
-        let is_norm = |index| node(index).is_some_and(Tensor::is_norm);
+        self.scan.rebuild(graph, paged);
+        let is_norm = |index| graph.node(index).is_norm();
         self.schedule
-            .rebuild(node_count, &self.scan.uses, is_norm)
-            .map_err(|_| {
-                Error::Memory(
-                    "one operation reads more streamed layers than the ring has slots; \
-                 raise --vram-budget"
-                        .to_owned(),
-                )
-            })?;
+            .rebuild(graph.node_count(), &self.scan.uses, is_norm)
+            .map_err(|_| pager::ring_too_small())?;
         for index in 0..self.schedule.segments().len() {
-            let status = self.run_segment(graph, node_count, index, paged, prefetch)?;
+            let status = self.run_segment(graph, index, paged, prefetch)?;
             if status != sys::GGML_STATUS_SUCCESS {
                 return Ok(status);
             }
@@ -186,8 +180,7 @@ impl PagedBackend {
 
     fn run_segment(
         &mut self,
-        graph: *mut sys::ggml_cgraph,
-        node_count: usize,
+        graph: Graph<'_>,
         index: usize,
         paged: &mut Paged,
         prefetch: bool,
@@ -208,13 +201,11 @@ impl PagedBackend {
             &paged.pager,
             &mut self.moved,
         );
-        let status = if segment.nodes == (0..node_count) {
+        let status = if segment.nodes == (0..graph.node_count()) {
             // SAFETY: the graph is live, every paged tensor in it has been translated.
-            unsafe { self.inner.compute(graph) }
+            unsafe { self.inner.compute(graph.as_ptr()) }
         } else {
-            let (start, end) = (segment.nodes.start as i32, segment.nodes.end as i32);
-            // SAFETY: the graph is live and both ends are within it.
-            let mut part = unsafe { sys::ggml_graph_view(graph, start, end) };
+            let mut part = graph.part(&segment.nodes);
             // SAFETY: as for the whole graph; the view is a local that outlives the call.
             unsafe { self.inner.compute(&raw mut part) }
         };

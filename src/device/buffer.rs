@@ -36,8 +36,10 @@ pub const BUFFER_TYPE: sys::ggml_backend_buffer_type_i = sys::ggml_backend_buffe
 /// # Safety
 /// - `buffer_type` is ours, and its `PagedDevice` lives for `'a`.
 unsafe fn shared_of_type<'a>(buffer_type: sys::ggml_backend_buffer_type_t) -> &'a Shared {
+    // SAFETY: the buffer type is live.
+    let context = unsafe { (*buffer_type).context };
     // SAFETY: the context of our buffer type is `Shared`, see `Interface::new`.
-    unsafe { &*(*buffer_type).context.cast::<Shared>() }
+    unsafe { &*context.cast::<Shared>() }
 }
 
 unsafe extern "C" fn type_name(_: sys::ggml_backend_buffer_type_t) -> *const c_char {
@@ -77,17 +79,15 @@ unsafe extern "C" fn type_alloc_buffer_n(
     // SAFETY: ours.
     let shared = unsafe { shared_of_type(buffer_type) };
     guard(shared, std::ptr::null_mut(), |shared| {
-        let tensors: Vec<Tensor<'_>> = (0..usize::try_from(count).unwrap_or(0))
-            .filter_map(|index| {
-                // SAFETY: ggml passes an array of `count` tensors; `index` is below that.
-                let raw = unsafe { *tensors.add(index) };
-                // SAFETY: a live tensor, ours alone while ggml allocates it.
-                unsafe { Tensor::from_raw(raw) }
-            })
-            .collect();
-        let (views, roots): (Vec<_>, Vec<_>) = tensors
-            .into_iter()
-            .partition(|tensor| tensor.view_source().is_some());
+        let count = usize::try_from(count).unwrap_or(0);
+        // SAFETY: ggml passes an array of `count` tensors, lent for this call.
+        let tensors = unsafe { std::slice::from_raw_parts(tensors, count) };
+        let tensors = tensors.iter().filter_map(|raw| {
+            // SAFETY: a live tensor, ours alone while ggml allocates it.
+            unsafe { Tensor::from_raw(*raw) }
+        });
+        let (views, roots): (Vec<_>, Vec<_>) =
+            tensors.partition(|tensor| tensor.view_source().is_some());
         let buffer = allocate(shared, buffer_type, &roots)?;
         views.into_iter().for_each(place_view);
         Ok(buffer)
@@ -322,8 +322,10 @@ const BUFFER: sys::ggml_backend_buffer_i = sys::ggml_backend_buffer_i {
 /// # Safety
 /// - `buffer` was made by `allocate` and not freed; its `PagedDevice` lives for `'a`.
 unsafe fn context_of<'a>(buffer: sys::ggml_backend_buffer_t) -> (&'a PagedBuffer, &'a Shared) {
+    // SAFETY: the buffer is live.
+    let context = unsafe { (*buffer).context };
     // SAFETY: `allocate` put a `PagedBuffer` there.
-    let context = unsafe { &*(*buffer).context.cast::<PagedBuffer>() };
+    let context = unsafe { &*context.cast::<PagedBuffer>() };
     // SAFETY: `Shared` outlives all buffers (contract of `PagedDevice`).
     (context, unsafe { &*context.shared })
 }

@@ -79,8 +79,10 @@ impl Interface {
 /// # Safety
 /// - `device` is one of ours, and its `PagedDevice` lives for `'a`.
 pub unsafe fn shared_of_device<'a>(device: sys::ggml_backend_dev_t) -> &'a Shared {
+    // SAFETY: the device is live.
+    let context = unsafe { (*device).context };
     // SAFETY: `Interface::new` put a pointer to `Shared` there, which lives as promised.
-    unsafe { &*(*device).context.cast::<Shared>() }
+    unsafe { &*context.cast::<Shared>() }
 }
 
 const REGISTRY: sys::ggml_backend_reg_i = sys::ggml_backend_reg_i {
@@ -102,8 +104,10 @@ unsafe extern "C" fn registry_device(
     registry: sys::ggml_backend_reg_t,
     _index: usize,
 ) -> sys::ggml_backend_dev_t {
-    // SAFETY: ggml passes the registry that we gave it; its context is `Shared`.
-    let shared = unsafe { &*(*registry).context.cast::<Shared>() };
+    // SAFETY: ggml passes the registry that we gave it.
+    let context = unsafe { (*registry).context };
+    // SAFETY: its context is `Shared`, which lives as long as the `PagedDevice`.
+    let shared = unsafe { &*context.cast::<Shared>() };
     shared.device_ptr()
 }
 

@@ -11,7 +11,7 @@ use ggml_sys as sys;
 
 use super::schedule::Use;
 use super::shared::Paged;
-use crate::ggml::Tensor;
+use crate::ggml::{Graph, Tensor};
 use crate::pager::{Need, TensorId};
 
 /// A tensor of the graph whose address is a promise: it must be translated while its
@@ -53,10 +53,11 @@ const RANGES_MAX: usize = 64;
 
 impl Scan {
     /// Walks the graph's nodes.
-    pub fn rebuild<'a>(&mut self, nodes: impl Iterator<Item = Tensor<'a>>, paged: &mut Paged) {
+    pub fn rebuild(&mut self, graph: Graph<'_>, paged: &mut Paged) {
         self.touches.clear();
         self.uses.clear();
-        for (index, node) in nodes.enumerate() {
+        for index in 0..graph.node_count() {
+            let node = graph.node(index);
             if node.is_only_a_view() {
                 continue;
             }

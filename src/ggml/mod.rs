@@ -2,8 +2,10 @@
 //! ggml's objects as Rust sees them: tensors borrowed for the time of a callback, and
 //! the inner device with its buffers and backend, owned.
 
+mod graph;
 mod inner;
 mod tensor;
 
+pub use graph::Graph;
 pub use inner::{HostBuffer, InnerBackend, InnerDevice};
 pub use tensor::Tensor;

@@ -316,13 +316,15 @@ impl Team {
             let _ = self.report.send(perform(&piece));
         }
         // All outcomes are taken, also after a failure: the next request starts clean.
-        (0..count).fold(Ok(()), |first, _| {
-            let outcome = self
+        let mut outcome = Ok(());
+        for _ in 0..count {
+            let piece = self
                 .outcomes
                 .recv()
                 .unwrap_or_else(|_| Err("a copy worker died".into()));
-            first.and(outcome)
-        })
+            outcome = outcome.and(piece);
+        }
+        outcome
     }
 }
 

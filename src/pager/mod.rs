@@ -213,11 +213,7 @@ impl Pager {
         let home = self.groups[group.0 as usize].home_slot;
         let bytes = self.groups[group.0 as usize].bytes;
         let Some(index) = ring::choose(&self.slots, group, bytes, home) else {
-            return Err(Error::Memory(
-                "one operation reads more streamed layers than the ring has slots; \
-                 raise --vram-budget"
-                    .to_owned(),
-            ));
+            return Err(ring_too_small());
         };
         self.fetch(index, group, needs)?;
         self.slots[index].pinned = true;
@@ -452,6 +448,13 @@ impl Pager {
         }
         usage
     }
+}
+
+/// The error of an operation that reads more groups than the ring has slots.
+pub fn ring_too_small() -> Error {
+    let sentence = "one operation reads more streamed layers than the ring has slots; \
+                    raise --vram-budget";
+    Error::Memory(sentence.to_owned())
 }
 
 fn since(now: Counters, then: Counters) -> Counters {
