@@ -49,17 +49,8 @@ fn main() {
         eprintln!("\n    {sentence}\n");
         exit(1);
     }
+    // A check that failed is run again anyway.
     println!("cargo::rerun-if-changed=build.rs");
-    for name in [
-        "PATH",
-        "CMAKE",
-        "CMAKE_GENERATOR",
-        "CXX",
-        "LIBCLANG_PATH",
-        "LLVM_CONFIG_PATH",
-    ] {
-        println!("cargo::rerun-if-env-changed={name}");
-    }
 }
 
 /// The tools that are surely not there.
