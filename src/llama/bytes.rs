@@ -18,7 +18,11 @@ pub(super) fn last_error() -> String {
 /// The last failure as an [`Error::Failed`], or as `otherwise` when C gave no sentence.
 pub(super) fn failure(otherwise: &str) -> Error {
     let said = last_error();
-    Error::Failed(if said.is_empty() { otherwise.to_owned() } else { said })
+    Error::Failed(if said.is_empty() {
+        otherwise.to_owned()
+    } else {
+        said
+    })
 }
 
 /// A copy of the C string at `text`; None when it is null.

@@ -22,7 +22,10 @@ pub fn start() {
 }
 
 /// ggml's last resort: it aborts the process when this returns, so it never returns.
-#[allow(clippy::print_stderr, reason = "the process ends here, no error can be returned")]
+#[allow(
+    clippy::print_stderr,
+    reason = "the process ends here, no error can be returned"
+)]
 unsafe extern "C" fn on_abort(message: *const c_char) {
     // SAFETY:
     // - ggml passes a string of its own that ends by NUL and outlives this call.
@@ -36,7 +39,10 @@ unsafe extern "C" fn on_abort(message: *const c_char) {
 }
 
 fn write(level: ggml_sys::rpaged_log_level, text: Vec<u8>) {
-    let end = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
+    let end = text
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(text.len());
     let mut text = text;
     // llama.cpp prints C strings: what follows a NUL is not printed there either.
     text.truncate(end);
@@ -78,11 +84,11 @@ pub fn debug(text: impl FnOnce() -> String) {
     }
 }
 
-/// Returns when all that was queued is written.
-pub fn flush() {
+/// Returns when all that was queued is written; what comes later is discarded.
+pub fn stop() {
     // SAFETY:
-    // - takes nothing; only this program's main thread flushes.
-    unsafe { ggml_sys::rpaged_log_flush() }
+    // - takes nothing; only this program's main thread stops the log.
+    unsafe { ggml_sys::rpaged_log_stop() }
 }
 
 /// The verbosity: 0 output only, 1 errors, 2 warnings, 3 information, 5 debugging.

@@ -28,9 +28,12 @@ pub struct ModelFile {
 pub fn inspect(path: &Path) -> Result<ModelFile> {
     let first = Header::read(path)?;
     let mut found = ModelFile {
-        has_template: ["tokenizer.chat_template", "tokenizer.chat_template.tool_use"]
-            .iter()
-            .any(|key| first.find(key).is_some()),
+        has_template: [
+            "tokenizer.chat_template",
+            "tokenizer.chat_template.tool_use",
+        ]
+        .iter()
+        .any(|key| first.find(key).is_some()),
         architecture: first.text("general.architecture").unwrap_or_default(),
         tensor_bytes: first.tensor_bytes,
     };
@@ -65,7 +68,10 @@ impl Header {
         let size = check_magic(path)?;
         let name = CString::new(path.as_os_str().as_encoded_bytes())
             .map_err(|_| fault(path, "has a NUL in its name"))?;
-        let params = ggml_sys::gguf_init_params { no_alloc: true, ctx: std::ptr::null_mut() };
+        let params = ggml_sys::gguf_init_params {
+            no_alloc: true,
+            ctx: std::ptr::null_mut(),
+        };
         // SAFETY:
         // - `name` is a C string that lives through the call;
         // - with `no_alloc` and without a place for a ggml context, only the header is read.
@@ -73,7 +79,10 @@ impl Header {
         if raw.is_null() {
             return Err(fault(path, "has a damaged or cut off GGUF header"));
         }
-        let mut header = Self { raw, tensor_bytes: 0 };
+        let mut header = Self {
+            raw,
+            tensor_bytes: 0,
+        };
         let needed = header.measure();
         if size < needed {
             return Err(fault(
@@ -139,7 +148,9 @@ impl Header {
 
     /// Into how many files the model is split.
     fn parts(&self) -> u16 {
-        let Some(index) = self.find("split.count") else { return 1 };
+        let Some(index) = self.find("split.count") else {
+            return 1;
+        };
         if self.kind(index) != ggml_sys::GGUF_TYPE_UINT16 {
             return 1;
         }

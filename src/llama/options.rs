@@ -56,7 +56,10 @@ impl OptionInfo {
 
     /// Whether one of its spellings is `arg`.
     pub fn is_spelled(&self, arg: &str) -> bool {
-        self.args.iter().chain(&self.args_neg).any(|spelling| spelling == arg)
+        self.args
+            .iter()
+            .chain(&self.args_neg)
+            .any(|spelling| spelling == arg)
     }
 }
 
@@ -105,7 +108,10 @@ unsafe fn copy(raw: &ggml_sys::rpaged_option) -> OptionInfo {
         // SAFETY:
         // - a living array ended by null, as the caller promises.
         args_neg: unsafe { copy_array(raw.args_neg) },
-        value_hints: [text(raw.value_hint), text(raw.value_hint_2)].into_iter().flatten().collect(),
+        value_hints: [text(raw.value_hint), text(raw.value_hint_2)]
+            .into_iter()
+            .flatten()
+            .collect(),
         env: text(raw.env),
         help: text(raw.help).unwrap_or_default(),
         arity: match raw.values {

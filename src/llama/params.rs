@@ -42,7 +42,10 @@ impl Params {
             return Err(Error::Usage(bytes::last_error()));
         }
         NonNull::new(raw)
-            .map(|raw| Self { raw, progress: None })
+            .map(|raw| Self {
+                raw,
+                progress: None,
+            })
             .ok_or_else(|| bytes::failure("llama.cpp could not read the command line"))
     }
 

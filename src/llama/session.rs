@@ -43,7 +43,11 @@ impl Session {
             let recorded = device.as_ref().and_then(PagedDevice::take_error);
             return Err(recorded.unwrap_or_else(|| load_error(path)));
         };
-        Ok(Self { raw, params, device })
+        Ok(Self {
+            raw,
+            params,
+            device,
+        })
     }
 
     /// The parameters the session was made of.
@@ -136,7 +140,11 @@ impl Session {
         // SAFETY:
         // - the model is alive as long as `self`.
         let token = unsafe { ggml_sys::llama_model_decoder_start_token(self.model()) };
-        if token == ggml_sys::LLAMA_TOKEN_NULL { self.bos() } else { token }
+        if token == ggml_sys::LLAMA_TOKEN_NULL {
+            self.bos()
+        } else {
+            token
+        }
     }
 
     /// The token for the beginning of a text.
@@ -196,9 +204,8 @@ impl Session {
         // SAFETY:
         // - the session is alive as long as `self`;
         // - `tokens` gives the address of as many tokens as it says.
-        let text = unsafe {
-            ggml_sys::rpaged_tokens_text(self.raw(), tokens.as_ptr(), tokens.len())
-        };
+        let text =
+            unsafe { ggml_sys::rpaged_tokens_text(self.raw(), tokens.as_ptr(), tokens.len()) };
         bytes::take_text(text).unwrap_or_default()
     }
 
@@ -210,8 +217,7 @@ impl Session {
         // SAFETY:
         // - the session is alive as long as `self`, and borrowed alone;
         // - `tokens` gives the address of as many tokens as it says.
-        let status =
-            unsafe { ggml_sys::rpaged_decode(self.raw(), tokens.as_ptr(), tokens.len()) };
+        let status = unsafe { ggml_sys::rpaged_decode(self.raw(), tokens.as_ptr(), tokens.len()) };
         self.judge(status, "decode", tokens.len())
     }
 
@@ -223,8 +229,7 @@ impl Session {
         // SAFETY:
         // - the session is alive as long as `self`, and borrowed alone;
         // - `tokens` gives the address of as many tokens as it says.
-        let status =
-            unsafe { ggml_sys::rpaged_encode(self.raw(), tokens.as_ptr(), tokens.len()) };
+        let status = unsafe { ggml_sys::rpaged_encode(self.raw(), tokens.as_ptr(), tokens.len()) };
         self.judge(status, "encode", tokens.len())
     }
 
@@ -342,7 +347,11 @@ fn load_error(path: &str) -> Error {
         .rsplit_once("error loading model: ")
         .or_else(|| reason.split_once(": "))
         .map_or(reason.as_str(), |(_, rest)| rest);
-    let reason = if reason.is_empty() { "llama.cpp gave no reason" } else { reason };
+    let reason = if reason.is_empty() {
+        "llama.cpp gave no reason"
+    } else {
+        reason
+    };
     Error::Failed(format!("could not load the model '{path}': {reason}"))
 }
 

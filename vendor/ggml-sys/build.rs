@@ -103,9 +103,15 @@ fn build_shim(includes: &[PathBuf]) {
 fn link_dependencies_of_common(build: &Path, cache: &str) {
     let httplib = build.join("vendor/cpp-httplib");
     println!("cargo:rustc-link-search=native={}", httplib.display());
-    println!("cargo:rustc-link-search=native={}", httplib.join("Release").display());
+    println!(
+        "cargo:rustc-link-search=native={}",
+        httplib.join("Release").display()
+    );
     println!("cargo:rustc-link-lib=static:+whole-archive=cpp-httplib");
-    for (key, name) in [("OPENSSL_SSL_LIBRARY", "ssl"), ("OPENSSL_CRYPTO_LIBRARY", "crypto")] {
+    for (key, name) in [
+        ("OPENSSL_SSL_LIBRARY", "ssl"),
+        ("OPENSSL_CRYPTO_LIBRARY", "crypto"),
+    ] {
         if let Some(path) = cache_value(cache, key).filter(|path| !path.ends_with("NOTFOUND")) {
             if let Some(folder) = Path::new(path).parent() {
                 println!("cargo:rustc-link-search=native={}", folder.display());

@@ -59,8 +59,9 @@ enum rpaged_log_level {
 // Starts llama.cpp's logging. Once, before all else.
 int32_t rpaged_init(void);
 void rpaged_log(enum rpaged_log_level level, const char * text);
-// Returns when everything logged so far is written.
-void rpaged_log_flush(void);
+// Returns when everything logged so far is written; what is logged later is discarded.
+// (llama.cpp's own flush would switch a log on again that --log-disable has switched off.)
+void rpaged_log_stop(void);
 int32_t rpaged_log_verbosity(void);
 void rpaged_log_set_verbosity(int32_t verbosity);
 // The last error that llama.cpp itself logged, trimmed; empty when there was none.
@@ -103,7 +104,7 @@ struct rpaged_settings {
     int32_t antiprompts, loras, control_vectors, tensor_overrides, devices;
     float rope_freq_base, rope_freq_scale;
     bool interactive, embedding, escape, special, display_prompt, verbose_prompt, use_color;
-    bool use_jinja, ctx_shift, warmup, has_draft_model, has_tensor_split;
+    bool use_jinja, ctx_shift, warmup, fit, ignore_eos, has_draft_model;
 };
 int32_t rpaged_params_settings(const struct rpaged_params * params, struct rpaged_settings * out);
 void rpaged_params_set_n_ctx(struct rpaged_params * params, int32_t n_ctx);

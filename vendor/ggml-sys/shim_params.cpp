@@ -14,6 +14,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -116,14 +118,43 @@ static void run_handler(const common_arg & option, common_params & params, bool 
     }
 }
 
-// Whether an option prints something and ends the process.
-static bool prints_and_exits(const common_arg & option) {
-    static const char * const NAMES[] = {"--help", "--version", "--cache-list",
-                                         "--completion-bash", "--list-devices"};
-    return std::any_of(std::begin(NAMES), std::end(NAMES), [&](const char * name) {
+static bool is_one_of(const common_arg & option, std::initializer_list<const char *> names) {
+    return std::any_of(names.begin(), names.end(), [&](const char * name) {
         return std::any_of(option.args.begin(), option.args.end(),
                            [&](const char * arg) { return strcmp(arg, name) == 0; });
     });
+}
+
+// Whether an option prints something and ends the process.
+static bool prints_and_exits(const common_arg & option) {
+    return is_one_of(option, {"--help", "--version", "--cache-list", "--completion-bash",
+                              "--list-devices"});
+}
+
+// Whether the rehearsal has to leave an option's handler to the parser proper: a pipe can
+// be read only once, and one handler prints what it has read.
+static bool reads_once(const common_arg & option, const std::string & value) {
+    if (!is_one_of(option, {"--file", "--system-prompt-file", "--binary-file", "--grammar-file",
+                            "--json-schema-file", "--chat-template-file"})) {
+        return false;
+    }
+    std::error_code ignored;
+    if (!std::filesystem::exists(value, ignored)) {
+        throw std::runtime_error("the file does not exist");
+    }
+    if (std::filesystem::is_directory(value, ignored)) {
+        throw std::runtime_error("that is a folder");
+    }
+    if (!std::filesystem::is_regular_file(value, ignored)) {
+        if (is_one_of(option, {"--chat-template-file"})) {
+            throw std::runtime_error("the file is not a regular one");
+        }
+        return true;
+    }
+    if (!std::ifstream(value)) {
+        throw std::runtime_error("the file may not be read");
+    }
+    return is_one_of(option, {"--binary-file"});
 }
 
 static void rehearse_preset(const common_preset & preset, common_params & params) {
@@ -241,7 +272,9 @@ static void rehearse_arguments(const std::vector<use_of_option> & uses, char ** 
         const std::string first  = use.values > 0 ? argv[use.first + 1] : "";
         const std::string second = use.values > 1 ? argv[use.first + 2] : "";
         try {
-            run_handler(*use.option, params, use.positive, first, second);
+            if (!reads_once(*use.option, first)) {
+                run_handler(*use.option, params, use.positive, first, second);
+            }
         } catch (const std::exception & error) {
             const std::string given = use.values > 0 ? " " + first : "";
             throw usage_error(std::string("option '") + argv[use.first] + given + "': " +
@@ -257,15 +290,8 @@ static bool is_remote(const common_params & params) {
 
 // Whether the option alone says where the model is, here or elsewhere.
 static bool names_model(const common_arg & option) {
-    if (!option.handler_string) {
-        return false;
-    }
-    static const char * const NAMES[] = {"--model", "--model-url", "--docker-repo", "--hf-repo",
-                                         "--hf-file"};
-    return std::any_of(std::begin(NAMES), std::end(NAMES), [&](const char * name) {
-        return std::any_of(option.args.begin(), option.args.end(),
-                           [&](const char * arg) { return strcmp(arg, name) == 0; });
-    });
+    return is_one_of(option, {"--model", "--model-url", "--docker-repo", "--hf-repo",
+                              "--hf-file"});
 }
 
 // ---- parsing ---------------------------------------------------------------------------------
@@ -409,8 +435,8 @@ extern "C" int32_t rpaged_params_settings(const rpaged_params * handle, rpaged_s
         out->ctx_shift         = p.ctx_shift;
         out->warmup            = p.warmup;
         out->has_draft_model   = p.speculative.has_dft();
-        out->has_tensor_split  = std::any_of(std::begin(p.tensor_split), std::end(p.tensor_split),
-                                             [](float share) { return share != 0.0f; });
+        out->fit               = p.fit_params;
+        out->ignore_eos        = p.sampling.ignore_eos;
         return RPAGED_OK;
     });
 }

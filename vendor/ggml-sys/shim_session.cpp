@@ -118,9 +118,9 @@ extern "C" void rpaged_log(rpaged_log_level level, const char * text) {
     });
 }
 
-extern "C" void rpaged_log_flush(void) {
+extern "C" void rpaged_log_stop(void) {
     rpaged_guard(0, [] {
-        common_log_flush(common_log_main());
+        common_log_pause(common_log_main());
         return 0;
     });
 }
