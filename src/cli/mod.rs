@@ -1,1 +1,125 @@
-//! (to be written)
+//! The command line: ours is clap's, the rest is read by llama.cpp's own parser; both are
+//! typed first ([`Command`]), then resolved once into one [`Config`].
+
+pub mod flags;
+pub mod help;
+mod resolve;
+pub mod size;
+pub mod support;
+pub mod words;
+
+use std::ffi::OsString;
+use std::io::Write;
+
+use crate::error::{Error, Result};
+use crate::llama::{self, OptionInfo, Params, Settings};
+use crate::session;
+use crate::session::demo::DemoModel;
+
+use flags::OwnFlags;
+use words::Words;
+
+/// What the command line asks for; nothing has been looked at yet.
+pub enum Command {
+    /// Print a text and end.
+    Print(Print),
+    /// Complete a prompt.
+    Run(Box<Request>),
+}
+
+/// The texts that can be asked for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Print {
+    /// `--help`
+    Help,
+    /// `--version`
+    Version,
+    /// `--list-devices`
+    Devices,
+    /// `--cache-list`
+    Cache,
+    /// `--completion-bash`
+    CompletionBash,
+}
+
+/// A completion as asked for.
+pub struct Request {
+    /// Our flags.
+    pub own: OwnFlags,
+    /// Upstream's flags.
+    pub words: Words,
+    /// Upstream's options, to which `words` refers.
+    pub options: Vec<OptionInfo>,
+}
+
+/// A completion with all questions answered.
+pub struct Config {
+    /// llama.cpp's parameters.
+    pub params: Params,
+    /// What a session needs of them.
+    pub settings: Settings,
+    /// The paging asked for.
+    pub paging: Option<crate::device::PagingConfig>,
+    /// The model's name for messages.
+    pub model_name: String,
+    /// Whether a progress bar may be drawn.
+    pub progress: bool,
+    /// Whether this is the show of `--demo` without a prompt, which closes with three
+    /// lines.
+    pub show: bool,
+    /// The model of `--demo`; its file is there as long as this is.
+    pub demo: Option<DemoModel>,
+}
+
+/// Reads the command line (without the program's name).
+///
+/// # Errors
+/// `Usage` for what cannot be understood.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
+    let options = llama::options()?;
+    let words = words::sort(args, &options)?;
+    if let Some(index) = words.prints {
+        return Ok(Command::Print(match options[index].name() {
+            "--version" => Print::Version,
+            "--list-devices" => Print::Devices,
+            "--cache-list" => Print::Cache,
+            "--completion-bash" => Print::CompletionBash,
+            _ => Print::Help,
+        }));
+    }
+    let own = OwnFlags::parse(&words.own)?;
+    Ok(Command::Run(Box::new(Request {
+        own,
+        words,
+        options,
+    })))
+}
+
+/// Does what the command line (without the program's name) asks for.
+///
+/// # Errors
+/// Whatever ended the run before its time.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
+    llama::log::start();
+    match parse(args)? {
+        Command::Print(what) => print(what),
+        Command::Run(request) => session::run(request.resolve()?),
+    }
+}
+
+fn print(what: Print) -> Result<()> {
+    let text = match what {
+        Print::Help => help::help(&llama::options()?),
+        Print::Version => help::version()?,
+        Print::Devices => llama::device_list()?,
+        Print::Cache => llama::cache_list()?,
+        Print::CompletionBash => help::completion_bash(&llama::options()?),
+    };
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Error::OutputClosed,
+            _ => Error::Failed(format!("could not write to standard output: {error}")),
+        })
+}

@@ -1,1 +1,20 @@
-//! (to be written)
+//! llama.cpp behind owning, safe types: its options, parameters, sessions and logging.
+//!
+//! The calls go to the C doors in `vendor/ggml-sys/shim.h`, none of which lets an
+//! exception or an `exit()` through. No raw pointer leaves this module, except the one
+//! device that a [`crate::device::PagedDevice`] lends to [`Params::use_device`].
+
+mod bytes;
+pub mod log;
+mod model_file;
+mod options;
+mod params;
+mod session;
+
+pub use model_file::{ModelFile, inspect};
+pub use options::{Arity, OptionInfo, build_info, cache_list, device_list, options};
+pub use params::{Params, Progress, Settings};
+pub use session::{Decoded, Session};
+
+/// A token's number in the model's vocabulary.
+pub type Token = i32;

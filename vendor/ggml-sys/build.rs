@@ -9,7 +9,15 @@ use std::{env, fs};
 use anyhow::{Context, Result};
 
 fn main() -> Result<()> {
-    for file in ["wrapper.h", "shim.h", "shim.cpp", "build.rs"] {
+    for file in [
+        "wrapper.h",
+        "shim.h",
+        "shim.cpp",
+        "shim_internal.h",
+        "shim_params.cpp",
+        "shim_session.cpp",
+        "build.rs",
+    ] {
         println!("cargo:rerun-if-changed={file}");
     }
     println!("cargo:rerun-if-env-changed=DEP_LLAMA_GGML_CMAKE_DIR");
@@ -83,7 +91,7 @@ fn build_shim(includes: &[PathBuf]) {
     cc::Build::new()
         .cpp(true)
         .std("c++17")
-        .file("shim.cpp")
+        .files(["shim.cpp", "shim_params.cpp", "shim_session.cpp"])
         .includes(includes)
         .warnings(false)
         .compile("ggml_sys_shim");

@@ -1,0 +1,120 @@
+//! The command line word by word: which words are our flags, which are upstream's, and
+//! what is wrong with the others.
+
+use std::ffi::{CString, OsString};
+
+use super::flags::OwnFlags;
+use crate::error::{Error, Result};
+use crate::llama::OptionInfo;
+
+/// The command line, sorted.
+#[derive(Debug, Default)]
+pub struct Words {
+    /// Our flags with their values, as clap reads them.
+    pub own: Vec<String>,
+    /// Upstream's flags with their values.
+    pub upstream: Vec<CString>,
+    /// The options among `upstream`: index in the list of options, and the word itself.
+    pub used: Vec<(usize, String)>,
+    /// The first flag that prints something and ends.
+    pub prints: Option<usize>,
+}
+
+/// Sorts `args` (without the program's name).
+///
+/// # Errors
+/// `Usage` for an unknown flag, with the nearest real one, and for a missing value.
+pub fn sort(args: impl IntoIterator<Item = OsString>, options: &[OptionInfo]) -> Result<Words> {
+    let mut words = Words::default();
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        let text = arg.to_string_lossy().into_owned();
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (spelling(name), Some(value.to_owned())),
+            None => (spelling(&text), None),
+        };
+        if let Some(takes_value) = OwnFlags::takes_value(&name) {
+            words.own.push(match (takes_value, value) {
+                (false, None) => name,
+                (true, Some(value)) => format!("{name}={value}"),
+                (true, None) => {
+                    let value = args.next().ok_or_else(|| missing(&name))?;
+                    format!("{name}={}", value.to_string_lossy())
+                }
+                (false, Some(_)) => {
+                    return Err(Error::Usage(format!("option '{name}' takes no value")));
+                }
+            });
+            continue;
+        }
+        let whole = spelling(&text);
+        let Some(index) = options.iter().position(|option| option.is_spelled(&whole)) else {
+            return Err(unknown(&text, &name, value.as_deref(), options));
+        };
+        if super::support::support(options[index].name()) == Some(super::support::Support::Prints) {
+            words.prints = Some(index);
+            return Ok(words);
+        }
+        words.upstream.push(c_string(arg)?);
+        for _ in 0..options[index].arity.count() {
+            let value = args.next().ok_or_else(|| missing(&whole))?;
+            words.upstream.push(c_string(value)?);
+        }
+        words.used.push((index, whole));
+    }
+    Ok(words)
+}
+
+/// Upstream reads `_` in a long flag as `-`.
+fn spelling(arg: &str) -> String {
+    if arg.starts_with("--") {
+        arg.replace('_', "-")
+    } else {
+        arg.to_owned()
+    }
+}
+
+fn c_string(arg: OsString) -> Result<CString> {
+    CString::new(arg.into_encoded_bytes())
+        .map_err(|_| Error::Usage("an argument contains a NUL".to_owned()))
+}
+
+fn missing(name: &str) -> Error {
+    Error::Usage(format!("option '{name}' needs a value"))
+}
+
+fn unknown(text: &str, name: &str, value: Option<&str>, options: &[OptionInfo]) -> Error {
+    if !text.starts_with('-') || text == "-" {
+        return Error::Usage(format!(
+            "unexpected argument '{text}'; a prompt goes behind -p"
+        ));
+    }
+    let known = options.iter().any(|option| option.is_spelled(name));
+    if let (true, Some(value)) = (known, value) {
+        return Error::Usage(format!(
+            "unknown option '{text}'; llama.cpp's options are written '{name} {value}'"
+        ));
+    }
+    let near = nearest(name, options);
+    Error::Usage(match near {
+        Some(near) => format!("unknown option '{name}'; did you mean '{near}'?"),
+        None => format!("unknown option '{name}'; --help lists them all"),
+    })
+}
+
+/// The spelling that is most like `name`, if one is like it at all.
+fn nearest(name: &str, options: &[OptionInfo]) -> Option<String> {
+    let theirs = options
+        .iter()
+        .flat_map(|option| option.args.iter().chain(&option.args_neg));
+    let all = OwnFlags::spellings().into_iter().chain(theirs.cloned());
+    all.map(|spelling| {
+        (
+            strsim::normalized_damerau_levenshtein(name, &spelling),
+            spelling,
+        )
+    })
+    .max_by(|(left, _), (right, _)| left.total_cmp(right))
+    .filter(|(likeness, _)| *likeness >= 0.6)
+    .map(|(_, spelling)| spelling)
+}

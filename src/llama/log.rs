@@ -1,0 +1,114 @@
+//! llama.cpp's own logging: a queue that a thread writes, results to standard output,
+//! the rest to standard error, all of it to `--log-file`.
+#![allow(unsafe_code, reason = "calls the C doors")]
+
+use std::ffi::{CString, c_char};
+use std::sync::Once;
+
+use super::bytes;
+
+/// Starts the logging and installs what turns an abort of ggml into a sentence.
+/// Calls after the first do nothing.
+pub fn start() {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| {
+        // SAFETY:
+        // - called once, before any other door, as the function asks.
+        unsafe { ggml_sys::rpaged_init() };
+        // SAFETY:
+        // - the callback is a function that lives as long as the program.
+        unsafe { ggml_sys::ggml_set_abort_callback(Some(on_abort)) };
+    });
+}
+
+/// ggml's last resort: it aborts the process when this returns, so it never returns.
+#[allow(
+    clippy::print_stderr,
+    reason = "the process ends here, no error can be returned"
+)]
+unsafe extern "C" fn on_abort(message: *const c_char) {
+    // SAFETY:
+    // - ggml passes a string of its own that ends by NUL and outlives this call.
+    let message = unsafe { bytes::text_at(message) }.unwrap_or_default();
+    let line = message.lines().next().unwrap_or("no reason given");
+    eprintln!("\nerror: llama.cpp gave up: {line}");
+    // SAFETY:
+    // - ends the process without running destructors, which might wait for the very
+    //   thread that has just failed.
+    unsafe { libc::_exit(70) }
+}
+
+fn write(level: ggml_sys::rpaged_log_level, text: Vec<u8>) {
+    let end = text
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(text.len());
+    let mut text = text;
+    // llama.cpp prints C strings: what follows a NUL is not printed there either.
+    text.truncate(end);
+    let Ok(text) = CString::new(text) else { return };
+    // SAFETY:
+    // - `text` is a C string that lives through the call; the queue copies it.
+    unsafe { ggml_sys::rpaged_log(level, text.as_ptr()) }
+}
+
+/// Queues bytes for standard output, as they are.
+pub fn output(bytes: &[u8]) {
+    write(ggml_sys::RPAGED_LOG_OUTPUT, bytes.to_vec());
+}
+
+/// Queues an error.
+pub fn error(text: impl Into<String>) {
+    write(ggml_sys::RPAGED_LOG_ERROR, text.into().into_bytes());
+}
+
+/// Queues a warning.
+pub fn warn(text: impl Into<String>) {
+    write(ggml_sys::RPAGED_LOG_WARN, text.into().into_bytes());
+}
+
+/// Queues an informational line.
+pub fn info(text: impl Into<String>) {
+    write(ggml_sys::RPAGED_LOG_INFO, text.into().into_bytes());
+}
+
+/// Continues an informational line.
+pub fn cont(text: impl Into<String>) {
+    write(ggml_sys::RPAGED_LOG_CONT, text.into().into_bytes());
+}
+
+/// Queues a line for debugging; `text` is only made when it will be shown.
+pub fn debug(text: impl FnOnce() -> String) {
+    if verbosity() >= 5 {
+        write(ggml_sys::RPAGED_LOG_DEBUG, text().into_bytes());
+    }
+}
+
+/// Returns when all that was queued is written; what comes later is discarded.
+pub fn stop() {
+    // SAFETY:
+    // - takes nothing; only this program's main thread stops the log.
+    unsafe { ggml_sys::rpaged_log_stop() }
+}
+
+/// The verbosity: 0 output only, 1 errors, 2 warnings, 3 information, 5 debugging.
+pub fn verbosity() -> i32 {
+    // SAFETY:
+    // - reads one integer that only this thread changes.
+    unsafe { ggml_sys::rpaged_log_verbosity() }
+}
+
+/// The first error that llama.cpp logged while the last session was being made.
+pub(super) fn first_error() -> String {
+    // SAFETY:
+    // - takes nothing; the text is a copy made under a lock.
+    let bytes = unsafe { ggml_sys::rpaged_log_last_error() };
+    bytes::take_text(bytes).unwrap_or_default()
+}
+
+/// Whether a write to standard output has failed so far.
+pub fn output_failed() -> bool {
+    // SAFETY:
+    // - reads the error flag of C's stdout, which is never closed.
+    unsafe { ggml_sys::rpaged_output_failed() }
+}

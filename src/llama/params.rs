@@ -1,0 +1,189 @@
+//! llama.cpp's parameters, as its own parser reads them from a command line.
+#![allow(unsafe_code, reason = "calls the C doors")]
+
+use std::ffi::{CString, c_void};
+use std::ptr::NonNull;
+
+use super::bytes;
+use crate::error::{Error, Result};
+
+/// What a session needs of the parameters; fields and units are llama.cpp's.
+pub type Settings = ggml_sys::rpaged_settings;
+
+/// Told how much of the model is loaded, 0.0 to 1.0.
+pub type Progress = Box<dyn FnMut(f32)>;
+
+/// llama.cpp's parameters.
+pub struct Params {
+    raw: NonNull<ggml_sys::rpaged_params>,
+    /// Boxed twice, so that C holds an address that does not move.
+    progress: Option<Box<Progress>>,
+}
+
+impl Params {
+    /// Reads a command line: the program's name, then flags that llama.cpp knows, with
+    /// all their values, none of which prints something and ends.
+    ///
+    /// # Errors
+    /// `Usage` when a value is wrong, `Failed` when a download fails.
+    pub fn parse(args: Vec<CString>) -> Result<Self> {
+        let mut pointers: Vec<_> = args.iter().map(|arg| arg.as_ptr().cast_mut()).collect();
+        let count = i32::try_from(pointers.len())
+            .map_err(|_| Error::Usage("the command line is too long".into()))?;
+        pointers.push(std::ptr::null_mut());
+        let mut raw = std::ptr::null_mut();
+        // SAFETY:
+        // - `pointers` holds `count` C strings and a final null, all alive through the
+        //   call; the parser copies what it keeps and writes to none of them;
+        // - `raw` is a place for one pointer.
+        let status =
+            unsafe { ggml_sys::rpaged_params_parse(count, pointers.as_mut_ptr(), &raw mut raw) };
+        if status == ggml_sys::RPAGED_USAGE as i32 {
+            return Err(Error::Usage(bytes::last_error()));
+        }
+        NonNull::new(raw)
+            .map(|raw| Self {
+                raw,
+                progress: None,
+            })
+            .ok_or_else(|| bytes::failure("llama.cpp could not read the command line"))
+    }
+
+    pub(super) fn raw(&self) -> *mut ggml_sys::rpaged_params {
+        self.raw.as_ptr()
+    }
+
+    /// A copy of what a session needs.
+    ///
+    /// # Errors
+    /// `Failed` when llama.cpp cannot tell.
+    pub fn settings(&self) -> Result<Settings> {
+        let mut out = std::mem::MaybeUninit::<Settings>::zeroed();
+        // SAFETY:
+        // - the handle is alive as long as `self`;
+        // - `out` is a place for one structure.
+        let status = unsafe { ggml_sys::rpaged_params_settings(self.raw(), out.as_mut_ptr()) };
+        if status != ggml_sys::RPAGED_OK as i32 {
+            return Err(bytes::failure("llama.cpp does not tell its settings"));
+        }
+        // SAFETY:
+        // - all zeroes are valid for integers, floats and booleans, and the call has
+        //   filled it in.
+        Ok(unsafe { out.assume_init() })
+    }
+
+    fn text(&self, which: ggml_sys::rpaged_text) -> Result<Vec<u8>> {
+        // SAFETY:
+        // - the handle is alive as long as `self`; the text is a copy.
+        bytes::take(unsafe { ggml_sys::rpaged_params_text(self.raw(), which) })
+    }
+
+    fn printable(&self, which: ggml_sys::rpaged_text) -> Result<String> {
+        Ok(String::from_utf8_lossy(&self.text(which)?).into_owned())
+    }
+
+    /// Path of the model's file, the first when it is split, as the system spells it.
+    ///
+    /// # Errors
+    /// `Failed` when memory runs out; so for all texts below.
+    pub fn model_path(&self) -> Result<Vec<u8>> {
+        self.text(ggml_sys::RPAGED_TEXT_MODEL_PATH)
+    }
+
+    /// The prompt, with its escapes resolved.
+    #[allow(clippy::missing_errors_doc, reason = "see `model_path`")]
+    pub fn prompt(&self) -> Result<Vec<u8>> {
+        self.text(ggml_sys::RPAGED_TEXT_PROMPT)
+    }
+
+    /// The chat template given on the command line; empty when there is none.
+    #[allow(clippy::missing_errors_doc, reason = "see `model_path`")]
+    pub fn chat_template(&self) -> Result<Vec<u8>> {
+        self.text(ggml_sys::RPAGED_TEXT_CHAT_TEMPLATE)
+    }
+
+    /// The file of the prompt cache; empty when there is none.
+    #[allow(clippy::missing_errors_doc, reason = "see `model_path`")]
+    pub fn prompt_cache(&self) -> Result<Vec<u8>> {
+        self.text(ggml_sys::RPAGED_TEXT_PROMPT_CACHE)
+    }
+
+    /// The sampling parameters, as upstream prints them.
+    #[allow(clippy::missing_errors_doc, reason = "see `model_path`")]
+    pub fn sampling_text(&self) -> Result<String> {
+        self.printable(ggml_sys::RPAGED_TEXT_SAMPLING)
+    }
+
+    /// Threads and the processor's features, as upstream prints them.
+    #[allow(clippy::missing_errors_doc, reason = "see `model_path`")]
+    pub fn system_info(&self) -> Result<String> {
+        self.printable(ggml_sys::RPAGED_TEXT_SYSTEM_INFO)
+    }
+
+    /// The strings that end the generation (`-r`), with their escapes resolved.
+    #[allow(clippy::missing_errors_doc, reason = "see `model_path`")]
+    pub fn antiprompts(&self) -> Result<Vec<Vec<u8>>> {
+        let count = usize::try_from(self.settings()?.antiprompts).unwrap_or(0);
+        (0..count)
+            .map(|index| {
+                // SAFETY:
+                // - the handle is alive as long as `self`;
+                // - an index out of range comes back as a failure.
+                bytes::take(unsafe { ggml_sys::rpaged_params_antiprompt(self.raw(), index) })
+            })
+            .collect()
+    }
+
+    /// Sets the size of the context, in tokens.
+    pub fn set_n_ctx(&mut self, n_ctx: i32) {
+        // SAFETY:
+        // - the handle is alive as long as `self`, and borrowed alone.
+        unsafe { ggml_sys::rpaged_params_set_n_ctx(self.raw(), n_ctx) }
+    }
+
+    /// Makes `device` the model's only one; see `rpaged_params_use_device`.
+    ///
+    /// # Errors
+    /// `Failed` when memory runs out.
+    pub fn use_device(&mut self, device: &crate::device::PagedDevice) -> Result<()> {
+        // SAFETY:
+        // - the handle is alive as long as `self`, and borrowed alone;
+        // - the session that is made of `self` keeps the device alive (`Session::new`).
+        let status = unsafe { ggml_sys::rpaged_params_use_device(self.raw(), device.raw()) };
+        if status == ggml_sys::RPAGED_OK as i32 {
+            Ok(())
+        } else {
+            Err(bytes::failure("llama.cpp refused the device"))
+        }
+    }
+
+    /// Has `progress` told while the model loads.
+    pub fn on_progress(&mut self, progress: Progress) {
+        let data: *mut Progress = &raw mut **self.progress.insert(Box::new(progress));
+        // SAFETY:
+        // - the handle is alive as long as `self`;
+        // - `data` is the inner box's address: it stays where it is until `self` drops,
+        //   and llama.cpp calls back only while it loads.
+        unsafe { ggml_sys::rpaged_params_on_progress(self.raw(), Some(tell), data.cast()) }
+    }
+}
+
+unsafe extern "C" fn tell(progress: f32, data: *mut c_void) -> bool {
+    // SAFETY:
+    // - `data` is what `on_progress` passed, alive while the model loads;
+    // - llama.cpp calls from the one thread that loads.
+    let callback = unsafe { &mut *data.cast::<Progress>() };
+    // A panic must not unwind into C; a broken progress bar is no reason to stop.
+    let call = std::panic::AssertUnwindSafe(|| callback(progress));
+    drop(std::panic::catch_unwind(call));
+    true
+}
+
+impl Drop for Params {
+    fn drop(&mut self) {
+        // SAFETY:
+        // - the handle came from `rpaged_params_parse` and is dropped once;
+        // - sessions own their parameters, so none is left that uses it.
+        unsafe { ggml_sys::rpaged_params_free(self.raw()) }
+    }
+}

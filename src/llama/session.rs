@@ -1,0 +1,365 @@
+//! A loaded model with one context and one sampler.
+#![allow(unsafe_code, reason = "calls the C doors")]
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+
+use super::{Params, Token, bytes, log};
+use crate::device::PagedDevice;
+use crate::error::{Error, Result};
+
+/// How a decode ended, when it did not fail.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Decoded {
+    /// The logits of the last token are there.
+    Done,
+    /// The abort callback said to stop; the context's memory is undefined.
+    Aborted,
+}
+
+/// A loaded model with one context and one sampler.
+pub struct Session {
+    /// Freed first, by `drop`: it refers to both fields below.
+    raw: NonNull<ggml_sys::rpaged_session>,
+    params: Params,
+    /// Freed last: model and context keep tensors in its buffers.
+    device: Option<PagedDevice>,
+}
+
+impl Session {
+    /// Loads the model, makes the context and the sampler.
+    ///
+    /// # Errors
+    /// What `device` recorded, or `Failed` with the reason that llama.cpp gave.
+    pub fn new(mut params: Params, device: Option<PagedDevice>, path: &str) -> Result<Self> {
+        if let Some(device) = &device {
+            params.use_device(device)?;
+        }
+        // SAFETY:
+        // - `params` is alive, and moves into the session that is made of it, which
+        //   frees it only after the session proper.
+        let raw = unsafe { ggml_sys::rpaged_session_new(params.raw()) };
+        let Some(raw) = NonNull::new(raw) else {
+            let recorded = device.as_ref().and_then(PagedDevice::take_error);
+            return Err(recorded.unwrap_or_else(|| load_error(path)));
+        };
+        Ok(Self {
+            raw,
+            params,
+            device,
+        })
+    }
+
+    /// The parameters the session was made of.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The paged device below, if there is one.
+    pub fn device(&self) -> Option<&PagedDevice> {
+        self.device.as_ref()
+    }
+
+    fn raw(&self) -> *mut ggml_sys::rpaged_session {
+        self.raw.as_ptr()
+    }
+
+    fn model(&self) -> *const ggml_sys::llama_model {
+        // SAFETY:
+        // - the session is alive as long as `self`; its model lives as long.
+        unsafe { ggml_sys::rpaged_session_model(self.raw()) }
+    }
+
+    fn context(&self) -> *mut ggml_sys::llama_context {
+        // SAFETY:
+        // - the session is alive as long as `self`; its context lives as long.
+        unsafe { ggml_sys::rpaged_session_context(self.raw()) }
+    }
+
+    fn vocab(&self) -> *const ggml_sys::llama_vocab {
+        // SAFETY:
+        // - the model is alive as long as `self`.
+        unsafe { ggml_sys::llama_model_get_vocab(self.model()) }
+    }
+
+    /// Has long computations ask `abort` now and then whether to stop.
+    pub fn set_abort(&mut self, abort: extern "C" fn(*mut c_void) -> bool) {
+        // SAFETY:
+        // - the context is alive as long as `self`;
+        // - `abort` is a function, it lives as long as the program, and needs no data.
+        unsafe {
+            ggml_sys::llama_set_abort_callback(self.context(), Some(abort), std::ptr::null_mut());
+        }
+    }
+
+    /// Forgets the timings so far.
+    pub fn reset_timings(&mut self) {
+        // SAFETY:
+        // - the context is alive as long as `self`, and borrowed alone.
+        unsafe { ggml_sys::llama_perf_context_reset(self.context()) }
+    }
+
+    /// Size of the context, in tokens.
+    pub fn n_ctx(&self) -> usize {
+        // SAFETY:
+        // - the context is alive as long as `self`.
+        unsafe { ggml_sys::llama_n_ctx(self.context()) as usize }
+    }
+
+    /// Size of the context that the model was trained with, in tokens.
+    pub fn n_ctx_train(&self) -> usize {
+        // SAFETY:
+        // - the model is alive as long as `self`.
+        let n_ctx = unsafe { ggml_sys::llama_model_n_ctx_train(self.model()) };
+        usize::try_from(n_ctx).unwrap_or(0)
+    }
+
+    /// Whether the command line or the model names a chat template.
+    pub fn has_template(&self) -> bool {
+        // SAFETY:
+        // - the session is alive as long as `self`.
+        unsafe { ggml_sys::rpaged_session_has_template(self.raw()) }
+    }
+
+    /// Whether the model has an encoder.
+    pub fn has_encoder(&self) -> bool {
+        // SAFETY:
+        // - the model is alive as long as `self`.
+        unsafe { ggml_sys::llama_model_has_encoder(self.model()) }
+    }
+
+    /// Whether the model has a decoder.
+    pub fn has_decoder(&self) -> bool {
+        // SAFETY:
+        // - the model is alive as long as `self`.
+        unsafe { ggml_sys::llama_model_has_decoder(self.model()) }
+    }
+
+    /// The token that a decoder behind an encoder starts with.
+    pub fn decoder_start(&self) -> Token {
+        // SAFETY:
+        // - the model is alive as long as `self`.
+        let token = unsafe { ggml_sys::llama_model_decoder_start_token(self.model()) };
+        if token == ggml_sys::LLAMA_TOKEN_NULL {
+            self.bos()
+        } else {
+            token
+        }
+    }
+
+    /// The token for the beginning of a text.
+    pub fn bos(&self) -> Token {
+        // SAFETY:
+        // - the vocabulary is alive as long as `self`.
+        unsafe { ggml_sys::llama_vocab_bos(self.vocab()) }
+    }
+
+    /// Whether the vocabulary wants its beginning token before a text.
+    pub fn adds_bos(&self) -> bool {
+        // SAFETY:
+        // - the vocabulary is alive as long as `self`.
+        unsafe { ggml_sys::llama_vocab_get_add_bos(self.vocab()) }
+    }
+
+    /// Whether the vocabulary wants its end token after a text.
+    pub fn adds_eos(&self) -> bool {
+        // SAFETY:
+        // - the vocabulary is alive as long as `self`.
+        unsafe { ggml_sys::llama_vocab_get_add_eos(self.vocab()) }
+    }
+
+    /// Whether `token` ends a generation.
+    pub fn is_end(&self, token: Token) -> bool {
+        // SAFETY:
+        // - the vocabulary is alive as long as `self`; any number may be asked about.
+        unsafe { ggml_sys::llama_vocab_is_eog(self.vocab(), token) }
+    }
+
+    /// The tokens of `text`; `special`: with the model's beginning token, if it wants one.
+    /// Special tokens spelled out in `text` are recognised.
+    ///
+    /// # Errors
+    /// `Failed` when the text is too long.
+    pub fn tokenize(&self, text: &[u8], special: bool) -> Result<Vec<Token>> {
+        let (at, size) = (text.as_ptr().cast(), text.len());
+        // SAFETY:
+        // - the session is alive as long as `self`;
+        // - `at` points at `size` bytes, which live through the call.
+        let tokens = unsafe { ggml_sys::rpaged_tokenize(self.raw(), at, size, special, true) };
+        bytes::take_tokens(tokens)
+    }
+
+    /// The bytes of `token`; `special`: also of one that is only for control.
+    ///
+    /// # Errors
+    /// `Failed` when the vocabulary has no such token.
+    pub fn piece(&self, token: Token, special: bool) -> Result<Vec<u8>> {
+        // SAFETY:
+        // - the session is alive as long as `self`; a bad token comes back as a failure.
+        bytes::take(unsafe { ggml_sys::rpaged_token_piece(self.raw(), token, special) })
+    }
+
+    /// The tokens in a form for logs.
+    pub fn tokens_text(&self, tokens: &[Token]) -> String {
+        // SAFETY:
+        // - the session is alive as long as `self`;
+        // - `tokens` gives the address of as many tokens as it says.
+        let text =
+            unsafe { ggml_sys::rpaged_tokens_text(self.raw(), tokens.as_ptr(), tokens.len()) };
+        bytes::take_text(text).unwrap_or_default()
+    }
+
+    /// Runs the decoder over `tokens`, which follow what the context holds.
+    ///
+    /// # Errors
+    /// What the device recorded, or `Failed`.
+    pub fn decode(&mut self, tokens: &[Token]) -> Result<Decoded> {
+        // SAFETY:
+        // - the session is alive as long as `self`, and borrowed alone;
+        // - `tokens` gives the address of as many tokens as it says.
+        let status = unsafe { ggml_sys::rpaged_decode(self.raw(), tokens.as_ptr(), tokens.len()) };
+        self.judge(status, "decode", tokens.len())
+    }
+
+    /// Runs the encoder over `tokens`.
+    ///
+    /// # Errors
+    /// What the device recorded, or `Failed`.
+    pub fn encode(&mut self, tokens: &[Token]) -> Result<Decoded> {
+        // SAFETY:
+        // - the session is alive as long as `self`, and borrowed alone;
+        // - `tokens` gives the address of as many tokens as it says.
+        let status = unsafe { ggml_sys::rpaged_encode(self.raw(), tokens.as_ptr(), tokens.len()) };
+        self.judge(status, "encode", tokens.len())
+    }
+
+    fn judge(&self, status: i32, what: &str, count: usize) -> Result<Decoded> {
+        match status {
+            0 => Ok(Decoded::Done),
+            2 => Ok(Decoded::Aborted),
+            _ => Err(self.recorded().unwrap_or_else(|| match status {
+                1 => Error::Failed(format!(
+                    "no room for {count} tokens in the context; raise -c or lower -b"
+                )),
+                _ => Error::Failed(format!(
+                    "llama.cpp could not {what} {count} tokens (status {status})"
+                )),
+            })),
+        }
+    }
+
+    fn recorded(&self) -> Option<Error> {
+        self.device.as_ref().and_then(PagedDevice::take_error)
+    }
+
+    /// Forgets `discard` tokens after the first `keep` and moves those up to `past` back.
+    ///
+    /// # Errors
+    /// `Failed` when the model's memory cannot do that.
+    pub fn shift(&mut self, keep: i32, discard: i32, past: i32) -> Result<()> {
+        // SAFETY:
+        // - the session is alive as long as `self`, and borrowed alone; positions that
+        //   are not there are ignored.
+        let status = unsafe { ggml_sys::rpaged_shift(self.raw(), keep, discard, past) };
+        if status == ggml_sys::RPAGED_OK as i32 {
+            return Ok(());
+        }
+        Err(bytes::failure("the context could not be shifted; raise -c"))
+    }
+
+    /// Samples a token from the logits of the last decode.
+    ///
+    /// # Errors
+    /// What the device recorded (its work may end only here), or `Failed`.
+    pub fn sample(&mut self) -> Result<Token> {
+        // SAFETY:
+        // - the session is alive as long as `self`, and borrowed alone.
+        let token = unsafe { ggml_sys::rpaged_sample(self.raw()) };
+        if let Some(error) = self.recorded() {
+            return Err(error);
+        }
+        if token == ggml_sys::LLAMA_TOKEN_NULL {
+            return Err(bytes::failure("no token could be sampled"));
+        }
+        Ok(token)
+    }
+
+    /// Tells the sampler of `token`; `generated`: it also advances the grammar.
+    ///
+    /// # Errors
+    /// `Failed` when the grammar does not allow it.
+    pub fn accept(&mut self, token: Token, generated: bool) -> Result<()> {
+        // SAFETY:
+        // - the session is alive as long as `self`, and borrowed alone.
+        let status = unsafe { ggml_sys::rpaged_accept(self.raw(), token, generated) };
+        if status == ggml_sys::RPAGED_OK as i32 {
+            return Ok(());
+        }
+        Err(bytes::failure("the sampler refused a token"))
+    }
+
+    /// The last token that the sampler was told of.
+    pub fn last_token(&self) -> Option<Token> {
+        // SAFETY:
+        // - the session is alive as long as `self`.
+        let token = unsafe { ggml_sys::rpaged_last_token(self.raw()) };
+        (token != ggml_sys::LLAMA_TOKEN_NULL).then_some(token)
+    }
+
+    /// The text of the last `count` tokens that the sampler was told of.
+    ///
+    /// # Errors
+    /// `Failed` when memory runs out.
+    pub fn last_text(&mut self, count: i32) -> Result<Vec<u8>> {
+        // SAFETY:
+        // - the session is alive as long as `self`, and borrowed alone.
+        bytes::take(unsafe { ggml_sys::rpaged_last_text(self.raw(), count) })
+    }
+
+    /// The seed in use.
+    pub fn seed(&self) -> u32 {
+        // SAFETY:
+        // - the session is alive as long as `self`.
+        unsafe { ggml_sys::rpaged_seed(self.raw()) }
+    }
+
+    /// The chain of samplers, as upstream prints it.
+    pub fn sampler_text(&self) -> String {
+        // SAFETY:
+        // - the session is alive as long as `self`.
+        bytes::take_text(unsafe { ggml_sys::rpaged_sampler_text(self.raw()) }).unwrap_or_default()
+    }
+
+    /// Logs upstream's closing lines: the timings and the use of memory.
+    pub fn log_timings(&self) {
+        // SAFETY:
+        // - the session is alive as long as `self`.
+        unsafe { ggml_sys::rpaged_perf_print(self.raw()) }
+    }
+}
+
+/// Why the model at `path` did not load, from what llama.cpp logged about it.
+fn load_error(path: &str) -> Error {
+    let said = bytes::last_error();
+    let logged = log::first_error();
+    let reason = if said.is_empty() { logged } else { said };
+    let reason = reason
+        .rsplit_once("error loading model: ")
+        .or_else(|| reason.split_once(": "))
+        .map_or(reason.as_str(), |(_, rest)| rest);
+    let reason = if reason.is_empty() {
+        "llama.cpp gave no reason"
+    } else {
+        reason
+    };
+    Error::Failed(format!("could not load the model '{path}': {reason}"))
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // SAFETY:
+        // - the session came from `rpaged_session_new` and is dropped once;
+        // - parameters and device, to which it refers, are fields and drop later.
+        unsafe { ggml_sys::rpaged_session_free(self.raw()) }
+    }
+}

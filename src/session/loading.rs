@@ -1,0 +1,85 @@
+//! From a configuration to a session that is ready to generate.
+#![allow(unsafe_code, reason = "starts llama.cpp")]
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::completion::Job;
+use super::demo::DemoModel;
+use super::interrupt;
+use crate::cli::Config;
+use crate::device::PagedDevice;
+use crate::error::{Error, Result};
+use crate::llama::{Session, log};
+
+/// Loads the model; returns with the session what is to be generated, and the demo model's
+/// file, which has to outlive the session.
+pub(super) fn load(mut config: Config) -> Result<(Session, Job, Option<DemoModel>)> {
+    announce(&config);
+    // SAFETY:
+    // - called once, before any model is loaded.
+    unsafe { ggml_sys::llama_backend_init() };
+    let numa = u32::try_from(config.settings.numa).unwrap_or(0);
+    // SAFETY:
+    // - the value is one of llama.cpp's own, read by its parser.
+    unsafe { ggml_sys::llama_numa_init(numa) };
+
+    let device = config.paging.take().map(PagedDevice::new).transpose()?;
+    if device.as_ref().is_some_and(|device| device.raw().is_null()) {
+        return Err(Error::NotBuilt(
+            "the paged device is not built yet; leave out --dynamic-layers and --paged-kv".into(),
+        ));
+    }
+    let bar = config.progress.then(|| progress_bar(&mut config));
+    let params = config.params;
+    let loaded = Session::new(params, device, &config.model_name);
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    let mut session = loaded?;
+    if let Some(demo) = &config.demo {
+        demo.loaded();
+    }
+    session.set_abort(interrupt::abort);
+    session.reset_timings();
+    let job = Job::new(&session, config.settings)?;
+    Ok((session, job, config.demo))
+}
+
+/// Upstream's warnings about the context's shape, and where it stands.
+fn announce(config: &Config) {
+    let settings = &config.settings;
+    if settings.rope_freq_base != 0.0 {
+        log::warn(format!(
+            "llama_completion: RoPE base set to {}\n",
+            settings.rope_freq_base
+        ));
+    }
+    if settings.rope_freq_scale != 0.0 {
+        log::warn(format!(
+            "llama_completion: RoPE scale set to {}\n",
+            settings.rope_freq_scale
+        ));
+    }
+    log::info("llama_completion: llama backend init\n");
+    log::info(format!("llama_completion: loading {}\n", config.model_name));
+    if config.paging.is_some() {
+        log::info("llama_completion: weights or KV are paged; warm-up and --fit are off\n");
+    }
+}
+
+fn progress_bar(config: &mut Config) -> ProgressBar {
+    let bar = ProgressBar::new(1000);
+    if let Ok(style) = ProgressStyle::with_template("loading [{bar:40}] {percent:>3} %") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    let shared = bar.clone();
+    config.params.on_progress(Box::new(move |progress| {
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "0.0 to 1.0, and a conversion from float saturates"
+        )]
+        shared.set_position((progress * 1000.0) as u64);
+    }));
+    bar
+}

@@ -1,0 +1,526 @@
+// Options and parameters: doors to llama.cpp's command line parser.
+#include "shim_internal.h"
+
+#include "arg.h"
+#include "build-info.h"
+#include "chat.h"
+#include "common.h"
+#include "download.h"
+#include "log.h"
+#include "preset.h"
+#include "sampling.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <initializer_list>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+static const llama_example EXAMPLE = LLAMA_EXAMPLE_COMPLETION;
+
+// ---- the list of options ---------------------------------------------------------------
+
+struct rpaged_options {
+    common_params params;
+    std::vector<common_arg> list;
+    std::vector<std::vector<const char *>> args, args_neg; // each ended by NULL
+};
+
+static int32_t values_of(const common_arg & option) {
+    if (option.handler_str_str) {
+        return 2;
+    }
+    return option.handler_string || option.handler_int ? 1 : 0;
+}
+
+static const char * section_of(common_arg & option) {
+    if (option.is_sampling) {
+        return "sampling params";
+    }
+    if (option.is_spec) {
+        return "speculative params";
+    }
+    return option.in_example(EXAMPLE) ? "completion params" : "common params";
+}
+
+extern "C" rpaged_options * rpaged_options_new(void) {
+    return rpaged_guard<rpaged_options *>(nullptr, [] {
+        auto options = std::make_unique<rpaged_options>();
+        options->list = common_params_parser_init(options->params, EXAMPLE).options;
+        for (const auto & option : options->list) {
+            options->args.push_back(option.args);
+            options->args.back().push_back(nullptr);
+            options->args_neg.push_back(option.args_neg);
+            options->args_neg.back().push_back(nullptr);
+        }
+        return options.release();
+    });
+}
+
+extern "C" size_t rpaged_options_count(const rpaged_options * options) {
+    return options->list.size();
+}
+
+extern "C" rpaged_option rpaged_options_get(const rpaged_options * options, size_t index) {
+    return rpaged_guard(rpaged_option{}, [&] {
+        auto option = options->list.at(index);
+        rpaged_option out{};
+        out.section      = section_of(option);
+        out.args         = options->args[index].data();
+        out.args_neg     = options->args_neg[index].data();
+        out.value_hint   = option.value_hint;
+        out.value_hint_2 = option.value_hint_2;
+        out.env          = option.env;
+        out.help         = options->list[index].help.c_str();
+        out.values       = values_of(option);
+        return out;
+    });
+}
+
+extern "C" void rpaged_options_free(rpaged_options * options) {
+    delete options;
+}
+
+// ---- rehearsal -----------------------------------------------------------------------------
+// llama.cpp's parser ends the process on some failures. So each of its steps that can fail
+// is rehearsed here first, on scratch parameters, where a failure is only an exception.
+
+// A failure that is the command line's fault.
+struct usage_error : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+static std::string reason(const std::exception & error) {
+    const std::string text = rpaged_one_line(error.what());
+    if (text == "stoi" || text == "stof" || text == "stoul" || text == "stod" || text == "stol") {
+        return "not a number, or too large";
+    }
+    return text;
+}
+
+static void run_handler(const common_arg & option, common_params & params, bool positive,
+                        const std::string & first, const std::string & second) {
+    if (option.handler_void) {
+        option.handler_void(params);
+    } else if (option.handler_bool) {
+        option.handler_bool(params, positive);
+    } else if (option.handler_int) {
+        option.handler_int(params, std::stoi(first));
+    } else if (option.handler_string) {
+        option.handler_string(params, first);
+    } else if (option.handler_str_str) {
+        option.handler_str_str(params, first, second);
+    }
+}
+
+static bool is_one_of(const common_arg & option, std::initializer_list<const char *> names) {
+    return std::any_of(names.begin(), names.end(), [&](const char * name) {
+        return std::any_of(option.args.begin(), option.args.end(),
+                           [&](const char * arg) { return strcmp(arg, name) == 0; });
+    });
+}
+
+// Whether an option prints something and ends the process.
+static bool prints_and_exits(const common_arg & option) {
+    return is_one_of(option, {"--help", "--version", "--cache-list", "--completion-bash",
+                              "--list-devices"});
+}
+
+// Whether the rehearsal has to leave an option's handler to the parser proper: a pipe can
+// be read only once, and one handler prints what it has read.
+static bool reads_once(const common_arg & option, const std::string & value) {
+    if (!is_one_of(option, {"--file", "--system-prompt-file", "--binary-file", "--grammar-file",
+                            "--json-schema-file", "--chat-template-file"})) {
+        return false;
+    }
+    std::error_code ignored;
+    if (!std::filesystem::exists(value, ignored)) {
+        throw std::runtime_error("the file does not exist");
+    }
+    if (std::filesystem::is_directory(value, ignored)) {
+        throw std::runtime_error("that is a folder");
+    }
+    if (!std::filesystem::is_regular_file(value, ignored)) {
+        if (is_one_of(option, {"--chat-template-file"})) {
+            throw std::runtime_error("the file is not a regular one");
+        }
+        return true;
+    }
+    if (!std::ifstream(value)) {
+        throw std::runtime_error("the file may not be read");
+    }
+    return is_one_of(option, {"--binary-file"});
+}
+
+static void rehearse_preset(const common_preset & preset, common_params & params) {
+    for (const auto & entry : preset.options) {
+        if (prints_and_exits(entry.first)) {
+            throw std::runtime_error(std::string("'") + entry.first.args.front() +
+                                     "' does not belong in a configuration file");
+        }
+    }
+    preset.apply_to_params(params);
+}
+
+static void rehearse_config_files(common_params & params) {
+    std::vector<std::filesystem::path> paths;
+#if defined(_WIN32)
+    const auto program_data = common_get_path_from_env("PROGRAMDATA");
+    if (!program_data.empty()) {
+        paths.push_back(program_data / "llama.cpp" / "config.ini");
+    }
+#else
+    paths.push_back("/etc/llama.cpp/config.ini");
+#endif
+    try {
+        paths.push_back(fs_get_config_directory() / "config.ini");
+    } catch (const std::exception &) {
+        // Without a home there is no file of the user's: upstream goes on as well.
+    }
+    for (const auto & path : paths) {
+        std::error_code ignored;
+        if (!std::filesystem::exists(path, ignored)) {
+            continue;
+        }
+        try {
+            common_preset_context context(EXAMPLE);
+            context.ignore_unknown_keys = true;
+            common_preset global;
+            const auto presets = context.load_from_ini(path, global);
+            rehearse_preset(global, params);
+            const auto found = presets.find(COMMON_PRESET_DEFAULT_NAME);
+            if (found != presets.end()) {
+                rehearse_preset(found->second, params);
+            }
+        } catch (const std::exception & error) {
+            throw usage_error("configuration file '" + fs_path_to_utf8(path) + "': " + reason(error));
+        }
+    }
+}
+
+static void rehearse_environment(const std::vector<common_arg> & options, common_params & params) {
+    for (const auto & option : options) {
+        std::string value;
+        if (!option.get_value_from_env(value)) {
+            continue;
+        }
+        try {
+            const bool truthy = common_arg_utils::is_truthy(value);
+            if (option.handler_bool && !truthy && !common_arg_utils::is_falsey(value)) {
+                throw std::invalid_argument("neither true nor false");
+            }
+            if (!option.handler_void || truthy) {
+                run_handler(option, params, truthy, value, "");
+            }
+        } catch (const std::exception & error) {
+            throw usage_error(std::string("environment variable '") + option.env + "' is '" +
+                              value + "': " + reason(error));
+        }
+    }
+}
+
+// One option on the command line and where it lies there.
+struct use_of_option {
+    const common_arg * option;
+    bool positive;
+    int first, values; // argv[first], then `values` values
+};
+
+static std::vector<use_of_option> find_uses(const std::vector<common_arg> & options, int argc,
+                                            char ** argv) {
+    std::map<std::string, std::pair<const common_arg *, bool>> by_name;
+    for (const auto & option : options) {
+        for (const char * arg : option.args) {
+            by_name[arg] = {&option, true};
+        }
+        for (const char * arg : option.args_neg) {
+            by_name[arg] = {&option, false};
+        }
+    }
+    std::vector<use_of_option> uses;
+    for (int i = 1; i < argc; i++) {
+        std::string name = argv[i];
+        if (name.compare(0, 2, "--") == 0) {
+            std::replace(name.begin(), name.end(), '_', '-');
+        }
+        const auto found = by_name.find(name);
+        if (found == by_name.end()) {
+            throw usage_error("unknown option '" + name + "'");
+        }
+        const auto * option = found->second.first;
+        const int values = values_of(*option);
+        if (i + values >= argc) {
+            throw usage_error("option '" + name + "' needs a value");
+        }
+        if (prints_and_exits(*option)) {
+            throw usage_error("option '" + name + "' was not taken out before parsing");
+        }
+        uses.push_back({option, found->second.second, i, values});
+        i += values;
+    }
+    return uses;
+}
+
+static void rehearse_arguments(const std::vector<use_of_option> & uses, char ** argv,
+                               common_params & params) {
+    for (const auto & use : uses) {
+        const std::string first  = use.values > 0 ? argv[use.first + 1] : "";
+        const std::string second = use.values > 1 ? argv[use.first + 2] : "";
+        try {
+            if (!reads_once(*use.option, first)) {
+                run_handler(*use.option, params, use.positive, first, second);
+            }
+        } catch (const std::exception & error) {
+            const std::string given = use.values > 0 ? " " + first : "";
+            throw usage_error(std::string("option '") + argv[use.first] + given + "': " +
+                              reason(error));
+        }
+    }
+}
+
+static bool is_remote(const common_params & params) {
+    return !params.model.hf_repo.empty() || !params.model.url.empty() ||
+           !params.model.docker_repo.empty();
+}
+
+// Whether the option alone says where the model is, here or elsewhere.
+static bool names_model(const common_arg & option) {
+    return is_one_of(option, {"--model", "--model-url", "--docker-repo", "--hf-repo",
+                              "--hf-file"});
+}
+
+// ---- parsing ---------------------------------------------------------------------------------
+
+// Environment variables taken away for the length of a scope.
+struct hidden_variables {
+    std::vector<std::pair<std::string, std::string>> values;
+    void hide(const char * name) {
+        const char * value = name ? std::getenv(name) : nullptr;
+        if (value) {
+            values.emplace_back(name, value);
+            common_set_env(name, "");
+        }
+    }
+    ~hidden_variables() {
+        for (const auto & entry : values) {
+            common_set_env(entry.first, entry.second);
+        }
+    }
+};
+
+static void rehearse(const common_params_context & context, const std::vector<use_of_option> & uses,
+                     char ** argv, common_params & scratch) {
+    rehearse_config_files(scratch);
+    rehearse_environment(context.options, scratch);
+    rehearse_arguments(uses, argv, scratch);
+    if (scratch.prompt_cache_all && (scratch.interactive || scratch.interactive_first)) {
+        throw usage_error("'--prompt-cache-all' cannot be combined with interactive mode");
+    }
+    if (!scratch.chat_template.empty() &&
+        !common_chat_verify_template(scratch.chat_template, scratch.use_jinja)) {
+        throw usage_error("the chat template is not one that llama.cpp supports" +
+                          std::string(scratch.use_jinja ? "" : "; try --jinja"));
+    }
+    // Where the model is elsewhere this downloads it, and sets its path.
+    auto models = common_models_handler_init(scratch, EXAMPLE);
+    common_models_handler_apply(models, scratch);
+    if (scratch.model.path.empty()) {
+        throw usage_error("no model given; name one with -m FILE, or try --demo");
+    }
+}
+
+static std::unique_ptr<rpaged_params> parse(int argc, char ** argv) {
+    common_params scratch;
+    const auto context = common_params_parser_init(scratch, EXAMPLE);
+    const auto uses = find_uses(context.options, argc, argv);
+
+    // Warnings of the handlers would otherwise be printed twice.
+    common_log_set_verbosity_thold(-1);
+    try {
+        rehearse(context, uses, argv, scratch);
+    } catch (...) {
+        common_log_set_verbosity_thold(LOG_DEFAULT_LLAMA);
+        throw;
+    }
+    common_log_set_verbosity_thold(LOG_DEFAULT_LLAMA);
+
+    // The parser proper gets a local path even where the model was elsewhere: a second
+    // look at the network could fail, and the parser would end the process.
+    std::vector<char *> args = {argv[0]};
+    hidden_variables hidden;
+    const bool remote = is_remote(scratch);
+    for (const auto & use : uses) {
+        if (!(remote && names_model(*use.option))) {
+            args.insert(args.end(), argv + use.first, argv + use.first + 1 + use.values);
+        }
+    }
+    std::string flag = "-m", path = scratch.model.path;
+    if (remote) {
+        args.push_back(flag.data());
+        args.push_back(path.data());
+        for (const auto & option : context.options) {
+            if (names_model(option)) {
+                hidden.hide(option.env);
+            }
+        }
+    }
+    args.push_back(nullptr);
+    auto result = std::make_unique<rpaged_params>();
+    if (!common_params_parse((int) args.size() - 1, args.data(), result->params, EXAMPLE)) {
+        throw usage_error("llama.cpp's parser refused the command line");
+    }
+    return result;
+}
+
+extern "C" int32_t rpaged_params_parse(int32_t argc, char ** argv, rpaged_params ** out) {
+    *out = nullptr;
+    return rpaged_guard<int32_t>(RPAGED_FAILED, [&]() -> int32_t {
+        try {
+            *out = parse(argc, argv).release();
+            return RPAGED_OK;
+        } catch (const usage_error & error) {
+            rpaged_fail(error.what());
+            return RPAGED_USAGE;
+        }
+    });
+}
+
+extern "C" void rpaged_params_free(rpaged_params * params) {
+    delete params;
+}
+
+// ---- getters and setters ---------------------------------------------------------------------
+
+extern "C" int32_t rpaged_params_settings(const rpaged_params * handle, rpaged_settings * out) {
+    return rpaged_guard<int32_t>(RPAGED_FAILED, [&]() -> int32_t {
+        const common_params & p = handle->params;
+        *out = {};
+        out->n_predict         = p.n_predict;
+        out->n_ctx             = p.n_ctx;
+        out->n_batch           = p.n_batch;
+        out->n_ubatch          = p.n_ubatch;
+        out->n_keep            = p.n_keep;
+        out->n_parallel        = p.n_parallel;
+        out->n_gpu_layers      = p.n_gpu_layers;
+        out->n_print           = p.n_print;
+        out->grp_attn_n        = p.grp_attn_n;
+        out->conversation_mode = p.conversation_mode;
+        out->numa              = p.numa;
+        out->load_mode         = p.load_mode;
+        out->split_mode        = p.split_mode;
+        out->n_threads         = p.cpuparams.n_threads;
+        out->verbosity         = p.verbosity;
+        out->antiprompts       = (int32_t) p.antiprompt.size();
+        out->loras             = (int32_t) p.lora_adapters.size();
+        out->control_vectors   = (int32_t) p.control_vectors.size();
+        out->tensor_overrides  = (int32_t) std::count_if(
+            p.tensor_buft_overrides.begin(), p.tensor_buft_overrides.end(),
+            [](const llama_model_tensor_buft_override & entry) { return entry.pattern != nullptr; });
+        out->devices           = (int32_t) p.devices.size();
+        out->rope_freq_base    = p.rope_freq_base;
+        out->rope_freq_scale   = p.rope_freq_scale;
+        out->interactive       = p.interactive || p.interactive_first;
+        out->embedding         = p.embedding;
+        out->escape            = p.escape;
+        out->special           = p.special;
+        out->display_prompt    = p.display_prompt;
+        out->verbose_prompt    = p.verbose_prompt;
+        out->use_color         = p.use_color;
+        out->use_jinja         = p.use_jinja;
+        out->ctx_shift         = p.ctx_shift;
+        out->warmup            = p.warmup;
+        out->has_draft_model   = p.speculative.has_dft();
+        out->fit               = p.fit_params;
+        out->ignore_eos        = p.sampling.ignore_eos;
+        return RPAGED_OK;
+    });
+}
+
+extern "C" void rpaged_params_set_n_ctx(rpaged_params * handle, int32_t n_ctx) {
+    handle->params.n_ctx = n_ctx;
+}
+
+extern "C" rpaged_bytes rpaged_params_text(const rpaged_params * handle, rpaged_text text) {
+    return rpaged_guard(rpaged_bytes{}, [&] {
+        const common_params & p = handle->params;
+        switch (text) {
+            case RPAGED_TEXT_MODEL_PATH:    return rpaged_own(p.model.path);
+            case RPAGED_TEXT_PROMPT:        return rpaged_own(p.prompt);
+            case RPAGED_TEXT_CHAT_TEMPLATE: return rpaged_own(p.chat_template);
+            case RPAGED_TEXT_PROMPT_CACHE:  return rpaged_own(p.path_prompt_cache);
+            case RPAGED_TEXT_SAMPLING:      return rpaged_own(p.sampling.print());
+            case RPAGED_TEXT_SYSTEM_INFO:   return rpaged_own(common_params_get_system_info(p));
+        }
+        throw std::invalid_argument("no such text");
+    });
+}
+
+extern "C" rpaged_bytes rpaged_params_antiprompt(const rpaged_params * handle, size_t index) {
+    return rpaged_guard(rpaged_bytes{},
+                        [&] { return rpaged_own(handle->params.antiprompt.at(index)); });
+}
+
+extern "C" int32_t rpaged_params_use_device(rpaged_params * handle, ggml_backend_device * device) {
+    return rpaged_guard<int32_t>(RPAGED_FAILED, [&]() -> int32_t {
+        common_params & p = handle->params;
+        p.devices      = {device, nullptr};
+        p.n_gpu_layers = -2; // all
+        p.load_mode    = LLAMA_LOAD_MODE_NONE;
+        p.fit_params   = false;
+        p.warmup       = false;
+        return RPAGED_OK;
+    });
+}
+
+extern "C" void rpaged_params_on_progress(rpaged_params * handle, bool (*callback)(float, void *),
+                                          void * data) {
+    handle->params.load_progress_callback           = callback;
+    handle->params.load_progress_callback_user_data = data;
+}
+
+// ---- the machine and the cache ---------------------------------------------------------------
+
+extern "C" rpaged_bytes rpaged_device_list(void) {
+    return rpaged_guard(rpaged_bytes{}, [] {
+        ggml_backend_load_all();
+        std::string text = "Available devices:\n";
+        bool any = false;
+        for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+            auto * device = ggml_backend_dev_get(i);
+            if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU) {
+                continue;
+            }
+            any = true;
+            size_t free = 0, total = 0;
+            ggml_backend_dev_memory(device, &free, &total);
+            text += string_format("  %s: %s (%zu MiB, %zu MiB free)\n",
+                                  ggml_backend_dev_name(device),
+                                  ggml_backend_dev_description(device), total >> 20, free >> 20);
+        }
+        return rpaged_own(any ? text : text + "  (none)\n");
+    });
+}
+
+extern "C" rpaged_bytes rpaged_cache_list(void) {
+    return rpaged_guard(rpaged_bytes{}, [] {
+        const auto models = common_list_cached_models();
+        std::string text = string_format("number of models in cache: %zu\n", models.size());
+        for (size_t i = 0; i < models.size(); i++) {
+            text += string_format("%4zu. %s\n", i + 1, models[i].to_string().c_str());
+        }
+        return rpaged_own(text);
+    });
+}
+
+extern "C" rpaged_bytes rpaged_build_info(void) {
+    return rpaged_guard(rpaged_bytes{}, [] {
+        return rpaged_own(string_format("llama.cpp %s (build %d, commit %s), built with %s for %s",
+                                        llama_version(), llama_build_number(), llama_commit(),
+                                        llama_compiler(), llama_build_target()));
+    });
+}
