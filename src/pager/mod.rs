@@ -13,6 +13,8 @@ pub mod memory;
 pub mod model_index;
 mod replan;
 mod ring;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -45,7 +45,12 @@ fn flaw(command: &str) -> Option<String> {
     let program = words.next()?;
     let exists = |path: &str| top().join(path).exists();
     let is_target = |folder, name| {
-        [format!("{folder}/{name}.rs"), format!("{folder}/{name}/main.rs")].iter().any(|p| exists(p))
+        [
+            format!("{folder}/{name}.rs"),
+            format!("{folder}/{name}/main.rs"),
+        ]
+        .iter()
+        .any(|p| exists(p))
     };
     if program.contains('/') {
         let built = program.starts_with("target/release/");
