@@ -58,7 +58,8 @@ impl Scan {
         self.uses.clear();
         for index in 0..graph.node_count() {
             let node = graph.node(index);
-            if node.is_only_a_view() {
+            // A view without elements may begin behind its tensor's end, in the next one.
+            if node.is_only_a_view() || node.is_empty() {
                 continue;
             }
             for (position, source) in node.sources().enumerate() {
@@ -88,6 +89,9 @@ impl Scan {
         tensor: Tensor<'_>,
         paged: &Paged,
     ) -> Option<(TensorId, usize)> {
+        if tensor.is_empty() {
+            return None;
+        }
         let (id, offset) = paged.addresses.find(tensor.address())?;
         // The root first: some backends compute a view's place from its root's.
         for tensor in tensor.view_source().into_iter().chain([tensor]) {

@@ -98,6 +98,11 @@ impl<'a> Tensor<'a> {
         unsafe { Self::from_raw(self.get().view_src) }
     }
 
+    /// Whether it has no elements.
+    pub fn is_empty(self) -> bool {
+        self.get().ne.contains(&0)
+    }
+
     /// Whether its operation computes nothing and only names bytes of another tensor.
     pub fn is_only_a_view(self) -> bool {
         matches!(

@@ -304,8 +304,12 @@ impl Team {
         let Some(pieces) = &self.pieces else {
             return Ok(());
         };
+        // A pattern is what the bytes behind it in the request overwrite: it comes first,
+        // and alone.
+        let is_pattern = |copy: &&Copy| matches!(copy.from, Source::Pattern(_));
+        copies.iter().filter(is_pattern).try_for_each(perform)?;
         let mut count = 0usize;
-        for copy in copies {
+        for copy in copies.iter().filter(|copy| !is_pattern(copy)) {
             for piece in cut(copy) {
                 // The receiver lives in `self`: sending cannot fail.
                 let _ = pieces.send(piece);

@@ -93,7 +93,8 @@ impl Pager {
             .resident_groups_max
             .map_or(usize::MAX, |max| max as usize);
         let shortfall = planner::shortfall(&sizes, count_max);
-        self.minimum_bytes = shortfall.minimum_bytes;
+        // What is loaded in between may need more than what is loaded in the end.
+        self.minimum_bytes = self.minimum_bytes.max(shortfall.minimum_bytes);
         let plan = planner::plan(&sizes, &limits)
             .map_err(|shortfall| too_small(limits.budget_bytes, &shortfall))?;
         self.apply(&keys, &sizes, &plan)
