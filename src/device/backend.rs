@@ -216,17 +216,19 @@ impl PagedBackend {
     }
 }
 
-/// Fetches what the next segment with streamed tensors needs, from segment `from` on,
-/// wrapping to the start of the pass: the next pass will begin like this one.
+/// Fetches the next group that is not there yet, from segment `from` on, wrapping to the start of the pass: the next pass will begin like this one.
 fn fetch_ahead(schedule: &Schedule, from: usize, pager: &mut Pager) -> Result<()> {
     let segments = schedule.segments();
     let (done, ahead) = segments.split_at(from.min(segments.len()));
+    // One group at a time: a second one could claim the slot of the first.
     let next = ahead
         .iter()
         .chain(done)
-        .find(|segment| !segment.groups.is_empty());
-    for (group, needs) in next.into_iter().flat_map(|segment| &segment.groups) {
-        pager.prefetch(*group, schedule.needs(needs))?;
+        .filter_map(|segment| segment.groups.first());
+    for (group, needs) in next {
+        if pager.prefetch(*group, schedule.needs(needs))? {
+            break;
+        }
     }
     Ok(())
 }

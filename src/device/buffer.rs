@@ -104,25 +104,28 @@ enum Kind {
     Inner,
 }
 
-fn kind_of(shared: &Shared, tensors: &[Tensor<'_>]) -> Kind {
-    let all_in_model = tensors.iter().all(|tensor| {
+fn kind_of(shared: &Shared, tensors: &[Tensor<'_>]) -> Result<Kind> {
+    let in_model = |tensor: &&Tensor<'_>| {
         let location = shared.index.find(&tensor.name());
         location.is_some_and(|location| location.bytes == tensor.span_bytes() as u64)
-    });
-    if all_in_model {
-        return if shared.config.weights {
-            Kind::Weights
-        } else {
-            Kind::Inner
+    };
+    let known = tensors.iter().filter(in_model).count();
+    if known > 0 {
+        // Some of a model's weights outside the arena would be outside the budget too.
+        return match tensors.iter().find(|tensor| !in_model(tensor)) {
+            Some(stranger) if shared.config.weights => Err(Error::Failed(format!(
+                "cannot page this model: its tensor '{}' is not in the file",
+                stranger.name()
+            ))),
+            None if shared.config.weights => Ok(Kind::Weights),
+            _ => Ok(Kind::Inner),
         };
     }
-    let all_states = tensors
-        .iter()
-        .all(|tensor| state_layer(&tensor.name()).is_some());
-    if all_states && shared.config.kv {
-        Kind::States
+    let is_state = |tensor: &Tensor<'_>| state_layer(&tensor.name()).is_some();
+    if shared.config.kv && tensors.iter().any(is_state) {
+        Ok(Kind::States)
     } else {
-        Kind::Inner
+        Ok(Kind::Inner)
     }
 }
 
@@ -142,7 +145,7 @@ fn allocate(
         })
         .collect();
     let total: usize = sizes.iter().sum();
-    let kind = kind_of(shared, tensors);
+    let kind = kind_of(shared, tensors)?;
     if let Kind::Inner = kind {
         return allocate_inner(shared, tensors, &sizes, total);
     }
@@ -271,12 +274,15 @@ fn spec_of(
 
 /// What a weight travels with, by its name in the GGUF.
 fn weight_group(name: &str) -> GroupKey {
-    if let Some(rest) = name.strip_prefix("blk.") {
-        let layer = rest
-            .split('.')
-            .next()
-            .and_then(|number| number.parse().ok());
-        return layer.map_or(GroupKey::Shared, GroupKey::Layer);
+    let layer_in = |prefix: &str| {
+        let number = name.strip_prefix(prefix)?.split('.').next()?;
+        number.parse().ok()
+    };
+    if let Some(layer) = layer_in("enc.blk.") {
+        return GroupKey::EncoderLayer(layer);
+    }
+    if let Some(layer) = layer_in("blk.").or_else(|| layer_in("dec.blk.")) {
+        return GroupKey::Layer(layer);
     }
     // A tied output is the token embedding under another role.
     let output = ["output.", "output_norm.", "token_embd."];
@@ -446,6 +452,11 @@ mod tests {
     #[test]
     fn names_say_what_travels_together() {
         assert_eq!(weight_group("blk.12.attn_q.weight"), GroupKey::Layer(12));
+        assert_eq!(
+            weight_group("enc.blk.3.ffn_up.weight"),
+            GroupKey::EncoderLayer(3)
+        );
+        assert_eq!(weight_group("dec.blk.3.ffn_up.weight"), GroupKey::Layer(3));
         assert_eq!(weight_group("output_norm.weight"), GroupKey::Output);
         assert_eq!(weight_group("token_embd.weight"), GroupKey::Output);
         assert_eq!(weight_group("rope_freqs.weight"), GroupKey::Shared);

@@ -73,7 +73,10 @@ impl Scan {
             }
             if let Some((id, offset)) = self.touch(index, node, paged) {
                 paged.pager.touch(id);
-                self.find_written_ranges(node, offset);
+                if paged.pager.streamed_group(id).is_none() {
+                    continue;
+                }
+                self.find_written_ranges(node, offset, paged);
                 for written in 0..self.rows.len() {
                     let range = self.rows[written].clone();
                     self.add_use(index, id, range, true, paged);
@@ -92,20 +95,18 @@ impl Scan {
         if tensor.is_empty() {
             return None;
         }
-        let (id, offset) = paged.addresses.find(tensor.address())?;
+        let root = tensor.view_source().unwrap_or(tensor);
+        let (id, root_offset) = paged.addresses.find(root.address())?;
+        let offset = root_offset + (tensor.address() - root.address());
         // The root first: some backends compute a view's place from its root's.
-        for tensor in tensor.view_source().into_iter().chain([tensor]) {
-            let address = tensor.address();
-            if let Some((id, offset)) = paged.addresses.find(address) {
-                let raw = tensor.as_ptr();
-                self.touches.push(Touch {
-                    node,
-                    raw,
-                    address,
-                    tensor: id,
-                    offset,
-                });
-            }
+        for (tensor, offset) in [(root, root_offset), (tensor, offset)] {
+            self.touches.push(Touch {
+                node,
+                raw: tensor.as_ptr(),
+                address: tensor.address(),
+                tensor: id,
+                offset,
+            });
         }
         Some((id, offset))
     }
@@ -130,10 +131,10 @@ impl Scan {
     }
 
     /// Which bytes of its root a node writes, as ranges in `self.rows`.
-    fn find_written_ranges(&mut self, node: Tensor<'_>, offset: usize) {
+    fn find_written_ranges(&mut self, node: Tensor<'_>, offset: usize, paged: &Paged) {
         self.rows.clear();
         let whole = offset..offset + node.span_bytes();
-        if node.op() != sys::GGML_OP_SET_ROWS || !self.read_rows(node, offset) {
+        if node.op() != sys::GGML_OP_SET_ROWS || !self.read_rows(node, offset, paged) {
             self.rows.clear();
             self.rows.push(whole);
         }
@@ -141,7 +142,7 @@ impl Scan {
 
     /// The rows that a SET_ROWS writes, from its index tensor; false when they cannot
     /// be known before it runs.
-    fn read_rows(&mut self, node: Tensor<'_>, offset: usize) -> bool {
+    fn read_rows(&mut self, node: Tensor<'_>, offset: usize, paged: &Paged) -> bool {
         let Some(index) = node.source(1) else {
             return false;
         };
@@ -154,7 +155,8 @@ impl Scan {
         let flat = (1..4).all(|dim| index.extent(dim) == 1)
             && (2..4).all(|dim| node.extent(dim) == 1)
             && index.stride(0) == width;
-        if !leaf || !flat || index.buffer().is_null() {
+        let elsewhere = paged.addresses.find(index.address()).is_none();
+        if !leaf || !flat || !elsewhere || index.buffer().is_null() {
             return false;
         }
         self.index_bytes.resize(index.span_bytes(), 0);

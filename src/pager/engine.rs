@@ -113,8 +113,8 @@ pub trait CopyEngine: Send + std::fmt::Debug {
     /// The newest ticket given out; waiting for it drains the engine.
     fn newest(&self) -> Ticket;
 
-    /// Forgets failures that have been reported.
-    fn forget_failures(&mut self);
+    /// Forgets all failures; gives the oldest failed write-back, whose bytes are lost.
+    fn forget_failures(&mut self) -> Option<Failure>;
 
     /// A vector for the next request's copies, recycled from a finished one where there
     /// is one, so that a pass allocates nothing.

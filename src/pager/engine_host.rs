@@ -151,8 +151,10 @@ impl CopyEngine for HostEngine {
         Ticket(self.submitted)
     }
 
-    fn forget_failures(&mut self) {
-        self.progress.lock().failures.clear();
+    fn forget_failures(&mut self) -> Option<Failure> {
+        let failures = std::mem::take(&mut self.progress.lock().failures);
+        let mut failures = failures.into_iter();
+        failures.find(|failure| failure.direction == Direction::Out)
     }
 
     fn recycled(&mut self) -> Vec<Copy> {

@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapRaw};
 
 /// Zeroed host memory, shared by address between the pager, the copy workers and the
 /// inner backend. Who may touch which bytes when is the pager's schedule: a range is
@@ -17,7 +17,7 @@ use memmap2::MmapMut;
 /// (invariant 3).
 #[derive(Debug)]
 pub struct HostMemory {
-    map: MmapMut,
+    map: MmapRaw,
     bytes: usize,
 }
 
@@ -40,7 +40,10 @@ impl HostMemory {
             // a kernel without them refuses, and nothing is lost.
             let _ = map.advise(memmap2::Advice::HugePage);
         }
-        Ok(Self { map, bytes })
+        Ok(Self {
+            map: map.into(),
+            bytes,
+        })
     }
 
     /// Size in bytes.
@@ -58,7 +61,7 @@ impl HostMemory {
             "offset {offset} of {} bytes",
             self.bytes
         );
-        self.map.as_ptr().cast_mut().wrapping_add(offset)
+        self.map.as_mut_ptr().wrapping_add(offset)
     }
 
     /// Copies `from` to `offset`.

@@ -42,6 +42,8 @@ pub struct GroupId(pub u32);
 pub enum GroupKey {
     /// Tensors used all over the graph: always resident.
     Shared,
+    /// Weights of one layer of an encoder.
+    EncoderLayer(u32),
     /// Weights and states of one layer.
     Layer(u32),
     /// What turns the last layer's output into logits.
@@ -116,8 +118,6 @@ enum Place {
 struct Group {
     key: GroupKey,
     placement: Placement,
-    // Bytes of its tensors together, padded.
-    bytes: usize,
     home_slot: usize,
 }
 
@@ -156,6 +156,8 @@ pub struct Pager {
     slots: Vec<Slot>,
     minimum_bytes: u64,
     stalled: Duration,
+    // A vector that a request did not need after all.
+    spare: Option<Vec<Copy>>,
     // Copies before the first pass belong to loading.
     baseline: Counters,
     // A write-back failed: states are no longer what the graph computed.
@@ -173,6 +175,7 @@ impl Pager {
             slots: Vec::new(),
             minimum_bytes: 0,
             stalled: Duration::ZERO,
+            spare: None,
             baseline: Counters::default(),
             lost: None,
         }
@@ -213,8 +216,7 @@ impl Pager {
     /// `Memory` when all slots are pinned; `Failed` when the engine refuses the copies.
     pub fn require(&mut self, group: GroupId, needs: &[Need]) -> Result<()> {
         let home = self.groups[group.0 as usize].home_slot;
-        let bytes = self.groups[group.0 as usize].bytes;
-        let Some(index) = ring::choose(&self.slots, group, bytes, home) else {
+        let Some(index) = ring::choose(&self.slots, group, home) else {
             return Err(ring_too_small());
         };
         self.fetch(index, group, needs)?;
@@ -222,25 +224,30 @@ impl Pager {
         Ok(())
     }
 
-    /// Like `require` for a group that will be needed later, as far as a slot is free.
+    /// Like `require` for a group that will be needed later, as far as a slot is free;
+    /// whether that started any copy.
     ///
     /// # Errors
     /// `Failed` when the engine refuses the copies.
-    pub fn prefetch(&mut self, group: GroupId, needs: &[Need]) -> Result<()> {
+    pub fn prefetch(&mut self, group: GroupId, needs: &[Need]) -> Result<bool> {
         let home = self.groups[group.0 as usize].home_slot;
-        let bytes = self.groups[group.0 as usize].bytes;
-        match ring::choose(&self.slots, group, bytes, home) {
+        match ring::choose(&self.slots, group, home) {
             Some(index) => self.fetch(index, group, needs),
-            None => Ok(()),
+            None => Ok(false),
         }
     }
 
-    fn fetch(&mut self, index: usize, group: GroupId, needs: &[Need]) -> Result<()> {
-        let mut copies = self.engine.recycled();
+    /// A vector for the copies of a request.
+    fn new_copies(&mut self) -> Vec<Copy> {
+        let spare = self.spare.take();
+        spare.unwrap_or_else(|| self.engine.recycled())
+    }
+
+    /// Submits what is missing of `needs`; whether anything was.
+    fn fetch(&mut self, index: usize, group: GroupId, needs: &[Need]) -> Result<bool> {
+        let mut copies = self.new_copies();
         let slot = &mut self.slots[index];
-        let Some(block) = slot.block.clone() else {
-            return Ok(());
-        };
+        let block = Arc::clone(&slot.block);
         if slot.group != Some(group) {
             slot.clear();
             slot.group = Some(group);
@@ -271,7 +278,8 @@ impl Pager {
             }
         }
         if copies.is_empty() {
-            return Ok(());
+            self.spare = Some(copies);
+            return Ok(false);
         }
         match self.engine.submit(Request {
             direction: Direction::In,
@@ -279,7 +287,7 @@ impl Pager {
         }) {
             Ok(ticket) => {
                 self.slots[index].ticket = ticket;
-                Ok(())
+                Ok(true)
             }
             Err((sentence, _refused)) => {
                 self.slots[index].clear();
@@ -300,8 +308,7 @@ impl Pager {
     /// # Errors
     /// `Failed` when a copy failed; the ring is empty afterwards.
     pub fn wait_ready(&mut self, group: GroupId) -> Result<()> {
-        let slot = self.slots.iter().find(|slot| slot.group == Some(group));
-        let ticket = slot.expect("the group has been required").ticket;
+        let ticket = self.slot_of(group).ticket;
         let start = Instant::now();
         let outcome = self.engine.wait(ticket);
         self.stalled += start.elapsed();
@@ -317,14 +324,7 @@ impl Pager {
         let (block, offset) = match &tensor.place {
             Place::Nowhere => panic!("a tensor is used before it was planned"),
             Place::Resident(block, offset) => (block, *offset),
-            Place::Streamed(offset) => {
-                let slot = self
-                    .slots
-                    .iter()
-                    .find(|slot| slot.group == Some(tensor.group));
-                let block = slot.and_then(|slot| slot.block.as_ref());
-                (block.expect("a used group is in a slot"), *offset)
-            }
+            Place::Streamed(offset) => (&self.slot_of(tensor.group).block, *offset),
         };
         (block.memory().address(offset) as usize, block.buffer())
     }
@@ -335,7 +335,10 @@ impl Pager {
     /// # Errors
     /// `Failed` when the engine refuses; the states are lost then.
     pub fn write_back(&mut self, writes: &[Need]) -> Result<()> {
-        let mut copies = self.engine.recycled();
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let mut copies = self.new_copies();
         for write in writes {
             let tensor = self.tensor(write.tensor);
             let Place::Streamed(place) = tensor.place else {
@@ -344,10 +347,7 @@ impl Pager {
             let Backing::State(store, base) = &tensor.spec.backing else {
                 return Err(Error::Bug("a graph writes to a weight".to_owned()));
             };
-            let group = Some(tensor.group);
-            let slot = self.slots.iter().find(|slot| slot.group == group);
-            let block = slot.and_then(|slot| slot.block.as_ref());
-            let memory = block.expect("a written group is in a slot").memory();
+            let memory = self.slot_of(tensor.group).block.memory();
             let offset = place + write.range.start;
             copies.push(Copy {
                 from: Source::Memory {
@@ -358,20 +358,32 @@ impl Pager {
                 range: base + write.range.start..base + write.range.end,
             });
         }
-        if copies.is_empty() {
-            return Ok(());
-        }
-        self.engine
-            .submit(Request {
-                direction: Direction::Out,
-                copies,
-            })
-            .map(drop)
+        let request = Request {
+            direction: Direction::Out,
+            copies,
+        };
+        let ticket = self
+            .engine
+            .submit(request)
             .map_err(|(sentence, _refused)| {
                 let sentence = format!("could not write the KV cache back: {sentence}");
                 self.lost = Some(sentence.clone());
                 Error::Failed(sentence)
-            })
+            })?;
+        // A group that stays in its slot must not be written again before this is done.
+        for slot in self.slots.iter_mut().filter(|slot| slot.pinned) {
+            slot.ticket = ticket;
+        }
+        Ok(())
+    }
+
+    /// The slot that holds a group.
+    ///
+    /// # Panics
+    /// When none does: the group has not been required.
+    fn slot_of(&self, group: GroupId) -> &Slot {
+        let slot = self.slots.iter().find(|slot| slot.group == Some(group));
+        slot.expect("a group in use is in a slot")
     }
 
     /// Lets all slots be claimed again.
@@ -402,12 +414,11 @@ impl Pager {
 
     /// After a failed copy: nothing in the ring is trusted any more.
     fn fail(&mut self, failure: &Failure) -> Error {
-        // Waits for whatever is still in flight; its own failures are all the same.
+        // Waits for whatever is still in flight; its failures are looked at below.
         let _ = self.engine.wait(self.engine.newest());
-        self.engine.forget_failures();
         self.slots.iter_mut().for_each(Slot::clear);
-        if failure.direction == Direction::Out {
-            self.lost = Some(failure.sentence.clone());
+        if let Some(lost) = self.engine.forget_failures() {
+            self.lost = Some(lost.sentence);
         }
         Error::Failed(failure.sentence.clone())
     }
@@ -424,7 +435,11 @@ impl Pager {
             minimum_bytes: self.minimum_bytes,
             stalled: self.stalled,
             engine: since(self.engine.counters(), self.baseline),
-            arena_bytes: self.slots.iter().map(|slot| slot.bytes() as u64).sum(),
+            arena_bytes: self
+                .slots
+                .iter()
+                .map(|slot| slot.block.bytes() as u64)
+                .sum(),
             ..Usage::default()
         };
         for tensor in self.tensors.iter().flatten() {

@@ -20,8 +20,9 @@ impl Pager {
     /// until `write` gives their bytes; states are zero.
     ///
     /// # Errors
-    /// `Memory` when no plan fits the budget, or the system does not give the memory;
-    /// nothing has been taken in then.
+    /// `Memory` when no plan fits the budget: nothing has been taken in then. `Memory`
+    /// also when the system does not give the memory that the plan needs; the tensors
+    /// that were there before can then only be removed.
     pub fn add_tensors(&mut self, specs: Vec<TensorSpec>) -> Result<Vec<TensorId>> {
         self.drain()?;
         let mut ids = Vec::with_capacity(specs.len());
@@ -97,20 +98,18 @@ impl Pager {
         self.minimum_bytes = self.minimum_bytes.max(shortfall.minimum_bytes);
         let plan = planner::plan(&sizes, &limits)
             .map_err(|shortfall| too_small(limits.budget_bytes, &shortfall))?;
-        self.apply(&keys, &sizes, &plan)
+        self.apply(&keys, &plan)
     }
 
-    fn apply(&mut self, keys: &[GroupKey], sizes: &[GroupSize], plan: &Plan) -> Result<()> {
+    fn apply(&mut self, keys: &[GroupKey], plan: &Plan) -> Result<()> {
         let mut rank = 0;
         self.groups.clear();
-        for ((key, size), placement) in keys.iter().zip(sizes).zip(&plan.placements) {
-            let bytes = usize::try_from(size.bytes).expect("a group fits the address space");
+        for (key, placement) in keys.iter().zip(&plan.placements) {
             let home_slot = planner::home_slot(rank);
             rank += usize::from(*placement == Placement::Streamed);
             self.groups.push(Group {
                 key: *key,
                 placement: *placement,
-                bytes,
                 home_slot,
             });
         }
@@ -118,16 +117,11 @@ impl Pager {
         self.slots.clear();
         self.stream_out(keys)?;
         self.bring_in()?;
-        for bytes in plan.slot_bytes {
-            let bytes = usize::try_from(bytes).expect("a slot fits the address space");
-            let block = if bytes == 0 {
-                None
-            } else {
-                Some(Arc::new(new_block(bytes)?))
-            };
-            self.slots.push(Slot::new(block));
+        let bytes = usize::try_from(plan.slot_bytes).expect("a slot fits the address space");
+        let count = if bytes == 0 { 0 } else { RING_SLOTS };
+        for _ in 0..count {
+            self.slots.push(Slot::new(Arc::new(new_block(bytes)?)));
         }
-        assert_eq!(self.slots.len(), RING_SLOTS);
         Ok(())
     }
 

@@ -19,8 +19,8 @@ use super::{GroupId, TensorId};
 /// One slot of the ring.
 #[derive(Debug)]
 pub struct Slot {
-    /// Its memory; None where the plan needs no such slot.
-    pub block: Option<Arc<Block>>,
+    /// Its memory, large enough for any group that streams.
+    pub block: Arc<Block>,
     /// The group whose tensors it holds.
     pub group: Option<GroupId>,
     /// In use by the segment at hand: must not be claimed.
@@ -33,7 +33,7 @@ pub struct Slot {
 
 impl Slot {
     /// A slot with `block` as its memory, empty.
-    pub fn new(block: Option<Arc<Block>>) -> Self {
+    pub fn new(block: Arc<Block>) -> Self {
         Self {
             block,
             group: None,
@@ -41,11 +41,6 @@ impl Slot {
             valid: Vec::new(),
             ticket: Ticket(0),
         }
-    }
-
-    /// Size in bytes.
-    pub fn bytes(&self) -> usize {
-        self.block.as_ref().map_or(0, |block| block.bytes())
     }
 
     /// Forgets what it holds.
@@ -78,11 +73,11 @@ impl Slot {
     }
 }
 
-/// The slot to use for a group: the one that holds it, else its home, else any other
-/// that is large enough; never a pinned one that holds something else.
-pub fn choose(slots: &[Slot], group: GroupId, bytes: usize, home: usize) -> Option<usize> {
+/// The slot to use for a group: the one that holds it, else its home, else any other;
+/// never a pinned one that holds something else.
+pub fn choose(slots: &[Slot], group: GroupId, home: usize) -> Option<usize> {
     let holds = slots.iter().position(|slot| slot.group == Some(group));
-    let usable = |index: &usize| !slots[*index].pinned && slots[*index].bytes() >= bytes;
+    let usable = |index: &usize| !slots[*index].pinned;
     holds
         .or_else(|| Some(home).filter(usable))
         .or_else(|| (0..slots.len()).find(usable))
@@ -96,7 +91,7 @@ mod tests {
     const TENSOR: TensorId = TensorId(3);
 
     fn slot() -> Slot {
-        Slot::new(None)
+        Slot::new(Arc::new(Block::new(64).unwrap()))
     }
 
     #[test]
@@ -111,11 +106,11 @@ mod tests {
     fn a_pinned_slot_is_not_claimed_by_another_group() {
         let mut slots = [slot(), slot()];
         slots[0].pinned = true;
-        assert_eq!(choose(&slots, GroupId(1), 0, 0), Some(1));
+        assert_eq!(choose(&slots, GroupId(1), 0), Some(1));
         slots[1].pinned = true;
-        assert_eq!(choose(&slots, GroupId(1), 0, 0), None);
+        assert_eq!(choose(&slots, GroupId(1), 0), None);
         slots[0].group = Some(GroupId(1));
-        assert_eq!(choose(&slots, GroupId(1), 0, 0), Some(0));
+        assert_eq!(choose(&slots, GroupId(1), 0), Some(0));
     }
 
     proptest! {

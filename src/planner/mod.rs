@@ -7,7 +7,7 @@
 
 mod spread;
 
-use spread::evenly_spaced;
+use spread::spread;
 
 /// Slots of the ring: one is computed on while the other is filled.
 pub const RING_SLOTS: usize = 2;
@@ -44,8 +44,9 @@ pub struct Limits {
 pub struct Plan {
     /// By group, in the order given.
     pub placements: Vec<Placement>,
-    /// Bytes of each ring slot; 0 where no group uses the slot.
-    pub slot_bytes: [u64; RING_SLOTS],
+    /// Bytes of each of the ring's slots: the largest group that streams; 0 when none
+    /// does. All slots are equal, so that any group fits any of them.
+    pub slot_bytes: u64,
     /// Bytes of the resident groups.
     pub resident_bytes: u64,
     /// Bytes of the streamed groups: what one pass moves through the ring.
@@ -63,7 +64,7 @@ pub struct Shortfall {
     pub pinned_bytes: u64,
 }
 
-/// The ring slot that a streamed group lives in: always the same for a given plan, so
+/// The ring slot that a streamed group prefers: always the same for a given plan, so
 /// that addresses repeat from pass to pass. `rank` counts streamed groups alone.
 pub fn home_slot(rank: usize) -> usize {
     rank % RING_SLOTS
@@ -72,18 +73,17 @@ pub fn home_slot(rank: usize) -> usize {
 impl Plan {
     /// Bytes of the arena that the plan takes.
     pub fn arena_bytes(&self) -> u64 {
-        self.resident_bytes + self.slot_bytes.iter().sum::<u64>()
+        self.resident_bytes + self.slot_bytes * RING_SLOTS as u64
     }
 
     /// The plan in which exactly the groups marked in `resident` stay.
     fn of(groups: &[GroupSize], resident: &[bool]) -> Self {
         let mut plan = Self {
             placements: Vec::with_capacity(groups.len()),
-            slot_bytes: [0; RING_SLOTS],
+            slot_bytes: 0,
             resident_bytes: 0,
             streamed_bytes: 0,
         };
-        let mut rank = 0;
         for (group, &stays) in groups.iter().zip(resident) {
             if stays || group.pinned || group.bytes == 0 {
                 plan.placements.push(Placement::Resident);
@@ -91,73 +91,73 @@ impl Plan {
             } else {
                 plan.placements.push(Placement::Streamed);
                 plan.streamed_bytes += group.bytes;
-                let slot = &mut plan.slot_bytes[home_slot(rank)];
-                *slot = (*slot).max(group.bytes);
-                rank += 1;
+                plan.slot_bytes = plan.slot_bytes.max(group.bytes);
             }
         }
         plan
     }
 }
 
-/// Plans greedily: everything streams at first; then, from the largest groups to the
-/// smallest, as many of each size stay as fit, evenly spaced over the pass, so that the
-/// time of a resident layer hides the copy of the streamed one behind it. The largest
-/// come first because the ring shrinks with the largest group that streams.
+/// Plans by size: as many whole classes of equal size as fit stay, from the largest
+/// down, because the ring shrinks with the largest group that streams; then, of each
+/// further class, as many members as fit, spread over the pass, so that the time of a
+/// resident layer hides the copy of the streamed one behind it.
 ///
 /// # Errors
 /// [`Shortfall`] when no plan fits the budget.
 pub fn plan(groups: &[GroupSize], limits: &Limits) -> Result<Plan, Shortfall> {
-    let everything = vec![true; groups.len()];
-    let loose = groups
-        .iter()
-        .filter(|group| !group.pinned && group.bytes > 0)
-        .count();
+    let classes = classes_by_size(groups);
     let count_max = limits
         .resident_groups_max
-        .map_or(loose, |max| loose.min(max as usize));
-    if count_max == loose {
-        let plan = Plan::of(groups, &everything);
-        if plan.arena_bytes() <= limits.budget_bytes {
-            return Ok(plan);
-        }
-    }
+        .map_or(usize::MAX, |max| max as usize);
+    let fits = |resident: &[bool]| Plan::of(groups, resident).arena_bytes() <= limits.budget_bytes;
 
+    // Keeping a class may cost more than it saves, and keeping the next one as well less.
     let mut resident = vec![false; groups.len()];
+    let mut base = fits(&resident).then(|| (resident.clone(), 0, 0));
     let mut count = 0;
-    for class in classes_by_size(groups) {
-        let longest = class.len().min(count_max - count);
-        let fitting = (1..=longest).rev().find(|&k| {
-            let mut trial = resident.clone();
-            evenly_spaced(k, &class).for_each(|index| trial[index] = true);
-            Plan::of(groups, &trial).arena_bytes() <= limits.budget_bytes
-        });
-        if let Some(k) = fitting {
-            evenly_spaced(k, &class).for_each(|index| resident[index] = true);
-            count += k;
+    for (index, class) in classes.iter().enumerate() {
+        count += class.len();
+        class.iter().for_each(|&member| resident[member] = true);
+        if count <= count_max && fits(&resident) {
+            base = Some((resident.clone(), index + 1, count));
         }
     }
+    let Some((mut resident, class_first, mut count)) = base else {
+        return Err(shortfall(groups, count_max));
+    };
 
-    let best = Plan::of(groups, &resident);
-    if best.arena_bytes() <= limits.budget_bytes {
-        return Ok(best);
+    for class in &classes[class_first..] {
+        let longest = class.len().min(count_max - count);
+        for member in spread(class).take(longest) {
+            resident[member] = true;
+            if fits(&resident) {
+                count += 1;
+            } else {
+                resident[member] = false;
+                break;
+            }
+        }
     }
-    Err(shortfall(groups, count_max))
+    Ok(Plan::of(groups, &resident))
 }
 
-/// The smallest budget that any plan can keep to.
+/// The smallest budget that any plan can keep to, with at most `resident_groups_max`
+/// loose groups resident.
 ///
 /// Beside the plan that streams everything, those are candidates that keep the largest
-/// groups: one huge group (the output matrix, say) costs less resident than as a slot.
+/// groups: a huge one (the output matrix, say) costs less resident than as a slot. To
+/// shrink the slots, all groups above the new size must stay; keeping any other costs.
 pub fn shortfall(groups: &[GroupSize], resident_groups_max: usize) -> Shortfall {
     let mut resident = vec![false; groups.len()];
     let mut least = Plan::of(groups, &resident);
-    for index in classes_by_size(groups)
-        .into_iter()
-        .flatten()
-        .take(resident_groups_max)
-    {
-        resident[index] = true;
+    let mut count = 0;
+    for class in classes_by_size(groups) {
+        count += class.len();
+        if count > resident_groups_max {
+            break;
+        }
+        class.iter().for_each(|&member| resident[member] = true);
         let plan = Plan::of(groups, &resident);
         if plan.arena_bytes() < least.arena_bytes() {
             least = plan;
@@ -170,7 +170,7 @@ pub fn shortfall(groups: &[GroupSize], resident_groups_max: usize) -> Shortfall 
         .sum();
     Shortfall {
         minimum_bytes: least.arena_bytes(),
-        ring_bytes: least.slot_bytes.iter().sum(),
+        ring_bytes: least.slot_bytes * RING_SLOTS as u64,
         pinned_bytes,
     }
 }
@@ -239,7 +239,7 @@ mod tests {
         });
         let plan = plan(&groups, &limits(125)).unwrap();
         assert_eq!(plan.placements[8], Placement::Resident);
-        assert_eq!(plan.slot_bytes, [10, 10]);
+        assert_eq!(plan.slot_bytes, 10);
     }
 
     #[test]
@@ -255,6 +255,22 @@ mod tests {
             .filter(|&&p| p == Placement::Resident)
             .count();
         assert_eq!(kept, 3);
+    }
+
+    #[test]
+    fn a_little_less_budget_only_takes_layers_away() {
+        let kept = |budget| {
+            let plan = plan(&layers(20, 10), &limits(budget)).unwrap();
+            let kept = |index: &usize| plan.placements[*index] == Placement::Resident;
+            (0..20).filter(kept).collect::<Vec<usize>>()
+        };
+        for budget in (30..190).step_by(10) {
+            let (less, more) = (kept(budget), kept(budget + 10));
+            assert!(
+                less.iter().all(|index| more.contains(index)),
+                "{less:?} {more:?}"
+            );
+        }
     }
 
     proptest! {
@@ -274,8 +290,10 @@ mod tests {
                     prop_assert_eq!(plan.resident_bytes + plan.streamed_bytes, total);
                 }
                 Err(shortfall) => {
-                    prop_assert!(shortfall.minimum_bytes > budget);
-                    prop_assert!(plan(&groups, &limits(shortfall.minimum_bytes)).is_ok());
+                    let minimum = shortfall.minimum_bytes;
+                    prop_assert!(minimum > budget);
+                    prop_assert!(plan(&groups, &limits(minimum)).is_ok());
+                    prop_assert!(plan(&groups, &limits(minimum - 1)).is_err());
                 }
             }
         }

@@ -1,16 +1,20 @@
-//! Choosing k of n, evenly spaced.
+//! An order in which any beginning of a list is spread over it.
 
-/// `count` members of `members`, as evenly spaced as whole indices allow.
-///
-/// # Panics
-/// When `count` exceeds the number of members.
-pub fn evenly_spaced(count: usize, members: &[usize]) -> impl Iterator<Item = usize> {
-    assert!(
-        count <= members.len(),
-        "cannot choose {count} of {}",
-        members.len()
-    );
-    (0..count).map(move |rank| members[rank * members.len() / count])
+/// The members of `members`, each once, in an order whose first k are spread over the
+/// list for every k: the bit-reversal permutation. Since the first k are among the first
+/// k + 1, a plan with a little less memory takes layers away and moves none.
+pub fn spread(members: &[usize]) -> impl Iterator<Item = usize> {
+    let width = members.len().next_power_of_two();
+    let bits = width.trailing_zeros();
+    (0..width)
+        .map(move |index| {
+            if bits == 0 {
+                0
+            } else {
+                index.reverse_bits() >> (usize::BITS - bits)
+            }
+        })
+        .filter_map(|index| members.get(index).copied())
 }
 
 #[cfg(test)]
@@ -18,19 +22,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chooses_distinct_members_with_equal_gaps() {
-        let members: Vec<usize> = (0..10).collect();
-        for count in 0..=10 {
-            let chosen: Vec<usize> = evenly_spaced(count, &members).collect();
-            assert_eq!(chosen.len(), count);
-            assert!(
-                chosen.windows(2).all(|pair| pair[0] < pair[1]),
-                "{chosen:?}"
-            );
+    fn every_member_comes_once() {
+        for count in 0..40 {
+            let members: Vec<usize> = (100..100 + count).collect();
+            let mut order: Vec<usize> = spread(&members).collect();
+            order.sort_unstable();
+            assert_eq!(order, members);
         }
-        assert_eq!(
-            evenly_spaced(5, &members).collect::<Vec<_>>(),
-            [0, 2, 4, 6, 8]
-        );
+    }
+
+    #[test]
+    fn a_beginning_leaves_no_long_gap() {
+        let members: Vec<usize> = (0..32).collect();
+        for count in 1..32 {
+            let mut first: Vec<usize> = spread(&members).take(count).collect();
+            first.sort_unstable();
+            let longest = first
+                .windows(2)
+                .map(|pair| pair[1] - pair[0])
+                .max()
+                .unwrap_or(0);
+            assert!(longest <= 2 * 32usize.div_ceil(count), "{first:?}");
+        }
     }
 }
