@@ -1,7 +1,7 @@
 //! Standard output: bytes as they come, through llama.cpp's log so that they keep their
 //! place among its lines and reach `--log-file`; a closed pipe shows as an error.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 
 use super::interrupt;
 use crate::error::{Error, Result};
@@ -58,7 +58,7 @@ fn reader_is_gone() -> bool {
     false
 }
 
-/// Colours the prompt, where colours are wanted and standard output is a terminal.
+/// Colours the prompt. `--color auto`, the default, wants colours on a terminal only.
 pub struct Colour {
     on: bool,
 }
@@ -66,12 +66,11 @@ pub struct Colour {
 impl Colour {
     /// Starts the prompt's colour.
     pub fn prompt(wanted: bool) -> Self {
-        let on = wanted && std::io::stdout().is_terminal();
-        if on {
+        if wanted {
             interrupt::set_coloured(true);
             text("\x1b[33m");
         }
-        Self { on }
+        Self { on: wanted }
     }
 
     /// Back to the plain colour.
