@@ -166,7 +166,7 @@ pub fn completion_bash(options: &[OptionInfo]) -> String {
          \x20   case \"${{COMP_WORDS[COMP_CWORD-1]}}\" in\n\
          \x20       -m|--model) local files='!*.gguf' ;;\n\
          \x20       --grammar-file) local files='!*.gbnf' ;;\n\
-         \x20       -f|--file|-bf|--binary-file|-jf|--json-schema-file|--log-file) local files='' ;;\n\
+         \x20       -f|--file|-bf|--binary-file|-jf|--log-file) local files='' ;;\n\
          \x20       *) COMPREPLY=($(compgen -W \"{words}\" -- \"$word\")); return ;;\n\
          \x20   esac\n\
          \x20   COMPREPLY=($(compgen -f -X \"$files\" -- \"$word\") $(compgen -d -- \"$word\"))\n\

@@ -156,24 +156,7 @@ impl Request {
                 how(env)?;
             }
         }
-        if self.own.paged_kv
-            && self
-                .words
-                .used
-                .iter()
-                .any(|(_, word)| word.ends_with("kvo"))
-            || self.own.paged_kv && self.is_negated("--no-kv-offload")
-        {
-            return Err(Error::Usage(
-                "'--no-kv-offload' contradicts --paged-kv: it keeps the KV cache off the device"
-                    .into(),
-            ));
-        }
         Ok(())
-    }
-
-    fn is_negated(&self, word: &str) -> bool {
-        self.words.used.iter().any(|(_, used)| used == word)
     }
 
     /// Checks that need the parsed values.
@@ -200,6 +183,12 @@ impl Request {
             return Err(Error::Usage(
                 "'--fit on' cannot be combined with paging: the budget says what stays in \
                  memory; set --vram-budget"
+                    .into(),
+            ));
+        }
+        if self.own.paged_kv && !settings.kv_offload {
+            return Err(Error::Usage(
+                "'--no-kv-offload' contradicts --paged-kv: it keeps the KV cache off the device"
                     .into(),
             ));
         }

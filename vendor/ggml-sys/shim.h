@@ -104,7 +104,7 @@ struct rpaged_settings {
     int32_t antiprompts, loras, control_vectors, tensor_overrides, devices;
     float rope_freq_base, rope_freq_scale;
     bool interactive, embedding, escape, special, display_prompt, verbose_prompt, use_color;
-    bool use_jinja, ctx_shift, warmup, fit, ignore_eos, has_draft_model;
+    bool use_jinja, ctx_shift, fit, kv_offload, has_draft_model;
 };
 int32_t rpaged_params_settings(const struct rpaged_params * params, struct rpaged_settings * out);
 void rpaged_params_set_n_ctx(struct rpaged_params * params, int32_t n_ctx);

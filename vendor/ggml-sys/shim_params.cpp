@@ -327,8 +327,12 @@ static void rehearse(const common_params_context & context, const std::vector<us
                           std::string(scratch.use_jinja ? "" : "; try --jinja"));
     }
     // Where the model is elsewhere this downloads it, and sets its path.
-    auto models = common_models_handler_init(scratch, EXAMPLE);
-    common_models_handler_apply(models, scratch);
+    try {
+        auto models = common_models_handler_init(scratch, EXAMPLE);
+        common_models_handler_apply(models, scratch);
+    } catch (const std::exception & error) {
+        throw std::runtime_error("could not get the model: " + reason(error));
+    }
     if (scratch.model.path.empty()) {
         throw usage_error("no model given; name one with -m FILE, or try --demo");
     }
@@ -433,10 +437,9 @@ extern "C" int32_t rpaged_params_settings(const rpaged_params * handle, rpaged_s
         out->use_color         = p.use_color;
         out->use_jinja         = p.use_jinja;
         out->ctx_shift         = p.ctx_shift;
-        out->warmup            = p.warmup;
         out->has_draft_model   = p.speculative.has_dft();
         out->fit               = p.fit_params;
-        out->ignore_eos        = p.sampling.ignore_eos;
+        out->kv_offload        = !p.no_kv_offload;
         return RPAGED_OK;
     });
 }
