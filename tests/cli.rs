@@ -2,6 +2,8 @@
 //!
 //! The demo model is the model here: a few milliseconds a run.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "cli/bad_input.rs"]
 mod bad_input;
 #[path = "cli/completion.rs"]
