@@ -15,6 +15,8 @@ use crate::llama::{self, ModelFile, Params, Settings};
 use crate::session::demo::{self, DemoModel};
 
 const PREFETCH_THREADS: u16 = 2;
+/// ggml's own limit, beyond which it crashes.
+const THREADS_MAX: i32 = 512;
 const CONVERSATION_ON: i32 = 1;
 const CONVERSATION_AUTO: i32 = 2;
 
@@ -273,6 +275,21 @@ fn check_numbers(settings: &Settings) -> Result<()> {
     if let Some((flag, value)) = positive.iter().find(|(_, value)| *value < 1) {
         return Err(Error::Usage(format!(
             "'{flag}' must be at least 1, got '{value}'"
+        )));
+    }
+    let threads = [
+        ("-t", settings.n_threads),
+        ("-tb", settings.n_threads_batch),
+    ];
+    if let Some((flag, value)) = threads.iter().find(|(_, value)| *value > THREADS_MAX) {
+        return Err(Error::Usage(format!(
+            "'{flag}' must be at most {THREADS_MAX}, got '{value}'"
+        )));
+    }
+    if !(0..=2).contains(&settings.mirostat) {
+        return Err(Error::Usage(format!(
+            "'--mirostat' must be 0, 1 or 2, got '{}'",
+            settings.mirostat
         )));
     }
     if settings.n_ctx < 0 {

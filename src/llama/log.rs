@@ -28,6 +28,10 @@ unsafe extern "C" fn on_abort(message: *const c_char) {
     // - ggml passes a string of its own that ends by NUL and outlives this call.
     let message = unsafe { bytes::text_at(message) }.unwrap_or_default();
     let line = message.lines().next().unwrap_or("no reason given");
+    // Where the sources lay when they were compiled says nothing to anybody else.
+    let line = line
+        .rsplit_once("/llama.cpp/")
+        .map_or(line, |(_, rest)| rest);
     let sentence = format!("\nerror: llama.cpp gave up: {line}\n");
     drop(std::io::stderr().write_all(sentence.as_bytes()));
     exit_at_once(70);

@@ -363,7 +363,8 @@ fn load_error(path: &str) -> Error {
                 .filter(|(front, _)| !front.contains(' '))
         })
         .map_or(reason.as_str(), |(_, rest)| rest);
-    if reason.contains("failed to allocate") || reason.contains("bad_alloc") {
+    let memory = ["failed to allocate", "insufficient memory", "bad_alloc"];
+    if memory.iter().any(|sign| reason.contains(sign)) {
         return Error::Memory(format!(
             "not enough memory for the model '{path}': {reason}; lower -c, or page with \
              --dynamic-layers and --paged-kv"

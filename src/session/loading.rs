@@ -72,6 +72,10 @@ fn progress_bar(config: &mut Config) -> ProgressBar {
             reason = "0.0 to 1.0, and a conversion from float saturates"
         )]
         shared.set_position((progress * 1000.0) as u64);
+        if progress >= 1.0 {
+            // What is logged from here on must not run into the bar.
+            shared.finish_and_clear();
+        }
     }));
     bar
 }
