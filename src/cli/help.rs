@@ -8,6 +8,8 @@ use crate::llama::{self, OptionInfo};
 
 const WIDTH: usize = 80;
 const INDENT: usize = 8;
+/// Blanks in front of a line that are kept.
+const INDENT_OWN_MAX: usize = 4;
 
 /// The whole help, at most 80 columns wide: ours first, then upstream's options in
 /// upstream's sections.
@@ -111,12 +113,12 @@ fn wrap(text: &mut String, line: &str, indent: usize) {
     let room = WIDTH - indent;
     let blanks = " ".repeat(indent);
     let kept = line.len() - line.trim_start().len();
-    let mut current = " ".repeat(kept.min(4));
+    let mut current = " ".repeat(kept.min(INDENT_OWN_MAX));
     let mut empty = true;
     let mut lines = Vec::new();
     for word in line.split_whitespace() {
         let letters: Vec<char> = word.chars().collect();
-        for piece in letters.chunks(room) {
+        for piece in letters.chunks(room - INDENT_OWN_MAX) {
             let piece: String = piece.iter().collect();
             let width = current.chars().count() + usize::from(!empty) + piece.chars().count();
             if width > room && !empty {
@@ -166,7 +168,7 @@ pub fn completion_bash(options: &[OptionInfo]) -> String {
          \x20   case \"${{COMP_WORDS[COMP_CWORD-1]}}\" in\n\
          \x20       -m|--model) local files='!*.gguf' ;;\n\
          \x20       --grammar-file) local files='!*.gbnf' ;;\n\
-         \x20       -f|--file|-bf|--binary-file|-jf|--json-schema-file|--log-file) local files='' ;;\n\
+         \x20       -f|--file|-bf|--binary-file|-jf|--log-file) local files='' ;;\n\
          \x20       *) COMPREPLY=($(compgen -W \"{words}\" -- \"$word\")); return ;;\n\
          \x20   esac\n\
          \x20   COMPREPLY=($(compgen -f -X \"$files\" -- \"$word\") $(compgen -d -- \"$word\"))\n\

@@ -101,10 +101,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
 /// Whatever ended the run before its time.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     llama::log::start();
-    match parse(args)? {
+    let result = parse(args).and_then(|command| match command {
         Command::Print(what) => print(what),
         Command::Run(request) => session::run(request.resolve()?),
-    }
+    });
+    // What is still queued comes before whatever the caller says about the end.
+    llama::log::stop();
+    result
 }
 
 fn print(what: Print) -> Result<()> {

@@ -15,6 +15,8 @@ use crate::llama::{self, ModelFile, Params, Settings};
 use crate::session::demo::{self, DemoModel};
 
 const PREFETCH_THREADS: u16 = 2;
+/// ggml's own limit, beyond which it crashes.
+const THREADS_MAX: i32 = 512;
 const CONVERSATION_ON: i32 = 1;
 const CONVERSATION_AUTO: i32 = 2;
 
@@ -156,24 +158,7 @@ impl Request {
                 how(env)?;
             }
         }
-        if self.own.paged_kv
-            && self
-                .words
-                .used
-                .iter()
-                .any(|(_, word)| word.ends_with("kvo"))
-            || self.own.paged_kv && self.is_negated("--no-kv-offload")
-        {
-            return Err(Error::Usage(
-                "'--no-kv-offload' contradicts --paged-kv: it keeps the KV cache off the device"
-                    .into(),
-            ));
-        }
         Ok(())
-    }
-
-    fn is_negated(&self, word: &str) -> bool {
-        self.words.used.iter().any(|(_, used)| used == word)
     }
 
     /// Checks that need the parsed values.
@@ -200,6 +185,12 @@ impl Request {
             return Err(Error::Usage(
                 "'--fit on' cannot be combined with paging: the budget says what stays in \
                  memory; set --vram-budget"
+                    .into(),
+            ));
+        }
+        if self.own.paged_kv && !settings.kv_offload {
+            return Err(Error::Usage(
+                "'--no-kv-offload' contradicts --paged-kv: it keeps the KV cache off the device"
                     .into(),
             ));
         }
@@ -284,6 +275,21 @@ fn check_numbers(settings: &Settings) -> Result<()> {
     if let Some((flag, value)) = positive.iter().find(|(_, value)| *value < 1) {
         return Err(Error::Usage(format!(
             "'{flag}' must be at least 1, got '{value}'"
+        )));
+    }
+    let threads = [
+        ("-t", settings.n_threads),
+        ("-tb", settings.n_threads_batch),
+    ];
+    if let Some((flag, value)) = threads.iter().find(|(_, value)| *value > THREADS_MAX) {
+        return Err(Error::Usage(format!(
+            "'{flag}' must be at most {THREADS_MAX}, got '{value}'"
+        )));
+    }
+    if !(0..=2).contains(&settings.mirostat) {
+        return Err(Error::Usage(format!(
+            "'--mirostat' must be 0, 1 or 2, got '{}'",
+            settings.mirostat
         )));
     }
     if settings.n_ctx < 0 {

@@ -9,10 +9,12 @@ use crate::llama::Token;
 /// What the last failing door on this thread said.
 pub(super) fn last_error() -> String {
     // SAFETY:
-    // - the function takes nothing and returns a C string, empty when nothing failed;
-    // - it stays valid until this thread's next call, and is copied before that.
-    let text = unsafe { text_at(ggml_sys::rpaged_last_error()) };
-    text.unwrap_or_default()
+    // - takes nothing.
+    let text = unsafe { ggml_sys::rpaged_last_error() };
+    // SAFETY:
+    // - a C string, empty when nothing failed;
+    // - valid until this thread's next call, and copied before that.
+    unsafe { text_at(text) }.unwrap_or_default()
 }
 
 /// The last failure as an [`Error::Failed`], or as `otherwise` when C gave no sentence.

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "calls the C doors")]
 
 use std::ffi::{CString, c_char};
+use std::io::Write;
 use std::sync::Once;
 
 use super::bytes;
@@ -22,20 +23,33 @@ pub fn start() {
 }
 
 /// ggml's last resort: it aborts the process when this returns, so it never returns.
-#[allow(
-    clippy::print_stderr,
-    reason = "the process ends here, no error can be returned"
-)]
 unsafe extern "C" fn on_abort(message: *const c_char) {
     // SAFETY:
     // - ggml passes a string of its own that ends by NUL and outlives this call.
     let message = unsafe { bytes::text_at(message) }.unwrap_or_default();
     let line = message.lines().next().unwrap_or("no reason given");
-    eprintln!("\nerror: llama.cpp gave up: {line}");
+    // Where the sources lay when they were compiled says nothing to anybody else.
+    let line = line
+        .rsplit_once("/llama.cpp/")
+        .map_or(line, |(_, rest)| rest);
+    let sentence = format!("\nerror: llama.cpp gave up: {line}\n");
+    drop(std::io::stderr().write_all(sentence.as_bytes()));
+    exit_at_once(70);
+}
+
+/// Ends the process without running destructors, which might wait for the very thread
+/// that has just failed.
+#[cfg(unix)]
+fn exit_at_once(code: i32) -> ! {
     // SAFETY:
-    // - ends the process without running destructors, which might wait for the very
-    //   thread that has just failed.
-    unsafe { libc::_exit(70) }
+    // - may be called at any time, and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Ends the process.
+#[cfg(not(unix))]
+fn exit_at_once(code: i32) -> ! {
+    std::process::exit(code)
 }
 
 fn write(level: ggml_sys::rpaged_log_level, text: Vec<u8>) {

@@ -14,7 +14,7 @@ mod session;
 pub use model_file::{ModelFile, inspect};
 pub use options::{Arity, OptionInfo, build_info, cache_list, device_list, options};
 pub use params::{Params, Progress, Settings};
-pub use session::{Decoded, Session};
+pub use session::{Decoded, Session, start_backend};
 
 /// A token's number in the model's vocabulary.
 pub type Token = i32;

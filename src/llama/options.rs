@@ -133,7 +133,10 @@ unsafe fn copy_array(array: *const *const c_char) -> Vec<String> {
         // SAFETY:
         // - every index up to that of the ending null is inside the array, and the loop
         //   ends there.
-        let entry = unsafe { *array.add(index) };
+        let place = unsafe { array.add(index) };
+        // SAFETY:
+        // - inside the array, as just said, which lives through the call.
+        let entry = unsafe { *place };
         if entry.is_null() {
             break;
         }

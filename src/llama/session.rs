@@ -8,6 +8,17 @@ use super::{Params, Token, bytes, log};
 use crate::device::PagedDevice;
 use crate::error::{Error, Result};
 
+/// Starts llama.cpp's backends; `numa` is one of its strategies. Before any model loads.
+pub fn start_backend(numa: i32) {
+    // SAFETY:
+    // - takes nothing, and does nothing when it is called again.
+    unsafe { ggml_sys::llama_backend_init() };
+    let numa = ggml_sys::ggml_numa_strategy::try_from(numa).unwrap_or(0);
+    // SAFETY:
+    // - the value is one of llama.cpp's own, read by its parser.
+    unsafe { ggml_sys::llama_numa_init(numa) };
+}
+
 /// How a decode ended, when it did not fail.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Decoded {
@@ -338,15 +349,27 @@ impl Session {
     }
 }
 
-/// Why the model at `path` did not load, from what llama.cpp logged about it.
+/// Why there is no session on the model at `path`, from what llama.cpp said and logged.
 fn load_error(path: &str) -> Error {
     let said = bytes::last_error();
     let logged = log::first_error();
     let reason = if said.is_empty() { logged } else { said };
+    // In front of the reason stand the names of the functions that passed it on.
     let reason = reason
         .rsplit_once("error loading model: ")
-        .or_else(|| reason.split_once(": "))
+        .or_else(|| {
+            reason
+                .split_once(": ")
+                .filter(|(front, _)| !front.contains(' '))
+        })
         .map_or(reason.as_str(), |(_, rest)| rest);
+    let memory = ["failed to allocate", "insufficient memory", "bad_alloc"];
+    if memory.iter().any(|sign| reason.contains(sign)) {
+        return Error::Memory(format!(
+            "not enough memory for the model '{path}': {reason}; lower -c, or page with \
+             --dynamic-layers and --paged-kv"
+        ));
+    }
     let reason = if reason.is_empty() {
         "llama.cpp gave no reason"
     } else {

@@ -37,7 +37,8 @@ fn text(lines: &Lines) -> String {
     format!(
         "model:   {} in {} layers\n\
          memory:  {} for its weights and KV cache ({share:.0} % of the model)\n\
-         paged:   {} moved through that memory, {rate} per second; {} tokens, {tokens_per_second:.0} per second\n",
+         paged:   {} moved through that memory, {rate} per second; \
+         {} tokens, {tokens_per_second:.0} per second\n",
         show_bytes(report.model_bytes),
         report.layers,
         show_bytes(report.budget_bytes),

@@ -8,7 +8,7 @@
 //!   prompt batch ─► show ─► decode ─► prompt batch ─► show ─► decode ─► sample ─► show ─► ...
 //! ```
 
-use super::{interrupt, output};
+use super::{output, signal};
 use crate::error::{Error, Result};
 use crate::llama::{Decoded, Session, Settings, Token, log};
 
@@ -254,7 +254,7 @@ fn encode(session: &mut Session, prompt: &[Token]) -> Result<Vec<Token>> {
 }
 
 fn interrupted() -> Error {
-    match interrupt::asked() {
+    match signal::asked() {
         Some(signal) => Error::Interrupted { signal },
         None => Error::Bug("the computation stopped, and nobody had asked for it".into()),
     }
@@ -286,7 +286,7 @@ fn advance(session: &mut Session, job: &Job, at: &mut Progress) -> Result<bool> 
         session.shift(job.keep, discard, at.past)?;
         at.past -= discard;
     }
-    if interrupt::asked().is_some() || session.decode(&at.batch)? == Decoded::Aborted {
+    if signal::asked().is_some() || session.decode(&at.batch)? == Decoded::Aborted {
         return Err(interrupted());
     }
     at.past += count;

@@ -23,6 +23,8 @@ pub const SHOW: &[(&str, &[&CStr])] = &[
     ("--temp", &[c"--temp", c"0.6"]),
     ("--seed", &[c"--seed", c"7"]),
     ("--conversation", &[c"-no-cnv"]),
+    // So small a model computes for less time than threads need to meet.
+    ("--threads", &[c"-t", c"1"]),
 ];
 
 /// The demo model's file.
@@ -47,18 +49,13 @@ impl DemoModel {
     /// `Failed` when there is no room for it.
     #[cfg(target_os = "linux")]
     pub fn new() -> Result<Self> {
-        use std::os::fd::FromRawFd;
-        // SAFETY:
-        // - the name is a C string that lives through the call.
-        let descriptor = unsafe { libc::memfd_create(c"rpaged-demo".as_ptr(), libc::MFD_CLOEXEC) };
-        if descriptor < 0 {
-            return Err(failed(&std::io::Error::last_os_error()));
-        }
-        // SAFETY:
-        // - the descriptor was just made, is open, and belongs to nobody else.
-        let mut file = unsafe { std::fs::File::from_raw_fd(descriptor) };
+        use rustix::fs::{MemfdFlags, memfd_create};
+        use std::os::fd::AsRawFd;
+        let descriptor = memfd_create(c"rpaged-demo", MemfdFlags::CLOEXEC)
+            .map_err(|error| failed(&error.into()))?;
+        let mut file = std::fs::File::from(descriptor);
         file.write_all(MODEL).map_err(|error| failed(&error))?;
-        let path = CString::new(format!("/proc/self/fd/{descriptor}"))
+        let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))
             .map_err(|_| Error::Bug("a number with a NUL".into()))?;
         Ok(Self { path, _file: file })
     }

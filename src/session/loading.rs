@@ -1,28 +1,20 @@
 //! From a configuration to a session that is ready to generate.
-#![allow(unsafe_code, reason = "starts llama.cpp")]
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::completion::Job;
 use super::demo::DemoModel;
-use super::interrupt;
+use super::signal;
 use crate::cli::Config;
 use crate::device::PagedDevice;
 use crate::error::{Error, Result};
-use crate::llama::{Session, log};
+use crate::llama::{self, Session, log};
 
 /// Loads the model; returns with the session what is to be generated, and the demo model's
 /// file, which has to outlive the session.
 pub(super) fn load(mut config: Config) -> Result<(Session, Job, Option<DemoModel>)> {
     announce(&config);
-    // SAFETY:
-    // - called once, before any model is loaded.
-    unsafe { ggml_sys::llama_backend_init() };
-    let numa = u32::try_from(config.settings.numa).unwrap_or(0);
-    // SAFETY:
-    // - the value is one of llama.cpp's own, read by its parser.
-    unsafe { ggml_sys::llama_numa_init(numa) };
-
+    llama::start_backend(config.settings.numa);
     let device = config.paging.take().map(PagedDevice::new).transpose()?;
     if device.as_ref().is_some_and(|device| device.raw().is_null()) {
         return Err(Error::NotBuilt(
@@ -39,7 +31,7 @@ pub(super) fn load(mut config: Config) -> Result<(Session, Job, Option<DemoModel
     if let Some(demo) = &config.demo {
         demo.loaded();
     }
-    session.set_abort(interrupt::abort);
+    session.set_abort(signal::abort);
     session.reset_timings();
     let job = Job::new(&session, config.settings)?;
     Ok((session, job, config.demo))
@@ -80,6 +72,10 @@ fn progress_bar(config: &mut Config) -> ProgressBar {
             reason = "0.0 to 1.0, and a conversion from float saturates"
         )]
         shared.set_position((progress * 1000.0) as u64);
+        if progress >= 1.0 {
+            // What is logged from here on must not run into the bar.
+            shared.finish_and_clear();
+        }
     }));
     bar
 }

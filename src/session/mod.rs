@@ -3,9 +3,9 @@
 mod closing;
 mod completion;
 pub mod demo;
-pub mod interrupt;
 mod loading;
 mod output;
+pub mod signal;
 
 use crate::cli::Config;
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ use crate::llama::log;
 /// # Errors
 /// Whatever ended it before its time.
 pub fn run(config: Config) -> Result<()> {
-    interrupt::install();
+    signal::install();
     let result = complete(config);
     // What is still queued comes before whatever the caller prints about the end.
     log::stop();
@@ -32,7 +32,7 @@ fn complete(config: Config) -> Result<Option<closing::Lines>> {
     // The demo model's file must be there until the model is loaded, and its mapping
     // until the session is gone.
     let (mut session, job, _demo) = loading::load(config)?;
-    interrupt::generation_begins();
+    signal::generation_begins();
     let started = std::time::Instant::now();
     let ended = completion::complete(&mut session, &job);
     let generated = match ended {

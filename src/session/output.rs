@@ -1,9 +1,9 @@
 //! Standard output: bytes as they come, through llama.cpp's log so that they keep their
 //! place among its lines and reach `--log-file`; a closed pipe shows as an error.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 
-use super::interrupt;
+use super::signal;
 use crate::error::{Error, Result};
 use crate::llama::log;
 
@@ -39,18 +39,16 @@ pub fn check() -> Result<()> {
 }
 
 #[cfg(unix)]
-#[allow(unsafe_code, reason = "asks poll about one descriptor")]
 fn reader_is_gone() -> bool {
-    let mut descriptor = libc::pollfd {
-        fd: libc::STDOUT_FILENO,
-        events: 0,
-        revents: 0,
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let stdout = rustix::stdio::stdout();
+    let mut asked = [PollFd::new(&stdout, PollFlags::empty())];
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
     };
-    // SAFETY:
-    // - one structure is passed, and one is what the count says;
-    // - a timeout of zero returns at once.
-    let ready = unsafe { libc::poll(&raw mut descriptor, 1, 0) };
-    ready > 0 && descriptor.revents & libc::POLLERR != 0
+    let ready = poll(&mut asked, Some(&at_once)).is_ok_and(|ready| ready > 0);
+    ready && asked[0].revents().contains(PollFlags::ERR)
 }
 
 #[cfg(not(unix))]
@@ -58,7 +56,7 @@ fn reader_is_gone() -> bool {
     false
 }
 
-/// Colours the prompt, where colours are wanted and standard output is a terminal.
+/// Colours the prompt. `--color auto`, the default, wants colours on a terminal only.
 pub struct Colour {
     on: bool,
 }
@@ -66,12 +64,11 @@ pub struct Colour {
 impl Colour {
     /// Starts the prompt's colour.
     pub fn prompt(wanted: bool) -> Self {
-        let on = wanted && std::io::stdout().is_terminal();
-        if on {
-            interrupt::set_coloured(true);
+        if wanted {
+            signal::set_coloured(true);
             text("\x1b[33m");
         }
-        Self { on }
+        Self { on: wanted }
     }
 
     /// Back to the plain colour.
@@ -79,7 +76,7 @@ impl Colour {
         if self.on {
             self.on = false;
             text("\x1b[0m");
-            interrupt::set_coloured(false);
+            signal::set_coloured(false);
         }
     }
 }

@@ -100,11 +100,11 @@ void rpaged_params_free(struct rpaged_params * params);
 // What a session needs of the parameters. Enums are llama.cpp's.
 struct rpaged_settings {
     int32_t n_predict, n_ctx, n_batch, n_ubatch, n_keep, n_parallel, n_gpu_layers, n_print;
-    int32_t grp_attn_n, conversation_mode, numa, load_mode, split_mode, n_threads, verbosity;
+    int32_t mirostat, grp_attn_n, conversation_mode, numa, load_mode, split_mode, verbosity, n_threads, n_threads_batch;
     int32_t antiprompts, loras, control_vectors, tensor_overrides, devices;
     float rope_freq_base, rope_freq_scale;
     bool interactive, embedding, escape, special, display_prompt, verbose_prompt, use_color;
-    bool use_jinja, ctx_shift, warmup, fit, ignore_eos, has_draft_model;
+    bool use_jinja, ctx_shift, fit, kv_offload, has_draft_model;
 };
 int32_t rpaged_params_settings(const struct rpaged_params * params, struct rpaged_settings * out);
 void rpaged_params_set_n_ctx(struct rpaged_params * params, int32_t n_ctx);

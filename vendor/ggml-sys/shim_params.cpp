@@ -272,6 +272,9 @@ static void rehearse_arguments(const std::vector<use_of_option> & uses, char ** 
         const std::string first  = use.values > 0 ? argv[use.first + 1] : "";
         const std::string second = use.values > 1 ? argv[use.first + 2] : "";
         try {
+            if (is_one_of(*use.option, {"--n-cpu-moe", "--n-cpu-ffn"}) && std::stoi(first) > 9999) {
+                throw std::runtime_error("no model has so many layers");
+            }
             if (!reads_once(*use.option, first)) {
                 run_handler(*use.option, params, use.positive, first, second);
             }
@@ -327,8 +330,12 @@ static void rehearse(const common_params_context & context, const std::vector<us
                           std::string(scratch.use_jinja ? "" : "; try --jinja"));
     }
     // Where the model is elsewhere this downloads it, and sets its path.
-    auto models = common_models_handler_init(scratch, EXAMPLE);
-    common_models_handler_apply(models, scratch);
+    try {
+        auto models = common_models_handler_init(scratch, EXAMPLE);
+        common_models_handler_apply(models, scratch);
+    } catch (const std::exception & error) {
+        throw std::runtime_error("could not get the model: " + reason(error));
+    }
     if (scratch.model.path.empty()) {
         throw usage_error("no model given; name one with -m FILE, or try --demo");
     }
@@ -408,12 +415,14 @@ extern "C" int32_t rpaged_params_settings(const rpaged_params * handle, rpaged_s
         out->n_parallel        = p.n_parallel;
         out->n_gpu_layers      = p.n_gpu_layers;
         out->n_print           = p.n_print;
+        out->mirostat          = p.sampling.mirostat;
         out->grp_attn_n        = p.grp_attn_n;
         out->conversation_mode = p.conversation_mode;
         out->numa              = p.numa;
         out->load_mode         = p.load_mode;
         out->split_mode        = p.split_mode;
         out->n_threads         = p.cpuparams.n_threads;
+        out->n_threads_batch   = p.cpuparams_batch.n_threads;
         out->verbosity         = p.verbosity;
         out->antiprompts       = (int32_t) p.antiprompt.size();
         out->loras             = (int32_t) p.lora_adapters.size();
@@ -433,10 +442,9 @@ extern "C" int32_t rpaged_params_settings(const rpaged_params * handle, rpaged_s
         out->use_color         = p.use_color;
         out->use_jinja         = p.use_jinja;
         out->ctx_shift         = p.ctx_shift;
-        out->warmup            = p.warmup;
         out->has_draft_model   = p.speculative.has_dft();
         out->fit               = p.fit_params;
-        out->ignore_eos        = p.sampling.ignore_eos;
+        out->kv_offload        = !p.no_kv_offload;
         return RPAGED_OK;
     });
 }

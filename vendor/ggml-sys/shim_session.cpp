@@ -154,14 +154,19 @@ extern "C" rpaged_session * rpaged_session_new(rpaged_params * handle) {
             LOGGED_ERROR.clear();
         }
         rpaged_fail("");
+        // Upstream goes on without control vectors that it cannot load.
+        const auto & vectors = handle->params.control_vectors;
+        if (!vectors.empty() && common_control_vector_load(vectors).n_embd == -1) {
+            throw std::runtime_error("a control vector could not be read");
+        }
         auto session = std::make_unique<rpaged_session>();
         session->params = &handle->params;
         session->init = common_init_from_params(handle->params);
-        if (!session->init->model()) {
-            return nullptr;
+        if (!session->init->model() || !session->context()) {
+            return nullptr; // the reason is in the log
         }
-        if (!session->context() || !session->sampler()) {
-            throw std::runtime_error("the context or the sampler could not be made");
+        if (!session->sampler()) {
+            throw std::runtime_error("the sampler could not be made");
         }
         return session.release();
     });

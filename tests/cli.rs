@@ -1,0 +1,72 @@
+//! The program from outside: what it prints, and how it ends.
+//!
+//! The demo model is the model here: a few milliseconds a run.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "cli/bad_input.rs"]
+mod bad_input;
+#[path = "cli/completion.rs"]
+mod completion;
+#[path = "cli/flags.rs"]
+mod flags;
+#[cfg(unix)]
+#[path = "cli/unix.rs"]
+mod unix;
+
+use std::process::Output;
+
+use assert_cmd::Command;
+
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/demo/stories-q8_0.gguf");
+
+/// The program, without the environment's own settings for it.
+fn program() -> Command {
+    let mut command = Command::cargo_bin("rpaged-cli").unwrap();
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("LLAMA_") {
+            command.env_remove(name);
+        }
+    }
+    // A configuration file of the user's is none of the tests' business.
+    command
+        .env("HOME", "/nonexistent")
+        .env_remove("XDG_CONFIG_HOME");
+    command.timeout(std::time::Duration::from_secs(120));
+    command
+}
+
+/// Runs it with the words of `line`.
+fn run(line: &str) -> Output {
+    program().args(line.split_whitespace()).output().unwrap()
+}
+
+/// Runs a completion by the demo model, with one thread: the fastest for so small a model,
+/// and not disturbed by other tests.
+fn complete(line: &str) -> Output {
+    let words = line.split_whitespace();
+    let prompt = ["-m", MODEL, "-t", "1", "-no-cnv", "-p", "Once upon a time"];
+    program().args(prompt).args(words).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The last line of standard error.
+fn last_line(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr);
+    text.lines().last().unwrap_or_default().to_owned()
+}
+
+/// Asserts that `output` ended with `code` and one sentence that contains all `parts`.
+#[track_caller]
+fn assert_refused(output: &Output, code: i32, parts: &[&str]) {
+    let sentence = last_line(output);
+    assert_eq!(output.status.code(), Some(code), "{sentence}");
+    assert!(sentence.starts_with("error: "), "{sentence}");
+    assert!(!sentence.ends_with('.'), "{sentence}");
+    for part in parts {
+        assert!(sentence.contains(part), "'{part}' is not in: {sentence}");
+    }
+}

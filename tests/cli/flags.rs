@@ -1,0 +1,258 @@
+//! Flags: ours, upstream's, unknown ones, and those that print something and end.
+
+use super::{MODEL, assert_refused, complete, program, run, stdout};
+
+#[test]
+fn help_fits_80_columns_and_shows_ours_first() {
+    let output = run("--help");
+    assert!(output.status.success());
+    let text = stdout(&output);
+    for line in text.lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+    let place = |what: &str| text.find(what).unwrap_or_else(|| panic!("no '{what}'"));
+    assert!(place("--vram-budget SIZE") < place("----- common params -----"));
+    assert!(place("----- sampling params -----") < place("--top-k"));
+    for flag in [
+        "--dynamic-layers",
+        "--paged-kv",
+        "--demo",
+        "--mirostat",
+        "-no-cnv",
+        "--lora",
+    ] {
+        place(flag);
+    }
+    assert_eq!(text, stdout(&run("-h")));
+    assert_eq!(text, stdout(&run("--usage -m nothing")));
+}
+
+#[test]
+fn version_names_us_and_what_we_carry() {
+    let text = stdout(&run("--version"));
+    assert!(
+        text.starts_with(concat!("rpaged-cli ", env!("CARGO_PKG_VERSION"))),
+        "{text}"
+    );
+    assert!(
+        text.contains("llama.cpp ") && text.contains("ggml "),
+        "{text}"
+    );
+}
+
+#[test]
+fn lists_and_completion_script_are_printed() {
+    assert!(stdout(&run("--list-devices")).starts_with("Available devices:\n"));
+    assert!(stdout(&run("--cache-list")).starts_with("number of models in cache: 0"));
+    let script = stdout(&run("--completion-bash"));
+    assert!(script.contains("--dynamic-layers") && script.contains("--no-conversation"));
+    assert!(script.contains("complete -o filenames -F _rpaged_cli rpaged-cli"));
+}
+
+#[test]
+fn an_unknown_flag_is_met_with_the_nearest_one() {
+    assert_refused(
+        &run("--tempp 1"),
+        2,
+        &["'--tempp'", "did you mean '--temp'"],
+    );
+    assert_refused(&run("--vram-buget 5"), 2, &["did you mean '--vram-budget'"]);
+    assert_refused(&run("--top_kk 5"), 2, &["did you mean '--top-k'"]);
+    assert_refused(&run("--xyzzyxyzzy"), 2, &["unknown option", "--help"]);
+    assert_refused(&run("--temp=0.5"), 2, &["'--temp 0.5'"]);
+    assert_refused(&run("hello"), 2, &["unexpected argument 'hello'", "-p"]);
+}
+
+#[test]
+fn a_missing_or_wrong_value_is_a_usage_error() {
+    assert_refused(&run("-p"), 2, &["'-p' needs a value"]);
+    assert_refused(&run("--vram-budget"), 2, &["'--vram-budget' needs a value"]);
+    assert_refused(
+        &run("--control-vector-layer-range 1"),
+        2,
+        &["needs a value"],
+    );
+    assert_refused(&complete("-n abc"), 2, &["'-n abc'", "not a number"]);
+    assert_refused(&complete("-fa perhaps"), 2, &["-fa perhaps"]);
+    assert_refused(&complete("-ctk q99"), 2, &["q99"]);
+    assert_refused(
+        &complete("-f /nonexistent/prompt"),
+        2,
+        &["/nonexistent/prompt"],
+    );
+    assert_refused(&complete("-b 0"), 2, &["'-b' must be at least 1"]);
+    assert_refused(&complete("-ub -3"), 2, &["'-ub' must be at least 1"]);
+    assert_refused(&complete("-tb 100000"), 2, &["'-tb' must be at most 512"]);
+    assert_refused(&complete("-c -1"), 2, &["'-c' must not be negative"]);
+    assert_refused(&complete("-n -7"), 2, &["'-n' must be"]);
+    assert_refused(&complete("--mirostat 3"), 2, &["'--mirostat' must be"]);
+    assert_refused(&complete("-ncmoe 2147483647"), 2, &["-ncmoe", "layers"]);
+    assert_refused(&run("-p x"), 2, &["no model given", "-m", "--demo"]);
+}
+
+#[test]
+fn flags_of_paging_without_paging_say_what_is_missing() {
+    for flag in [
+        "--vram-budget 5",
+        "--vram-budget=50%",
+        "--prefetch-threads 2",
+        "--async-prefetch",
+        "--no_async_prefetch",
+    ] {
+        assert_refused(
+            &complete(flag),
+            2,
+            &["needs paging", "--dynamic-layers", "--paged-kv"],
+        );
+    }
+}
+
+#[test]
+fn senseless_budgets_are_refused() {
+    for budget in ["0", "-1", "0%", "abc", "5X", "99999999T"] {
+        let line = format!("--dynamic-layers --vram-budget {budget}");
+        assert_refused(&complete(&line), 2, &["'--vram-budget'", budget]);
+    }
+    let threads = complete("--dynamic-layers --prefetch-threads 0");
+    assert_refused(&threads, 2, &["'--prefetch-threads'", "'0'"]);
+}
+
+#[test]
+fn a_budget_below_the_minimum_says_the_minimum() {
+    let output = complete("-c 256 --dynamic-layers --vram-budget 1K");
+    assert_refused(&output, 4, &["below the minimum of", "--vram-budget"]);
+}
+
+#[test]
+fn what_is_not_built_is_refused() {
+    for flag in ["-i", "-if", "--prompt-cache x", "-gan 2", "-ctkd q8_0"] {
+        let word = flag.split(' ').next().unwrap_or(flag);
+        assert_refused(&complete(flag), 3, &[word, "not built yet"]);
+    }
+    let chat = |line: &str| {
+        let words = line.split_whitespace();
+        program()
+            .args(["-m", MODEL, "-p", "x"])
+            .args(words)
+            .output()
+            .unwrap()
+    };
+    for flag in [
+        "-cnv",
+        "-sys Hello",
+        "-st",
+        "--chat-template chatml",
+        "-mli",
+    ] {
+        assert_refused(&chat(flag), 3, &["not built yet", "-no-cnv"]);
+    }
+    assert!(chat("-st -no-cnv -n 1").status.success());
+    assert_refused(&chat("-st -no-cnv -cnv"), 3, &["-no-cnv"]);
+}
+
+#[test]
+fn flags_that_contradict_paging_are_refused() {
+    let paged = |line: &str| complete(&format!("--dynamic-layers {line}"));
+    for flag in [
+        "--fit on",
+        "-fitt 100",
+        "-dev none",
+        "-ts 1,1",
+        "-mg 1",
+        "-sm row",
+    ] {
+        assert_refused(&paged(flag), 2, &["paging"]);
+    }
+    for flag in [
+        "-ot x=CPU",
+        "-cmoe",
+        "-ncffn 2",
+        "-lm mlock",
+        "--lora x",
+        "-bs",
+    ] {
+        assert_refused(&paged(flag), 3, &["paging", "not built yet"]);
+    }
+    assert_refused(
+        &complete("--paged-kv -nkvo"),
+        2,
+        &["--no-kv-offload", "--paged-kv"],
+    );
+}
+
+#[test]
+fn environment_variables_are_read_and_flags_win() {
+    let with = |name: &str, value: &str, line: &str| {
+        let words = line.split_whitespace();
+        let mut command = program();
+        command
+            .args(["-m", MODEL, "-no-cnv", "-p", "Once"])
+            .args(words);
+        command.env(name, value).output().unwrap()
+    };
+    assert_refused(
+        &with("LLAMA_ARG_N_PREDICT", "x", ""),
+        2,
+        &["LLAMA_ARG_N_PREDICT"],
+    );
+    assert_eq!(stdout(&with("LLAMA_ARG_N_PREDICT", "0", "")), "\n\n");
+    assert_refused(
+        &with("LLAMA_ARG_VRAM_BUDGET", "0", "-n 1"),
+        2,
+        &["'--vram-budget'"],
+    );
+    assert_refused(
+        &with("LLAMA_ARG_DYNAMIC_LAYERS", "perhaps", "-n 1"),
+        2,
+        &["perhaps"],
+    );
+    let small = with(
+        "LLAMA_ARG_VRAM_BUDGET",
+        "1K",
+        "-n 1 -c 256 --dynamic-layers",
+    );
+    assert_refused(&small, 4, &["minimum"]);
+    let flag_wins = with(
+        "LLAMA_ARG_VRAM_BUDGET",
+        "1K",
+        "-n 1 -c 256 --dynamic-layers --vram-budget 64",
+    );
+    assert!(flag_wins.status.success());
+    let on = with(
+        "LLAMA_ARG_DYNAMIC_LAYERS",
+        "1",
+        "-n 1 -c 256 --vram-budget 1K",
+    );
+    assert_refused(&on, 4, &["minimum"]);
+    assert!(
+        with("LLAMA_ARG_DYNAMIC_LAYERS", "0", "-n 1")
+            .status
+            .success()
+    );
+    // For every program of llama.cpp's at once; here it only sets a default.
+    assert!(
+        with("LLAMA_ARG_NO_KV_OFFLOAD", "1", "-n 1")
+            .status
+            .success()
+    );
+}
+
+#[test]
+fn a_configuration_file_cannot_end_the_program() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join("llama.cpp");
+    std::fs::create_dir(&folder).unwrap();
+    let run = |text: &str| {
+        std::fs::write(folder.join("config.ini"), text).unwrap();
+        let mut command = program();
+        command.env("XDG_CONFIG_HOME", home.path());
+        command
+            .args(["-m", MODEL, "-no-cnv", "-p", "Once"])
+            .output()
+            .unwrap()
+    };
+    assert_eq!(stdout(&run("[*]\nn-predict = 0\n")), "\n\n");
+    let ends = run("[*]\nlist-devices = true\n");
+    assert_refused(&ends, 2, &["config.ini", "--list-devices"]);
+    assert_refused(&run("[*]\nn-predict = x\n"), 2, &["config.ini"]);
+}
