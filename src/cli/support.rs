@@ -108,7 +108,7 @@ pub const PAGED: &[(&str, WhenPaged)] = &[
     ),
     (
         "--warmup",
-        WhenPaged::Means("accepted, but skipped: it would stream the weights for nothing"),
+        WhenPaged::Means("as always when all layers fit; skipped while layers stream"),
     ),
     (
         "--load-mode",

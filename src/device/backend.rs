@@ -110,12 +110,18 @@ unsafe extern "C" fn backend_free(backend: sys::ggml_backend_t) {
     drop(unsafe { Box::from_raw(backend) });
 }
 
-/// llama.cpp's thread count, passed on to the inner CPU backend.
+/// llama.cpp's thread count, passed on to the inner CPU backend, with the pool that has
+/// as many threads.
 pub unsafe extern "C" fn set_n_threads(backend: sys::ggml_backend_t, count: i32) {
     // SAFETY: ours.
-    let inner = unsafe { context_of(backend) }.inner.as_ptr();
+    let context = unsafe { context_of(backend) };
+    let inner = context.inner.as_ptr();
     // SAFETY: the inner backend is a live CPU backend.
     unsafe { sys::ggml_backend_cpu_set_n_threads(inner, count) };
+    // SAFETY: `Shared` outlives all backends (contract of `PagedDevice`).
+    let shared = unsafe { &*context.shared };
+    // SAFETY: the inner backend is a live CPU backend; null means a pool of its own.
+    unsafe { sys::ggml_backend_cpu_set_threadpool(inner, shared.threadpool(count)) };
 }
 
 /// llama.cpp's abort callback, passed on to the inner CPU backend.

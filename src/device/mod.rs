@@ -10,6 +10,8 @@
 //!                  pager         inner backend
 //! ```
 
+#![allow(unsafe_code, reason = "thread pools are llama.cpp's, given by pointer")]
+
 mod backend;
 mod buffer;
 mod guard;
@@ -94,6 +96,13 @@ pub struct Report {
     pub graphs: u64,
 }
 
+impl Report {
+    /// Whether nothing has to travel: all layers stay in the arena.
+    pub fn is_all_resident(&self) -> bool {
+        self.resident_layers == self.layers
+    }
+}
+
 /// The ggml device under which weights and KV are paged.
 ///
 /// It must outlive every model and context made with it.
@@ -121,6 +130,20 @@ impl PagedDevice {
     /// The device for `llama_model_params.devices`; valid until `self` is dropped.
     pub fn raw(&self) -> sys::ggml_backend_dev_t {
         self.shared.device_ptr()
+    }
+
+    /// Whether weights stay in llama.cpp's own mapping of the model: they are not paged.
+    pub fn keeps_mapping(&self) -> bool {
+        !self.shared.config.weights
+    }
+
+    /// Has the inner backend compute with these thread pools, each with its number of
+    /// threads: whichever has as many as llama.cpp asks for. Null ones are left out.
+    ///
+    /// # Safety
+    /// - the pools live as long as every context made with the device.
+    pub unsafe fn attach_threadpools(&self, pools: [(sys::ggml_threadpool_t, i32); 2]) {
+        self.shared.attach_threadpools(pools);
     }
 
     /// The first error recorded inside a callback that could not report it; to be asked

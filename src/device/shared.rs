@@ -1,7 +1,7 @@
 //! What all callbacks of one paged device share.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ggml_sys as sys;
@@ -33,6 +33,8 @@ pub struct Shared {
     error: Mutex<Option<Error>>,
     broken: AtomicBool,
     graphs: AtomicU64,
+    // llama.cpp's thread pools and how many threads each has; null until attached.
+    threadpools: [(AtomicPtr<sys::ggml_threadpool>, AtomicI32); 2],
     budget_bytes: u64,
     // The structs that ggml holds pointers to; they point back to this object.
     interface: OnceLock<Pin<Box<Interface>>>,
@@ -56,6 +58,7 @@ impl Shared {
             },
             poison: config.poison,
             alignment: inner.alignment().max(64),
+            states_follow: config.kv,
         };
         let pager = Pager::new(pager_config, Box::new(engine));
         let shared = Arc::new(Self {
@@ -69,6 +72,7 @@ impl Shared {
             error: Mutex::new(None),
             broken: AtomicBool::new(false),
             graphs: AtomicU64::new(0),
+            threadpools: Default::default(),
             budget_bytes,
             interface: OnceLock::new(),
         });
@@ -121,6 +125,22 @@ impl Shared {
 
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Relaxed)
+    }
+
+    pub fn attach_threadpools(&self, pools: [(sys::ggml_threadpool_t, i32); 2]) {
+        for ((slot, threads), (pool, count)) in self.threadpools.iter().zip(pools) {
+            slot.store(pool, Ordering::Relaxed);
+            threads.store(count, Ordering::Relaxed);
+        }
+    }
+
+    /// The attached thread pool with `count` threads; null when there is none.
+    pub fn threadpool(&self, count: i32) -> sys::ggml_threadpool_t {
+        let fitting = |(_, threads): &&(_, AtomicI32)| threads.load(Ordering::Relaxed) == count;
+        let found = self.threadpools.iter().find(fitting);
+        found.map_or(std::ptr::null_mut(), |(pool, _)| {
+            pool.load(Ordering::Relaxed)
+        })
     }
 
     /// Notes that a graph begins. The first one ends loading: counters start there.

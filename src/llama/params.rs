@@ -149,7 +149,9 @@ impl Params {
         // SAFETY:
         // - the handle is alive as long as `self`, and borrowed alone;
         // - the session that is made of `self` keeps the device alive (`Session::new`).
-        let status = unsafe { ggml_sys::rpaged_params_use_device(self.raw(), device.raw()) };
+        let status = unsafe {
+            ggml_sys::rpaged_params_use_device(self.raw(), device.raw(), device.keeps_mapping())
+        };
         if status == ggml_sys::RPAGED_OK as i32 {
             Ok(())
         } else {

@@ -54,11 +54,41 @@ impl Session {
             let recorded = device.as_ref().and_then(PagedDevice::take_error);
             return Err(recorded.unwrap_or_else(|| load_error(path)));
         };
-        Ok(Self {
+        let session = Self {
             raw,
             params,
             device,
-        })
+        };
+        if let Some(device) = &session.device {
+            // SAFETY:
+            // - the session is alive.
+            let pools = unsafe { ggml_sys::rpaged_session_threadpools(session.raw()) };
+            let pools = [
+                (pools.decode, pools.decode_threads),
+                (pools.batch, pools.batch_threads),
+            ];
+            // SAFETY:
+            // - the pools live as long as the session, and so longer than its context.
+            unsafe { device.attach_threadpools(pools) };
+        }
+        Ok(session)
+    }
+
+    /// Decodes a few tokens and forgets them, so that the first prompt finds memory and
+    /// threads ready.
+    ///
+    /// # Errors
+    /// What the device recorded, or `Failed`.
+    pub fn warm_up(&mut self) -> Result<()> {
+        // SAFETY:
+        // - the session is alive as long as `self`, and borrowed alone.
+        let status = unsafe { ggml_sys::rpaged_warm_up(self.raw()) };
+        if status == 0 {
+            return Ok(());
+        }
+        Err(self.recorded().unwrap_or_else(|| {
+            Error::Failed("the warm-up failed; skip it with --no-warmup".into())
+        }))
     }
 
     /// The parameters the session was made of.

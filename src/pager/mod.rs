@@ -90,6 +90,8 @@ pub struct PagerConfig {
     pub poison: bool,
     /// Alignment of tensors in the arena, in bytes.
     pub alignment: usize,
+    /// States will be paged too: a minimum stated before they are known is not the last.
+    pub states_follow: bool,
 }
 
 #[derive(Debug)]

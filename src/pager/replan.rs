@@ -96,8 +96,12 @@ impl Pager {
         let shortfall = planner::shortfall(&sizes, count_max);
         // What is loaded in between may need more than what is loaded in the end.
         self.minimum_bytes = self.minimum_bytes.max(shortfall.minimum_bytes);
-        let plan = planner::plan(&sizes, &limits)
-            .map_err(|shortfall| too_small(limits.budget_bytes, &shortfall))?;
+        let plan = planner::plan(&sizes, &limits).map_err(|shortfall| {
+            let is_state = |tensor: &PagedTensor| matches!(tensor.spec.backing, Backing::State(..));
+            let states_follow =
+                self.config.states_follow && !self.tensors.iter().flatten().any(is_state);
+            too_small(limits.budget_bytes, &shortfall, states_follow)
+        })?;
         self.apply(&keys, &plan)
     }
 
@@ -203,13 +207,18 @@ fn new_block(bytes: usize) -> Result<Block> {
     Block::new(bytes).map_err(Error::Memory)
 }
 
-fn too_small(budget_bytes: u64, shortfall: &Shortfall) -> Error {
+fn too_small(budget_bytes: u64, shortfall: &Shortfall, states_follow: bool) -> Error {
     let pinned = match shortfall.pinned_bytes {
         0 => String::new(),
         bytes => format!(", {} that cannot be streamed", mib(bytes)),
     };
+    let before = if states_follow {
+        ", the KV cache not counted"
+    } else {
+        ""
+    };
     Error::Memory(format!(
-        "VRAM budget of {} is below the minimum of {} (two slots of a layer: {}{pinned}); \
+        "VRAM budget of {} is below the minimum of {}{before} (two slots of a layer: {}{pinned}); \
          raise --vram-budget or lower -c",
         mib(budget_bytes),
         mib(shortfall.minimum_bytes),

@@ -48,6 +48,7 @@ impl Stage {
             },
             poison: true,
             alignment: 64,
+            states_follow: true,
         };
         let engine = HostEngine::new(1, faults).unwrap();
         let mut pager = Pager::new(config, Box::new(engine));

@@ -7,7 +7,7 @@ use super::demo::DemoModel;
 use super::signal;
 use crate::cli::Config;
 use crate::device::PagedDevice;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::llama::{self, Session, log};
 
 /// Loads the model; returns with the session what is to be generated, and the demo model's
@@ -16,11 +16,6 @@ pub(super) fn load(mut config: Config) -> Result<(Session, Job, Option<DemoModel
     announce(&config);
     llama::start_backend(config.settings.numa);
     let device = config.paging.take().map(PagedDevice::new).transpose()?;
-    if device.as_ref().is_some_and(|device| device.raw().is_null()) {
-        return Err(Error::NotBuilt(
-            "the paged device is not built yet; leave out --dynamic-layers and --paged-kv".into(),
-        ));
-    }
     let bar = config.progress.then(|| progress_bar(&mut config));
     let params = config.params;
     let loaded = Session::new(params, device, &config.model_name);
@@ -32,6 +27,11 @@ pub(super) fn load(mut config: Config) -> Result<(Session, Job, Option<DemoModel
         demo.loaded();
     }
     session.set_abort(signal::abort);
+    let report = session.device().map(PagedDevice::report);
+    if config.settings.warmup && report.is_some_and(|report| report.is_all_resident()) {
+        // While weights stream, it would cost a pass over the model and warm nothing.
+        session.warm_up()?;
+    }
     session.reset_timings();
     let job = Job::new(&session, config.settings)?;
     Ok((session, job, config.demo))
@@ -55,7 +55,7 @@ fn announce(config: &Config) {
     log::info("llama_completion: llama backend init\n");
     log::info(format!("llama_completion: loading {}\n", config.model_name));
     if config.paging.is_some() {
-        log::info("llama_completion: weights or KV are paged; warm-up and --fit are off\n");
+        log::info("llama_completion: weights or KV are paged; --fit is off\n");
     }
 }
 

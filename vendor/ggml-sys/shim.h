@@ -104,7 +104,7 @@ struct rpaged_settings {
     int32_t antiprompts, loras, control_vectors, tensor_overrides, devices;
     float rope_freq_base, rope_freq_scale;
     bool interactive, embedding, escape, special, display_prompt, verbose_prompt, use_color;
-    bool use_jinja, ctx_shift, fit, kv_offload, has_draft_model;
+    bool use_jinja, ctx_shift, warmup, fit, kv_offload, has_draft_model;
 };
 int32_t rpaged_params_settings(const struct rpaged_params * params, struct rpaged_settings * out);
 void rpaged_params_set_n_ctx(struct rpaged_params * params, int32_t n_ctx);
@@ -121,9 +121,10 @@ struct rpaged_bytes rpaged_params_text(const struct rpaged_params * params, enum
 // `index` below `antiprompts` of the settings.
 struct rpaged_bytes rpaged_params_antiprompt(const struct rpaged_params * params, size_t index);
 
-// `device` becomes the model's only one and gets all layers; load mode NONE; nothing is
-// fitted to free memory, nothing is warmed up.
-int32_t rpaged_params_use_device(struct rpaged_params * params, struct ggml_backend_device * device);
+// `device` becomes the model's only one and gets all layers; nothing is fitted to free
+// memory, nothing is warmed up. Unless `keep_mapping`, the load mode becomes NONE.
+int32_t rpaged_params_use_device(struct rpaged_params * params,
+                                 struct ggml_backend_device * device, bool keep_mapping);
 // Called with 0.0 .. 1.0 while the model loads; returns whether to go on.
 void rpaged_params_on_progress(struct rpaged_params * params,
                                bool (*callback)(float progress, void * data), void * data);
@@ -138,6 +139,19 @@ struct rpaged_session * rpaged_session_new(struct rpaged_params * params);
 void rpaged_session_free(struct rpaged_session * session);
 struct llama_model * rpaged_session_model(struct rpaged_session * session);
 struct llama_context * rpaged_session_context(struct rpaged_session * session);
+// Thread pools as the command line asks for them (affinity, priority, polling): for
+// decoding, and for batches; both may be the same. Made at the first call; they live as
+// long as the session.
+struct ggml_threadpool;
+struct rpaged_threadpools {
+    struct ggml_threadpool * decode; // NULL on failure
+    struct ggml_threadpool * batch;
+    int32_t decode_threads; // how many threads each pool has
+    int32_t batch_threads;
+};
+struct rpaged_threadpools rpaged_session_threadpools(struct rpaged_session * session);
+// Decodes a few tokens and forgets them, as upstream does before the first prompt.
+int32_t rpaged_warm_up(struct rpaged_session * session);
 // Whether the parameters or the model name a chat template.
 bool rpaged_session_has_template(const struct rpaged_session * session);
 // llama_process on one sequence, positions continuing from the memory: 0, 1 (no room in

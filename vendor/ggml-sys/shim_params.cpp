@@ -442,6 +442,7 @@ extern "C" int32_t rpaged_params_settings(const rpaged_params * handle, rpaged_s
         out->use_color         = p.use_color;
         out->use_jinja         = p.use_jinja;
         out->ctx_shift         = p.ctx_shift;
+        out->warmup            = p.warmup;
         out->has_draft_model   = p.speculative.has_dft();
         out->fit               = p.fit_params;
         out->kv_offload        = !p.no_kv_offload;
@@ -473,12 +474,15 @@ extern "C" rpaged_bytes rpaged_params_antiprompt(const rpaged_params * handle, s
                         [&] { return rpaged_own(handle->params.antiprompt.at(index)); });
 }
 
-extern "C" int32_t rpaged_params_use_device(rpaged_params * handle, ggml_backend_device * device) {
+extern "C" int32_t rpaged_params_use_device(rpaged_params * handle, ggml_backend_device * device,
+                                            bool keep_mapping) {
     return rpaged_guard<int32_t>(RPAGED_FAILED, [&]() -> int32_t {
         common_params & p = handle->params;
         p.devices      = {device, nullptr};
         p.n_gpu_layers = -2; // all
-        p.load_mode    = LLAMA_LOAD_MODE_NONE;
+        if (!keep_mapping) {
+            p.load_mode = LLAMA_LOAD_MODE_NONE;
+        }
         p.fit_params   = false;
         p.warmup       = false;
         return RPAGED_OK;

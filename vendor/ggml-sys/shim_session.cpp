@@ -2,10 +2,12 @@
 #include "shim_internal.h"
 
 #include "common.h"
+#include "ggml-cpu.h"
 #include "llama.h"
 #include "log.h"
 #include "sampling.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -139,8 +141,16 @@ extern "C" bool rpaged_output_failed(void) {
 
 // ---- model, context and sampler --------------------------------------------------------
 
+struct threadpool_deleter {
+    void operator()(ggml_threadpool * pool) const { ggml_threadpool_free(pool); }
+};
+using threadpool_ptr = std::unique_ptr<ggml_threadpool, threadpool_deleter>;
+
 struct rpaged_session {
-    common_params * params;
+    common_params * params = nullptr;
+    // Before the context, which must be gone when they go.
+    threadpool_ptr decode_pool;
+    threadpool_ptr batch_pool;
     common_init_result_ptr init;
 
     llama_context * context() const { return init->context(); }
@@ -182,6 +192,56 @@ extern "C" llama_model * rpaged_session_model(rpaged_session * session) {
 
 extern "C" llama_context * rpaged_session_context(rpaged_session * session) {
     return session->context();
+}
+
+extern "C" rpaged_threadpools rpaged_session_threadpools(rpaged_session * session) {
+    return rpaged_guard(rpaged_threadpools{}, [&] {
+        if (!session->decode_pool) {
+            const common_params & p = *session->params;
+            auto decode = ggml_threadpool_params_from_cpu_params(p.cpuparams);
+            auto batch  = ggml_threadpool_params_from_cpu_params(p.cpuparams_batch);
+            session->decode_pool.reset(ggml_threadpool_new(&decode));
+            if (!ggml_threadpool_params_match(&decode, &batch)) {
+                session->batch_pool.reset(ggml_threadpool_new(&batch));
+            }
+        }
+        auto * decode = session->decode_pool.get();
+        auto * batch  = session->batch_pool.get();
+        const common_params & p = *session->params;
+        return rpaged_threadpools{decode, batch ? batch : decode, p.cpuparams.n_threads,
+                                  p.cpuparams_batch.n_threads};
+    });
+}
+
+extern "C" int32_t rpaged_warm_up(rpaged_session * session) {
+    return rpaged_guard<int32_t>(RPAGED_FAILED, [&]() -> int32_t {
+        auto * context = session->context();
+        const auto * model = session->init->model();
+        const auto * vocab = llama_model_get_vocab(model);
+        std::vector<llama_token> tokens;
+        for (const llama_token token : {llama_vocab_bos(vocab), llama_vocab_eos(vocab)}) {
+            if (token != LLAMA_TOKEN_NULL) {
+                tokens.push_back(token);
+            }
+        }
+        tokens.resize(std::min<size_t>(std::max<size_t>(tokens.size(), 1),
+                                       (size_t) session->params->n_batch));
+        if (llama_model_has_encoder(model)) {
+            common_batch batch = common_batch_get_one(context, tokens);
+            llama_process(context, LLAMA_PROCESS_TYPE_ENCODE, batch.get());
+            const auto start = llama_model_decoder_start_token(model);
+            tokens = {start == LLAMA_TOKEN_NULL ? tokens.front() : start};
+        }
+        if (llama_model_has_decoder(model)) {
+            common_batch batch = common_batch_get_one(context, tokens);
+            llama_process(context, LLAMA_PROCESS_TYPE_DECODE, batch.get());
+        }
+        llama_memory_clear(llama_get_memory(context), true);
+        llama_synchronize(context);
+        llama_perf_context_reset(context);
+        session->init->reset_samplers();
+        return RPAGED_OK;
+    });
 }
 
 extern "C" bool rpaged_session_has_template(const rpaged_session * session) {
