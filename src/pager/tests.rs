@@ -89,9 +89,9 @@ impl Stage {
     }
 
     /// One pass: each layer reads its weight and a part of its state, and writes a row.
-    fn pass(&mut self, seed: u64, prefetch: bool) -> Result<()> {
+    fn pass(&mut self, seed: usize, prefetch: bool) -> Result<()> {
         for layer in 0..LAYERS as usize {
-            let row = (seed as usize + layer * 3) % (STATE_BYTES / ROW_BYTES);
+            let row = (seed + layer * 3) % (STATE_BYTES / ROW_BYTES);
             let written = row * ROW_BYTES..(row + 1) * ROW_BYTES;
             if let Some(group) = self.pager.streamed_group(self.weights[layer]) {
                 let needs = self.needs(layer, written.end);
@@ -113,7 +113,7 @@ impl Stage {
             let (address, _) = self.pager.locate(self.states[layer]);
             self.pager.touch(self.states[layer]);
             for byte in written.clone() {
-                let value = u8::try_from((seed + byte as u64) % 256).unwrap();
+                let value = u8::try_from((seed + byte) % 256).unwrap();
                 self.oracle[layer][byte] = value;
                 // SAFETY: the state is in its slot, pinned, or resident.
                 unsafe { ((address + byte) as *mut u8).write(value) };
@@ -149,10 +149,10 @@ impl Stage {
     }
 
     /// What llama.cpp does between graphs: sets, clears and reads states.
-    fn outside(&mut self, seed: u64) {
-        let layer = (seed % u64::from(LAYERS)) as usize;
+    fn outside(&mut self, seed: usize) {
+        let layer = seed % LAYERS as usize;
         let id = self.states[layer];
-        let at = (seed as usize * 5) % (STATE_BYTES - 40);
+        let at = (seed * 5) % (STATE_BYTES - 40);
         match seed % 4 {
             0 => {
                 let bytes = [u8::try_from(seed % 251).unwrap(); 40];
@@ -195,7 +195,7 @@ proptest! {
     #[test]
     fn every_byte_is_the_oracles(
         budget in 2 * LAYER_BYTES..7 * LAYER_BYTES,
-        seeds in prop::collection::vec(0u64..1000, 1..12),
+        seeds in prop::collection::vec(0usize..1000, 1..12),
         delay_seed in 0u64..1000,
         prefetch in prop::bool::ANY,
     ) {
@@ -238,16 +238,11 @@ fn each_pass_moves_exactly_what_is_streamed() {
     stage.pass(1, false).unwrap();
     stage.pager.drain().unwrap();
     let moved = stage.pager.usage().engine;
-    let row_ends: u64 = (0..LAYERS as u64)
-        .filter(|layer| {
-            stage
-                .pager
-                .streamed_group(stage.states[*layer as usize])
-                .is_some()
-        })
+    let row_ends: usize = (0..LAYERS as usize)
+        .filter(|&layer| stage.pager.streamed_group(stage.states[layer]).is_some())
         .map(|layer| (1 + layer * 3) % 20 * 16 + 16)
         .sum();
-    assert_eq!(moved.bytes_in, 4 * WEIGHT_BYTES as u64 + row_ends);
+    assert_eq!(moved.bytes_in, (4 * WEIGHT_BYTES + row_ends) as u64);
     assert_eq!(moved.bytes_out, 4 * ROW_BYTES as u64);
 }
 
