@@ -1,0 +1,188 @@
+//! The bytes that travel are those of the plan, to the byte.
+
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use rpaged::device::{Budget, PagedDevice, PagingConfig, Report};
+
+use crate::equivalence::{AMPLE_BYTES, Paging, config, minimum_budget};
+use crate::harness::{
+    Cache, Entry, Flash, LlamaContext, LlamaModel, Placement, RunSpec, Step, run_steps,
+};
+use crate::models::{Model, prompt};
+
+/// The report once nothing is in flight: what is fetched ahead is counted when it
+/// arrives, and nobody but the clock says that nothing more will.
+fn settled(device: &PagedDevice) -> Report {
+    let mut report = device.report();
+    let mut since = Instant::now();
+    while since.elapsed() < Duration::from_millis(40) {
+        sleep(Duration::from_millis(1));
+        let now = device.report();
+        if (now.bytes_in, now.bytes_out) != (report.bytes_in, report.bytes_out) {
+            since = Instant::now();
+        }
+        report = now;
+    }
+    report
+}
+
+/// Checks all models at once: most of the time is spent waiting for quiet.
+fn for_each_model(check: impl Fn(Model) + Sync) {
+    thread::scope(|scope| {
+        for model in Model::ALL {
+            let check = &check;
+            scope.spawn(move || check(model));
+        }
+    });
+}
+
+/// What a model of these settings reports after `prompt_tokens`, and the bytes (in, out)
+/// that each of some further tokens moves.
+fn bytes_by_token(
+    config: &PagingConfig,
+    spec: &RunSpec,
+    prompt_tokens: usize,
+) -> (Report, Vec<(u64, u64)>) {
+    let device = PagedDevice::new(config.clone()).unwrap();
+    let model = LlamaModel::load(&spec.model.file().path, Placement::Paged(&device)).unwrap();
+    let mut context = LlamaContext::new(&model, spec).unwrap();
+    let start = i32::try_from(prompt_tokens).unwrap();
+    let warm = [
+        Step::feed(0, 0, &prompt(1, prompt_tokens)),
+        Step::Generate {
+            sequence: 0,
+            position: start,
+            count: 2,
+        },
+    ];
+    run_steps(&mut context, &warm).unwrap();
+    let mut before = settled(&device);
+    let first = before;
+    let mut moved = Vec::new();
+    for position in start + 2..start + 5 {
+        let entry = Entry {
+            token: 17,
+            position,
+            sequence: 0,
+        };
+        context.decode(&[entry]).unwrap();
+        let now = settled(&device);
+        assert_eq!(now.graphs, before.graphs + 1);
+        moved.push((
+            now.bytes_in - before.bytes_in,
+            now.bytes_out - before.bytes_out,
+        ));
+        before = now;
+    }
+    (first, moved)
+}
+
+#[test]
+fn each_token_moves_exactly_the_streamed_weights() {
+    for_each_model(|model| {
+        let spec = RunSpec::new(model, 5, 0);
+        let minimum = minimum_budget(&spec, Paging::Weights);
+        let rest = model.file().tensor_bytes.saturating_sub(minimum);
+        for quarter in 0..4 {
+            for prefetch in [true, false] {
+                let budget = Budget::Bytes(minimum + rest * quarter / 4);
+                let config = PagingConfig {
+                    prefetch,
+                    ..config(model, Paging::Weights, budget)
+                };
+                let (report, moved) = bytes_by_token(&config, &spec, 5);
+                let what = format!("{model:?}, {quarter}/4, prefetch {prefetch}: {report:?}");
+                if report.layers - report.resident_layers == 3 {
+                    // The second of three streamed layers may have a slot to itself and
+                    // still be there for the next token: less moves than the plan says.
+                    let no_more = moved[0].0 <= report.streamed_bytes;
+                    assert!(
+                        no_more && moved.iter().all(|bytes| *bytes == moved[0]),
+                        "{what}"
+                    );
+                    continue;
+                }
+                let expected = vec![(report.streamed_bytes, 0); moved.len()];
+                assert_eq!(moved, expected, "{what}");
+            }
+        }
+    });
+}
+
+#[test]
+fn whole_model_streamed_when_no_layer_may_stay() {
+    for_each_model(|model| {
+        let spec = RunSpec::new(model, 5, 0);
+        for prefetch in [true, false] {
+            let ample = config(model, Paging::Weights, Budget::Bytes(AMPLE_BYTES));
+            let nothing_stays = PagingConfig {
+                resident_layers_max: Some(0),
+                prefetch,
+                ..ample
+            };
+            let (report, moved) = bytes_by_token(&nothing_stays, &spec, 5);
+            // LFM2's final norm has a name that no layer and no output has: it stays.
+            let stays = if model == Model::ShortConvolution {
+                512
+            } else {
+                0
+            };
+            let resident = (report.resident_layers, report.resident_bytes);
+            assert_eq!(resident, (0, stays), "{model:?}: {report:?}");
+            let expected = vec![(report.streamed_bytes, 0); moved.len()];
+            assert_eq!(moved, expected, "{model:?} prefetch {prefetch}: {report:?}");
+        }
+    });
+}
+
+#[test]
+fn nothing_moves_when_everything_stays() {
+    for_each_model(|model| {
+        for paging in [Paging::Weights, Paging::States, Paging::Both] {
+            let spec = RunSpec::new(model, 5, 0);
+            let ample = config(model, paging, Budget::Bytes(AMPLE_BYTES));
+            let (report, moved) = bytes_by_token(&ample, &spec, 5);
+            assert_eq!(report.streamed_bytes, 0, "{report:?}");
+            assert_eq!(moved, vec![(0, 0); moved.len()], "{model:?} {paging:?}");
+        }
+    });
+}
+
+/// Rows of a cache that a graph reads with up to 256 tokens: llama.cpp rounds up to that.
+const ROWS: u64 = 256;
+
+#[test]
+fn paged_cache_moves_the_rows_in_use_in_and_the_written_rows_out() {
+    // Six layers, keys and values each of two heads of 32 values.
+    let (tensors, values) = (6 * 2, 2 * 32);
+    let rows_by_prompt = [(5, ROWS), (250, ROWS), (300, 2 * ROWS), (800, 4 * ROWS)];
+    for (cache, row_bytes) in [(Cache::F16, 2 * values), (Cache::Q8, values / 32 * 34)] {
+        for (prompt_tokens, rows) in rows_by_prompt {
+            for (paging, prefetch) in [
+                (Paging::Both, true),
+                (Paging::Both, false),
+                (Paging::States, true),
+            ] {
+                let spec = RunSpec {
+                    context: 1024,
+                    batch: 1024,
+                    flash: Flash::On,
+                    cache,
+                    ..RunSpec::new(Model::Dense, 1, 0)
+                };
+                let ample = config(Model::Dense, paging, Budget::Bytes(AMPLE_BYTES));
+                let nothing_stays = PagingConfig {
+                    resident_layers_max: Some(0),
+                    prefetch,
+                    ..ample
+                };
+                let (report, moved) = bytes_by_token(&nothing_stays, &spec, prompt_tokens);
+                let states = tensors * rows * row_bytes;
+                let expected = (report.streamed_bytes + states, tensors * row_bytes);
+                let what = format!("{cache:?} {prompt_tokens} tokens, {paging:?}, {prefetch}");
+                assert_eq!(moved, vec![expected; moved.len()], "{what}");
+            }
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Paged and stock llama.cpp give the same bits.
+
+mod budgets;
+mod case;
+mod covering;
+mod matrix;
+mod sequences;
+mod states;
+
+pub use self::case::{AMPLE_BYTES, Paging, config, minimum_budget};

@@ -1,0 +1,263 @@
+//! llama.cpp's model and context, owned; nothing more than the tests need.
+#![allow(unsafe_code, reason = "this is the tests' border to llama.cpp")]
+
+use std::ffi::{CString, c_char, c_void};
+use std::marker::PhantomData;
+use std::path::Path;
+use std::ptr;
+use std::sync::Once;
+
+use ggml_sys as sys;
+use rpaged::device::PagedDevice;
+
+use super::{Entry, Failure, RunSpec};
+
+/// Where the model's tensors are placed and computed.
+#[derive(Clone, Copy)]
+pub enum Placement<'d> {
+    /// llama.cpp's CPU backend, without repacking.
+    Stock,
+    /// Everything on the paged device.
+    Paged(&'d PagedDevice),
+}
+
+/// llama.cpp logs through one function for the whole process; the tests want silence,
+/// unless somebody looks for the reason of a failure.
+fn start() {
+    static START: Once = Once::new();
+    extern "C" fn silent(_: sys::ggml_log_level, _: *const c_char, _: *mut c_void) {}
+    START.call_once(|| {
+        if std::env::var_os("RPAGED_TEST_LOG").is_none() {
+            // SAFETY:
+            // - `silent` has the callback's signature, ignores its arguments, never unwinds.
+            unsafe { sys::llama_log_set(Some(silent), ptr::null_mut()) };
+        }
+        // SAFETY:
+        // - called once, before any other use of llama.cpp.
+        unsafe { sys::llama_backend_init() };
+    });
+}
+
+/// A loaded model; the device under it outlives it.
+pub struct LlamaModel<'d> {
+    raw: *mut sys::llama_model,
+    vocab: usize,
+    device: PhantomData<&'d PagedDevice>,
+}
+
+impl<'d> LlamaModel<'d> {
+    /// Loads the model at `path`, whole, to where `placement` says.
+    pub fn load(path: &Path, placement: Placement<'d>) -> Result<Self, Failure> {
+        start();
+        let device = match placement {
+            Placement::Stock => ptr::null_mut(),
+            Placement::Paged(device) => device.raw(),
+        };
+        let mut devices = [device, ptr::null_mut()];
+        // SAFETY:
+        // - takes nothing and returns plain values.
+        let mut params = unsafe { sys::llama_model_default_params() };
+        params.devices = devices.as_mut_ptr();
+        params.use_extra_bufts = false;
+        if let Placement::Paged(_) = placement {
+            params.n_gpu_layers = 999;
+            params.load_mode = sys::LLAMA_LOAD_MODE_NONE;
+        } else {
+            params.n_gpu_layers = 0;
+        }
+        let name = CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY:
+        // - the path ends with NUL.
+        // - `params.devices` is a list ended by null that outlives the call; the device in
+        //   it is alive for `'d`, which outlives the model.
+        let raw = unsafe { sys::llama_model_load_from_file(name.as_ptr(), params) };
+        if raw.is_null() {
+            return Err(Failure::Load);
+        }
+        // SAFETY:
+        // - the model is alive.
+        let vocab = unsafe { sys::llama_model_get_vocab(raw) };
+        // SAFETY:
+        // - the vocabulary belongs to the model, which is alive.
+        let tokens = unsafe { sys::llama_vocab_n_tokens(vocab) };
+        Ok(Self {
+            raw,
+            vocab: usize::try_from(tokens).unwrap(),
+            device: PhantomData,
+        })
+    }
+}
+
+impl Drop for LlamaModel<'_> {
+    fn drop(&mut self) {
+        // SAFETY:
+        // - made by `llama_model_load_from_file`, freed once; every context of it borrows
+        //   it and is gone.
+        unsafe { sys::llama_model_free(self.raw) };
+    }
+}
+
+/// A context over a model.
+pub struct LlamaContext<'m> {
+    raw: *mut sys::llama_context,
+    vocab: usize,
+    model: PhantomData<&'m LlamaModel<'m>>,
+}
+
+impl<'m> LlamaContext<'m> {
+    /// Makes a context as `spec` says.
+    pub fn new(model: &'m LlamaModel<'_>, spec: &RunSpec) -> Result<Self, Failure> {
+        // SAFETY:
+        // - takes nothing and returns plain values.
+        let mut params = unsafe { sys::llama_context_default_params() };
+        params.n_ctx = spec.context;
+        params.n_batch = spec.batch;
+        params.n_ubatch = spec.ubatch;
+        params.n_seq_max = spec.sequences;
+        params.kv_unified = spec.unified;
+        params.swa_full = false;
+        params.n_threads = spec.threads;
+        params.n_threads_batch = spec.threads;
+        params.flash_attn_type = spec.flash.raw();
+        params.type_k = spec.cache.raw();
+        params.type_v = spec.cache_v().raw();
+        // SAFETY:
+        // - the model is alive for `'m`, which outlives the context.
+        let raw = unsafe { sys::llama_init_from_model(model.raw, params) };
+        if raw.is_null() {
+            return Err(Failure::Context);
+        }
+        Ok(Self {
+            raw,
+            vocab: model.vocab,
+            model: PhantomData,
+        })
+    }
+
+    /// Decodes one batch and returns the logits of each of its tokens.
+    pub fn decode(&mut self, entries: &[Entry]) -> Result<Vec<Vec<f32>>, Failure> {
+        let mut tokens: Vec<i32> = entries.iter().map(|entry| entry.token).collect();
+        let mut positions: Vec<i32> = entries.iter().map(|entry| entry.position).collect();
+        let mut sequences: Vec<i32> = entries.iter().map(|entry| entry.sequence).collect();
+        let mut counts = vec![1_i32; entries.len()];
+        let mut wanted = vec![1_i8; entries.len()];
+        let mut lists: Vec<*mut i32> = sequences.iter_mut().map(ptr::from_mut).collect();
+        let batch = sys::llama_batch {
+            n_tokens: i32::try_from(entries.len()).unwrap(),
+            token: tokens.as_mut_ptr(),
+            embd: ptr::null_mut(),
+            pos: positions.as_mut_ptr(),
+            n_seq_id: counts.as_mut_ptr(),
+            seq_id: lists.as_mut_ptr(),
+            logits: wanted.as_mut_ptr(),
+        };
+        // SAFETY:
+        // - the context is alive.
+        // - every array of the batch holds `n_tokens` values and outlives the call.
+        let code = unsafe { sys::llama_decode(self.raw, batch) };
+        if code != 0 {
+            return Err(Failure::Decode(code));
+        }
+        Ok((0..entries.len()).map(|index| self.logits(index)).collect())
+    }
+
+    fn logits(&self, index: usize) -> Vec<f32> {
+        let index = i32::try_from(index).unwrap();
+        // SAFETY:
+        // - the context is alive; the token at `index` of the last batch asked for logits.
+        let logits = unsafe { sys::llama_get_logits_ith(self.raw, index) };
+        assert!(
+            !logits.is_null(),
+            "no logits for token {index} of the batch"
+        );
+        // SAFETY:
+        // - llama.cpp keeps one float per token id there until the next decode.
+        unsafe { std::slice::from_raw_parts(logits, self.vocab) }.to_vec()
+    }
+
+    fn memory(&self) -> sys::llama_memory_t {
+        // SAFETY:
+        // - the context is alive.
+        unsafe { sys::llama_get_memory(self.raw) }
+    }
+
+    /// Forgets everything; with `data`, the cache's bytes are cleared as well.
+    pub fn clear(&mut self, data: bool) {
+        // SAFETY:
+        // - the memory belongs to the context, which is alive.
+        unsafe { sys::llama_memory_clear(self.memory(), data) };
+    }
+
+    /// Makes sequence `to` a copy of all of sequence `from`.
+    pub fn copy_sequence(&mut self, from: i32, to: i32) {
+        // SAFETY:
+        // - the memory belongs to the context, which is alive.
+        unsafe { sys::llama_memory_seq_cp(self.memory(), from, to, -1, -1) };
+    }
+
+    /// Removes positions `first..end` of a sequence; false when that is not possible.
+    pub fn remove(&mut self, sequence: i32, first: i32, end: i32) -> bool {
+        // SAFETY:
+        // - the memory belongs to the context, which is alive.
+        unsafe { sys::llama_memory_seq_rm(self.memory(), sequence, first, end) }
+    }
+
+    /// Moves positions `first..end` of a sequence by `delta`.
+    pub fn shift(&mut self, sequence: i32, first: i32, end: i32, delta: i32) {
+        // SAFETY:
+        // - the memory belongs to the context, which is alive.
+        unsafe { sys::llama_memory_seq_add(self.memory(), sequence, first, end, delta) };
+    }
+
+    /// The whole state, as a session file holds it.
+    pub fn save(&mut self) -> Vec<u8> {
+        // SAFETY:
+        // - the context is alive.
+        let size = unsafe { sys::llama_state_get_size(self.raw) };
+        let mut state = vec![0_u8; size];
+        // SAFETY:
+        // - `state` has room for `size` bytes.
+        let written = unsafe { sys::llama_state_get_data(self.raw, state.as_mut_ptr(), size) };
+        state.truncate(written);
+        state
+    }
+
+    /// Takes back a state of [`Self::save`].
+    pub fn restore(&mut self, state: &[u8]) {
+        // SAFETY:
+        // - `state` holds as many bytes as its length says.
+        let read = unsafe { sys::llama_state_set_data(self.raw, state.as_ptr(), state.len()) };
+        assert_eq!(read, state.len(), "the state was not read to its end");
+    }
+
+    /// One sequence's state.
+    pub fn save_sequence(&mut self, sequence: i32) -> Vec<u8> {
+        // SAFETY:
+        // - the context is alive.
+        let size = unsafe { sys::llama_state_seq_get_size(self.raw, sequence) };
+        let mut state = vec![0_u8; size];
+        let into = state.as_mut_ptr();
+        // SAFETY:
+        // - `state` has room for `size` bytes.
+        let written = unsafe { sys::llama_state_seq_get_data(self.raw, into, size, sequence) };
+        state.truncate(written);
+        state
+    }
+
+    /// Takes a state of [`Self::save_sequence`] back, as sequence `sequence`.
+    pub fn restore_sequence(&mut self, state: &[u8], sequence: i32) {
+        let (from, size) = (state.as_ptr(), state.len());
+        // SAFETY:
+        // - `state` holds `size` bytes.
+        let read = unsafe { sys::llama_state_seq_set_data(self.raw, from, size, sequence) };
+        assert_eq!(read, size, "the sequence's state was not read to its end");
+    }
+}
+
+impl Drop for LlamaContext<'_> {
+    fn drop(&mut self) {
+        // SAFETY:
+        // - made by `llama_init_from_model`, freed once; its model is still alive.
+        unsafe { sys::llama_free(self.raw) };
+    }
+}

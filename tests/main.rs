@@ -1,0 +1,15 @@
+//! The proof: the paged device computes what stock llama.cpp computes, bit for bit.
+//!
+//! - [`models`] writes small models of many architectures, seeded, through gguf's writer.
+//! - [`harness`] runs one of them in llama.cpp, on the plain CPU or on the paged device,
+//!   and keeps every logit.
+//! - [`equivalence`] compares the two over budgets, ubatches, attention and cache types.
+//! - [`bytes`] checks that the bytes that travel are those of the plan.
+//! - [`order`] delays, refuses and fails copies.
+#![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
+
+mod bytes;
+mod equivalence;
+mod harness;
+mod models;
+mod order;
