@@ -226,17 +226,8 @@ impl PagedBackend {
 fn fetch_ahead(schedule: &Schedule, from: usize, pager: &mut Pager) -> Result<()> {
     let segments = schedule.segments();
     let (done, ahead) = segments.split_at(from.min(segments.len()));
-    // One group at a time: a second one could claim the slot of the first.
-    let next = ahead
-        .iter()
-        .chain(done)
-        .filter_map(|segment| segment.groups.first());
-    for (group, needs) in next {
-        if pager.prefetch(*group, schedule.needs(needs))? {
-            break;
-        }
-    }
-    Ok(())
+    let groups = ahead.iter().chain(done).flat_map(|segment| &segment.groups);
+    pager.prefetch(groups.map(|(group, needs)| (*group, schedule.needs(needs))))
 }
 
 /// The touches of a segment's nodes.

@@ -226,17 +226,29 @@ impl Pager {
         Ok(())
     }
 
-    /// Like `require` for a group that will be needed later, as far as a slot is free;
-    /// whether that started any copy.
+    /// Has the first group in `upcoming` that is not there yet fetched, as far as a slot
+    /// is free: neither pinned, nor holding a group that is needed sooner.
     ///
     /// # Errors
     /// `Failed` when the engine refuses the copies.
-    pub fn prefetch(&mut self, group: GroupId, needs: &[Need]) -> Result<bool> {
-        let home = self.groups[group.0 as usize].home_slot;
-        match ring::choose(&self.slots, group, home) {
-            Some(index) => self.fetch(index, group, needs),
-            None => Ok(false),
+    pub fn prefetch<'a>(
+        &mut self,
+        upcoming: impl Iterator<Item = (GroupId, &'a [Need])>,
+    ) -> Result<()> {
+        let mut outcome = Ok(false);
+        for (group, needs) in upcoming {
+            let home = self.groups[group.0 as usize].home_slot;
+            let Some(index) = ring::choose(&self.slots, group, home) else {
+                break;
+            };
+            outcome = self.fetch(index, group, needs);
+            self.slots[index].reserved = true;
+            if !matches!(outcome, Ok(false)) {
+                break;
+            }
         }
+        self.slots.iter_mut().for_each(|slot| slot.reserved = false);
+        outcome.map(drop)
     }
 
     /// A vector for the copies of a request.

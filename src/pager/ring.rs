@@ -25,6 +25,8 @@ pub struct Slot {
     pub group: Option<GroupId>,
     /// In use by the segment at hand: must not be claimed.
     pub pinned: bool,
+    /// Holds what is needed sooner than the group being fetched ahead.
+    pub reserved: bool,
     /// The valid range of each tensor in it, once `ticket` is done.
     pub valid: Vec<(TensorId, Range<usize>)>,
     /// The newest fetch into it.
@@ -38,6 +40,7 @@ impl Slot {
             block,
             group: None,
             pinned: false,
+            reserved: false,
             valid: Vec::new(),
             ticket: Ticket(0),
         }
@@ -74,10 +77,10 @@ impl Slot {
 }
 
 /// The slot to use for a group: the one that holds it, else its home, else any other;
-/// never a pinned one that holds something else.
+/// never a pinned or reserved one that holds something else.
 pub fn choose(slots: &[Slot], group: GroupId, home: usize) -> Option<usize> {
     let holds = slots.iter().position(|slot| slot.group == Some(group));
-    let usable = |index: &usize| !slots[*index].pinned;
+    let usable = |index: &usize| !slots[*index].pinned && !slots[*index].reserved;
     holds
         .or_else(|| Some(home).filter(usable))
         .or_else(|| (0..slots.len()).find(usable))

@@ -101,7 +101,8 @@ impl Stage {
                     && prefetch
                 {
                     let needs = self.needs(next, STATE_BYTES / 2);
-                    self.pager.prefetch(ahead, &needs)?;
+                    self.pager
+                        .prefetch([(ahead, needs.as_slice())].into_iter())?;
                 }
                 self.pager.wait_ready(group)?;
             }
