@@ -184,9 +184,11 @@ pub struct AddressMap {
 }
 
 impl AddressMap {
-    /// Adds the tensors of a buffer.
+    /// Adds the tensors of a buffer. Those without bytes own no address: one at the end
+    /// of its buffer would hide whatever begins there.
     pub fn insert(&mut self, ranges: impl IntoIterator<Item = AddressRange>) {
-        self.ranges.extend(ranges);
+        let owners = ranges.into_iter().filter(|range| range.start < range.end);
+        self.ranges.extend(owners);
         self.ranges.sort_unstable_by_key(|range| range.start);
     }
 
@@ -298,7 +300,7 @@ mod tests {
 
         #[test]
         fn addresses_are_found_as_a_scan_finds_them(
-            lengths in prop::collection::vec((1usize..20, 0usize..5), 1..20),
+            lengths in prop::collection::vec((0usize..20, 0usize..5), 1..20),
             address in 0usize..500,
         ) {
             let mut start = 50;
