@@ -10,8 +10,9 @@
 //! `cargo bench --bench fits -- --budget 50%` compares `no-repack` with paging in less
 //! memory than the model needs, with and without prefetching.
 //!
-//! The first round warms up and does not count. Ratios are taken round by round, so that
-//! a machine that grows slower meanwhile does not tilt them. Each run is a line of
+//! The first round warms up and does not count, nor does a round in which something else
+//! ran on the machine. Ratios are taken round by round, so that a machine that grows
+//! slower meanwhile does not tilt them. Each run is a line of
 //! `target/bench-models/fits.jsonl` as soon as it has ended.
 #![allow(
     clippy::print_stdout,
@@ -22,11 +23,12 @@
 mod gguf;
 mod measure;
 mod model;
+mod quiet;
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -39,6 +41,15 @@ const PREFILL_TOKENS: usize = 512;
 /// The least share of stock's speed, without repacking, that paging may leave when the
 /// model fits.
 const RATIO_MIN: f64 = 0.97;
+
+/// The spread of a ratio (MAD) above which nothing can be said.
+const RATIO_MAD_MAX: f64 = 0.02;
+
+/// Rounds that may be spoilt for each one that is asked for.
+const SPOILT_ROUNDS_MAX: usize = 10;
+
+/// How long a round waits for a quiet machine.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What the command line asks for.
 struct Options {
@@ -55,6 +66,7 @@ const USAGE: &str = "options: --rounds N (5), --model q8_0|q4_k (both), --budget
 
 fn main() -> Result<()> {
     measure::check_arithmetic();
+    quiet::check_arithmetic();
     let options = options(std::env::args().skip(1))?;
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench-models");
     fs::create_dir_all(&folder)?;
@@ -165,48 +177,85 @@ fn compare(
         decode_tokens,
         threads,
     };
-    let mut rounds: Vec<Vec<Speeds>> = Vec::new();
-    for round in 0..=options.rounds {
-        let mut speeds = Vec::new();
-        for variant in &variants {
-            let speed = measure::run(variant, &workload, folder)?;
-            record(folder, model, options, variant, round, speed)?;
-            let (prefill, decode) = (speed.prefill, speed.decode);
-            let counted = if round == 0 { " (warm-up)" } else { "" };
-            eprintln!(
-                "{} round {round} {:<11} {prefill:8.2} {decode:8.2}{counted}",
-                model.name, variant.name
-            );
-            speeds.push(speed);
-        }
-        if round > 0 {
+    let mut rounds = Vec::new();
+    let mut warm = false;
+    for round in 0..=options.rounds * SPOILT_ROUNDS_MAX {
+        ensure!(
+            quiet::wait(PATIENCE),
+            "something else keeps this machine busy"
+        );
+        let Some(speeds) = run_round(model, &variants, &workload, round, folder)? else {
+            continue;
+        };
+        if warm {
             rounds.push(speeds);
         }
+        warm = true;
+        if rounds.len() == options.rounds {
+            break;
+        }
     }
+    ensure!(!rounds.is_empty(), "no round was left undisturbed");
     print_table(model, bytes, options, &variants, &rounds);
     Ok(())
+}
+
+/// Runs each variant once; nothing when something else ran meanwhile.
+fn run_round(
+    model: &Model,
+    variants: &[Variant],
+    workload: &Workload<'_>,
+    round: usize,
+    folder: &Path,
+) -> Result<Option<Vec<Speeds>>> {
+    let mut speeds = Vec::new();
+    for variant in variants {
+        let before = quiet::Ticks::now();
+        let speed = measure::run(variant, workload, folder)?;
+        let foreign = quiet::foreign_share_since(before);
+        record(folder, model, workload, variant, round, speed, foreign)?;
+        let disturbed = foreign > quiet::FOREIGN_SHARE_MAX;
+        eprintln!(
+            "{} round {round} {:<11} prefill {:7.2}, decode {:6.2} tokens/s{}",
+            model.name,
+            variant.name,
+            speed.prefill,
+            speed.decode,
+            if disturbed {
+                ": disturbed, the round does not count"
+            } else {
+                ""
+            },
+        );
+        if disturbed {
+            return Ok(None);
+        }
+        speeds.push(speed);
+    }
+    Ok(Some(speeds))
 }
 
 /// Appends one run to `fits.jsonl`.
 fn record(
     folder: &Path,
     model: &Model,
-    options: &Options,
+    workload: &Workload<'_>,
     variant: &Variant,
     round: usize,
     speeds: Speeds,
+    foreign_share: f64,
 ) -> Result<()> {
     let line = serde_json::json!({
         "time_unix_s": SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
         "model": model.name,
         "variant": variant.name,
         "arguments": variant.arguments,
-        "threads": options.threads,
+        "threads": workload.threads,
         "round": round,
-        "warm_up": round == 0,
+        "foreign_share": foreign_share,
         "prefill_tokens": PREFILL_TOKENS,
         "prefill_tokens_per_s": speeds.prefill,
-        "decode_tokens": options.decode_tokens,
+        "decode_tokens": workload.decode_tokens,
         "decode_tokens_per_s": speeds.decode,
     });
     let path = folder.join("fits.jsonl");
@@ -256,24 +305,25 @@ fn print_table(
             .iter()
             .map(|r| speed(&r[2]) / speed(&r[to]))
             .collect();
-        median_and_mad(&ratios).0
+        median_and_mad(&ratios)
     };
     let (stock, repacked) = (0, 1);
-    let [bar_prefill, bar_decode] = [ratio(prefill, stock), ratio(decode, stock)];
-    println!(
-        "paged / no-repack: prefill {bar_prefill:.3}, decode {bar_decode:.3}: {} the bar of \
-         {RATIO_MIN}",
-        if bar_prefill.min(bar_decode) >= RATIO_MIN {
-            "meets"
-        } else {
-            "below"
-        }
-    );
-    println!(
-        "paged / default: prefill {:.3}, decode {:.3}",
-        ratio(prefill, repacked),
-        ratio(decode, repacked)
-    );
+    for (phase, speed) in [
+        ("prefill", prefill as fn(&Speeds) -> f64),
+        ("decode", decode),
+    ] {
+        let (to_stock, mad) = ratio(speed, stock);
+        let verdict = match to_stock >= RATIO_MIN {
+            _ if mad > RATIO_MAD_MAX => "too noisy to say",
+            true => "met",
+            false => "missed",
+        };
+        println!(
+            "{phase}: paged / no-repack {to_stock:.3} (bar {RATIO_MIN}: {verdict}), \
+             paged / default {:.3}",
+            ratio(speed, repacked).0
+        );
+    }
 }
 
 /// Median and MAD of `value` over the rounds, with `digits` behind the point.
