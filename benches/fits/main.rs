@@ -10,8 +10,8 @@
 //! `cargo bench --bench fits -- --budget 50%` compares `no-repack` with paging in less
 //! memory than the model needs, with and without prefetching.
 //!
-//! The first round warms up and does not count, nor does a round in which something else
-//! ran on the machine. Ratios are taken round by round, so that a machine that grows
+//! The first round warms up and does not count. A run waits for a quiet machine, and is
+//! repeated when something else ran meanwhile. Ratios are taken round by round, so that a machine that grows
 //! slower meanwhile does not tilt them. Each run is a line of
 //! `target/bench-models/fits.jsonl` as soon as it has ended.
 #![allow(
@@ -45,10 +45,10 @@ const RATIO_MIN: f64 = 0.97;
 /// The spread of a ratio (MAD) above which nothing can be said.
 const RATIO_MAD_MAX: f64 = 0.02;
 
-/// Rounds that may be spoilt for each one that is asked for.
-const SPOILT_ROUNDS_MAX: usize = 10;
+/// How often a run is tried until nothing disturbs it.
+const ATTEMPTS_MAX: usize = 20;
 
-/// How long a round waits for a quiet machine.
+/// How long a run waits for a quiet machine.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What the command line asks for.
@@ -178,67 +178,57 @@ fn compare(
         threads,
     };
     let mut rounds = Vec::new();
-    let mut warm = false;
-    for round in 0..=options.rounds * SPOILT_ROUNDS_MAX {
-        ensure!(
-            quiet::wait(PATIENCE),
-            "something else keeps this machine busy"
-        );
-        let Some(speeds) = run_round(model, &variants, &workload, round, folder)? else {
-            continue;
-        };
-        if warm {
+    for round in 0..=options.rounds {
+        let speeds = variants
+            .iter()
+            .map(|variant| run_quietly(variant, &workload, round, folder));
+        let speeds = speeds.collect::<Result<Vec<_>>>()?;
+        if round > 0 {
             rounds.push(speeds);
         }
-        warm = true;
-        if rounds.len() == options.rounds {
-            break;
-        }
     }
-    ensure!(!rounds.is_empty(), "no round was left undisturbed");
     print_table(model, bytes, options, &variants, &rounds);
     Ok(())
 }
 
-/// Runs each variant once; nothing when something else ran meanwhile.
-fn run_round(
-    model: &Model,
-    variants: &[Variant],
+/// Runs one variant, again when something else ran meanwhile.
+fn run_quietly(
+    variant: &Variant,
     workload: &Workload<'_>,
     round: usize,
     folder: &Path,
-) -> Result<Option<Vec<Speeds>>> {
-    let mut speeds = Vec::new();
-    for variant in variants {
+) -> Result<Speeds> {
+    for _ in 0..ATTEMPTS_MAX {
+        ensure!(
+            quiet::wait(PATIENCE),
+            "something else keeps this machine busy"
+        );
         let before = quiet::Ticks::now();
-        let speed = measure::run(variant, workload, folder)?;
-        let foreign = quiet::foreign_share_since(before);
-        record(folder, model, workload, variant, round, speed, foreign)?;
-        let disturbed = foreign > quiet::FOREIGN_SHARE_MAX;
+        let speeds = measure::run(variant, workload, folder)?;
+        let foreign_share = quiet::foreign_share_since(before);
+        record(folder, workload, variant, round, speeds, foreign_share)?;
+        let disturbed = foreign_share > quiet::FOREIGN_SHARE_MAX;
         eprintln!(
-            "{} round {round} {:<11} prefill {:7.2}, decode {:6.2} tokens/s{}",
-            model.name,
+            "round {round} {:<11} prefill {:7.2}, decode {:6.2} tokens/s{}",
             variant.name,
-            speed.prefill,
-            speed.decode,
+            speeds.prefill,
+            speeds.decode,
             if disturbed {
-                ": disturbed, the round does not count"
+                ": disturbed, once more"
             } else {
                 ""
             },
         );
-        if disturbed {
-            return Ok(None);
+        if !disturbed {
+            return Ok(speeds);
         }
-        speeds.push(speed);
     }
-    Ok(Some(speeds))
+    bail!("'{}' was disturbed {ATTEMPTS_MAX} times", variant.name)
 }
 
 /// Appends one run to `fits.jsonl`.
 fn record(
     folder: &Path,
-    model: &Model,
     workload: &Workload<'_>,
     variant: &Variant,
     round: usize,
@@ -247,7 +237,7 @@ fn record(
 ) -> Result<()> {
     let line = serde_json::json!({
         "time_unix_s": SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
-        "model": model.name,
+        "model": workload.model.file_stem().and_then(|name| name.to_str()),
         "variant": variant.name,
         "arguments": variant.arguments,
         "threads": workload.threads,
