@@ -11,8 +11,8 @@
 //! memory than the model needs, with and without prefetching.
 //!
 //! The first round warms up and does not count. A run waits for a quiet machine, and is
-//! repeated when something else ran meanwhile. Ratios are taken round by round, so that a machine that grows
-//! slower meanwhile does not tilt them. Each run is a line of
+//! repeated when something else ran meanwhile. Ratios are taken round by round, so that a
+//! machine that grows slower does not tilt them. Each run is a line of
 //! `target/bench-models/fits.jsonl` as soon as it has ended.
 #![allow(
     clippy::print_stdout,

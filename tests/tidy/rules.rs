@@ -31,7 +31,7 @@ const UNSAFE_ALLOWED: [&str; 15] = [
     "src/pager/memory.rs",
     "src/pager/replan.rs",
     // The operating system: signals, a closed pipe, a file in memory.
-    "src/session/interrupt.rs",
+    "src/session/signal.rs",
     "src/session/output.rs",
     "src/session/demo.rs",
     "benches/",
