@@ -15,9 +15,10 @@ use rules::Finding;
 
 type Rule = fn(&str, &str) -> Vec<Finding>;
 
-const RULES_FOR_RUST: [Rule; 5] = [
+const RULES_FOR_RUST: [Rule; 6] = [
     rules::unsafe_is_where_it_belongs,
     rules::unsafe_says_why,
+    rules::doors_are_kept,
     rules::file_is_short,
     rules::line_is_short,
     rules::prints_at_the_edges,

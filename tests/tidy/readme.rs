@@ -1,7 +1,8 @@
 //! The README keeps its promises: its commands exist, its tables agree with the code.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::process::Command;
 
 use rpaged::error::Error;
 
@@ -84,6 +85,26 @@ fn flaw(command: &str) -> Option<String> {
     None
 }
 
+/// The flags in `text`: words that begin with one or two hyphens and a letter.
+fn flags(text: &str) -> BTreeSet<&str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-')
+        .filter(|word| {
+            word.trim_start_matches('-')
+                .starts_with(|c: char| c.is_alphabetic())
+        })
+        .filter(|word| word.starts_with('-') && !word.starts_with("---"))
+        .collect()
+}
+
+/// What `command` gives to `rpaged-cli`; nothing when it runs something else.
+fn own_arguments(command: &str) -> Option<&str> {
+    let run = command
+        .strip_prefix("cargo run ")
+        .and_then(|rest| rest.split_once(" -- "));
+    let own = command.strip_prefix("target/release/rpaged-cli ");
+    run.map(|(_, arguments)| arguments).or(own)
+}
+
 /// Exit code → first word of its row in a table of `| code | kind | ... |`.
 fn exit_code_rows(text: &str) -> BTreeMap<u8, String> {
     let rows = text.lines().filter_map(|line| {
@@ -151,6 +172,46 @@ fn the_two_commands_are_where_they_are_looked_for() {
         first("Run the tests"),
         Some("cargo test --release --workspace")
     );
+}
+
+#[test]
+fn the_flags_exist() {
+    let output = Command::new(env!("CARGO_BIN_EXE_rpaged-cli"))
+        .arg("--help")
+        .output()
+        .expect("rpaged-cli starts");
+    let help = String::from_utf8_lossy(&output.stdout);
+    let known = flags(&help);
+    let readme = readme();
+    let table = section(&readme, "Flags").expect("the README has a section on flags");
+    let mut named = flags(table);
+    named.extend(
+        commands(&readme)
+            .into_iter()
+            .filter_map(own_arguments)
+            .flat_map(flags),
+    );
+    let unknown: Vec<_> = named
+        .difference(&known)
+        .filter(|flag| **flag != "--help")
+        .collect();
+    assert!(unknown.is_empty(), "--help does not know {unknown:?}");
+    assert!(named.contains("--demo") && named.contains("--vram-budget"));
+}
+
+#[test]
+fn flags_are_found_in_text() {
+    let text = "| `--no-mmap`, -ngl | a-b -- --- 3 -4 --x=`1` |";
+    assert_eq!(flags(text), BTreeSet::from(["--no-mmap", "-ngl", "--x"]));
+    assert_eq!(
+        own_arguments("cargo run --release -- --demo"),
+        Some("--demo")
+    );
+    assert_eq!(
+        own_arguments("target/release/rpaged-cli -m a"),
+        Some("-m a")
+    );
+    assert_eq!(own_arguments("cargo test --release"), None);
 }
 
 #[test]

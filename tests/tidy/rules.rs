@@ -1,6 +1,6 @@
 //! The rules of the house, each a function from a file's text to what it finds there.
 
-use crate::code::{code_only, has_word, product_lines};
+use crate::code::{code_only, has_word, is_word, product_lines};
 
 /// What a rule found: the line, counted from 1, and a sentence about it.
 #[derive(Debug, PartialEq)]
@@ -15,24 +15,51 @@ const FILE_LINES_MAX: usize = 600;
 /// Columns that a line may have; rustfmt breaks what it can break there.
 const LINE_COLUMNS_MAX: usize = 100;
 
-/// Where `unsafe` may stand: the foreign border, the arena and its copies, signals.
-const UNSAFE_ALLOWED: [&str; 9] = [
+/// Where `unsafe` may stand.
+const UNSAFE_ALLOWED: [&str; 15] = [
+    // The foreign border.
     "vendor/ggml-sys/",
     "src/ggml/",
     "src/llama/",
     "src/device/",
-    "src/pager/arena",
+    "src/pager/model_index.rs",
+    "src/session/loading.rs",
+    // The arena, and who copies in it.
+    "src/pager/access.rs",
+    "src/pager/block.rs",
     "src/pager/engine_",
-    "src/session/signal",
-    "tests/",
+    "src/pager/memory.rs",
+    "src/pager/replan.rs",
+    // The operating system: signals, a closed pipe, a file in memory.
+    "src/session/signal.rs",
+    "src/session/output.rs",
+    "src/session/demo.rs",
     "benches/",
 ];
 
+/// The crates behind one door each, and the files that are that door.
+const DOORS: [(&str, &[&str]); 2] = [
+    ("clap", &["src/cli/"]),
+    (
+        "ggml_sys",
+        &[
+            "src/ggml/",
+            "src/llama/",
+            "src/device/",
+            // Two calls that start llama.cpp, and gguf's reader.
+            "src/session/loading.rs",
+            "src/pager/model_index.rs",
+        ],
+    ),
+];
+
 /// Where printing is allowed: the edges.
-const PRINTS_ALLOWED: [&str; 5] = [
+const PRINTS_ALLOWED: [&str; 6] = [
     "src/cli/",
     "src/session/",
     "src/main.rs",
+    // Says why llama.cpp aborts, and ends the process.
+    "src/llama/log.rs",
     "tests/",
     "benches/",
 ];
@@ -55,7 +82,7 @@ fn is_test_file(path: &str) -> bool {
 
 /// `unsafe` only at the foreign border.
 pub fn unsafe_is_where_it_belongs(path: &str, text: &str) -> Vec<Finding> {
-    if is_allowed(path, &UNSAFE_ALLOWED) {
+    if is_test_file(path) || is_allowed(path, &UNSAFE_ALLOWED) {
         return Vec::new();
     }
     let sentence = "'unsafe' outside the modules that may hold it (see UNSAFE_ALLOWED)";
@@ -107,6 +134,38 @@ fn says_why(code: &[&str], raw: &[&str], at: usize) -> bool {
         }
     }
     false
+}
+
+/// A foreign crate is used behind its door only; its constants may be named anywhere.
+pub fn doors_are_kept(path: &str, text: &str) -> Vec<Finding> {
+    let mut found = Vec::new();
+    if !path.starts_with("src/") {
+        return found;
+    }
+    for (index, line) in code_only(text).lines().enumerate() {
+        for (name, doors) in DOORS {
+            if has_word(line, name) && !names_a_constant(line, name) && !is_allowed(path, doors) {
+                found.push(finding(
+                    index,
+                    format!("'{name}' away from {}", doors.join(", ")),
+                ));
+            }
+        }
+    }
+    found
+}
+
+/// Whether all that `line` says of the crate `name` is constants of it.
+fn names_a_constant(line: &str, name: &str) -> bool {
+    let is_constant = |word: &str| word.chars().all(|c| !c.is_lowercase());
+    line.split(name).skip(1).all(|after| {
+        let path = after
+            .split(|c: char| !is_word(c) && c != ':')
+            .next()
+            .unwrap_or_default();
+        path.strip_prefix("::")
+            .is_some_and(|word| !word.is_empty() && is_constant(word))
+    })
 }
 
 /// Files that can be read in one go.
@@ -259,6 +318,23 @@ mod tests {
         );
         assert_eq!(
             lines(unsafe_is_where_it_belongs, "src/device/mod.rs", text),
+            []
+        );
+    }
+
+    #[test]
+    fn a_crate_away_from_its_door_is_found() {
+        let text = "// ggml_sys\nuse ggml_sys as sys;\nlet a = ggml_sys::GGML_VERSION;\n\
+                    unsafe { ggml_sys::llama_free(a, ggml_sys::GGML_VERSION) };\n";
+        assert_eq!(lines(doors_are_kept, "src/planner/mod.rs", text), [2, 4]);
+        assert_eq!(lines(doors_are_kept, "src/ggml/mod.rs", text), []);
+        assert_eq!(lines(doors_are_kept, "tests/main.rs", text), []);
+        assert_eq!(
+            lines(doors_are_kept, "src/session/mod.rs", "use clap::Parser;"),
+            [1]
+        );
+        assert_eq!(
+            lines(doors_are_kept, "src/cli/flags.rs", "use clap::Parser;"),
             []
         );
     }
