@@ -222,7 +222,8 @@ impl PagedBackend {
     }
 }
 
-/// Fetches the next group that is not there yet, from segment `from` on, wrapping to the start of the pass: the next pass will begin like this one.
+/// Fetches the next group that is not there yet, from segment `from` on, wrapping to the
+/// start of the pass: the next pass will begin like this one.
 fn fetch_ahead(schedule: &Schedule, from: usize, pager: &mut Pager) -> Result<()> {
     let segments = schedule.segments();
     let (done, ahead) = segments.split_at(from.min(segments.len()));
