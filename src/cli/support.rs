@@ -112,7 +112,7 @@ pub const PAGED: &[(&str, WhenPaged)] = &[
     ),
     (
         "--load-mode",
-        WhenPaged::Means("'auto', 'none' and 'mmap'; others are not built"),
+        WhenPaged::Means("'auto', 'none' and 'mmap'; with 'mlock' or 'dio' refused, not built yet"),
     ),
     (
         "--split-mode",
@@ -201,6 +201,16 @@ mod tests {
 
     use super::*;
     use crate::llama;
+
+    #[test]
+    fn the_readme_shows_the_table() {
+        let readme = include_str!("../../README.md").replace("\r\n", "\n");
+        let table = super::paged_table();
+        assert!(
+            readme.contains(&table),
+            "README.md lacks this table:\n{table}"
+        );
+    }
 
     #[test]
     fn every_option_of_the_parser_is_in_the_table_once() {
