@@ -11,12 +11,12 @@ use crate::harness::{
 };
 use crate::models::{Model, prompt};
 
-/// The report once nothing is in flight: what is fetched ahead is counted when it
-/// arrives, and nobody but the clock says that nothing more will.
-fn settled(device: &PagedDevice) -> Report {
+/// The report once nothing has arrived for `quiet_ms`: what is fetched ahead is counted
+/// when it arrives, and nobody but the clock says that nothing more will.
+fn settled(device: &PagedDevice, quiet_ms: u64) -> Report {
     let mut report = device.report();
     let mut since = Instant::now();
-    while since.elapsed() < Duration::from_millis(40) {
+    while since.elapsed() < Duration::from_millis(quiet_ms) {
         sleep(Duration::from_millis(1));
         let now = device.report();
         if (now.bytes_in, now.bytes_out) != (report.bytes_in, report.bytes_out) {
@@ -37,12 +37,38 @@ fn for_each_model(check: impl Fn(Model) + Sync) {
     });
 }
 
-/// What a model of these settings reports after `prompt_tokens`, and the bytes (in, out)
-/// that each of some further tokens moves.
+/// Checks the bytes (in, out) that each of some tokens after a prompt moves. A copy thread
+/// that sleeps longer than the quiet shifts bytes from one token to the next: what is
+/// wrong is measured again with more patience, and what stays wrong is wrong.
+fn assert_moves(
+    config: &PagingConfig,
+    spec: &RunSpec,
+    prompt_tokens: usize,
+    expected: impl Fn(&Report) -> (u64, u64),
+) {
+    let mut last = None;
+    for quiet_ms in [10, 100, 1000] {
+        let (report, moved) = bytes_by_token(config, spec, prompt_tokens, quiet_ms);
+        let expected = expected(&report);
+        if moved.iter().all(|bytes| *bytes == expected) {
+            return;
+        }
+        last = Some((moved, expected, report));
+    }
+    let (moved, expected, report) = last.unwrap();
+    panic!(
+        "bytes in and out by token {moved:?}, not {expected:?}, of {:?} under {config:?}: \
+         {report:?}",
+        spec.model
+    );
+}
+
+/// The report after `prompt_tokens` and two more, and the bytes that the next ones move.
 fn bytes_by_token(
     config: &PagingConfig,
     spec: &RunSpec,
     prompt_tokens: usize,
+    quiet_ms: u64,
 ) -> (Report, Vec<(u64, u64)>) {
     let device = PagedDevice::new(config.clone()).unwrap();
     let model = LlamaModel::load(&spec.model.file().path, Placement::Paged(&device)).unwrap();
@@ -57,7 +83,7 @@ fn bytes_by_token(
         },
     ];
     run_steps(&mut context, &warm).unwrap();
-    let mut before = settled(&device);
+    let mut before = settled(&device, quiet_ms);
     let first = before;
     let mut moved = Vec::new();
     for position in start + 2..start + 5 {
@@ -67,7 +93,7 @@ fn bytes_by_token(
             sequence: 0,
         };
         context.decode(&[entry]).unwrap();
-        let now = settled(&device);
+        let now = settled(&device, quiet_ms);
         assert_eq!(now.graphs, before.graphs + 1);
         moved.push((
             now.bytes_in - before.bytes_in,
@@ -91,20 +117,19 @@ fn each_token_moves_exactly_the_streamed_weights() {
                     prefetch,
                     ..config(model, Paging::Weights, budget)
                 };
-                let (report, moved) = bytes_by_token(&config, &spec, 5);
-                let what = format!("{model:?}, {quarter}/4, prefetch {prefetch}: {report:?}");
-                if report.layers - report.resident_layers == 3 {
-                    // The second of three streamed layers may have a slot to itself and
-                    // still be there for the next token: less moves than the plan says.
-                    let no_more = moved[0].0 <= report.streamed_bytes;
+                let (report, moved) = bytes_by_token(&config, &spec, 5, 10);
+                if !prefetch && report.layers - report.resident_layers == 3 {
+                    // Fetched on demand, the second of three streamed layers has a slot to
+                    // itself and is still there for the next token.
+                    let less = moved[0].0 < report.streamed_bytes;
+                    let what = format!("{moved:?} under {config:?}: {report:?}");
                     assert!(
-                        no_more && moved.iter().all(|bytes| *bytes == moved[0]),
+                        less && moved.iter().all(|bytes| *bytes == moved[0]),
                         "{what}"
                     );
                     continue;
                 }
-                let expected = vec![(report.streamed_bytes, 0); moved.len()];
-                assert_eq!(moved, expected, "{what}");
+                assert_moves(&config, &spec, 5, |report| (report.streamed_bytes, 0));
             }
         }
     });
@@ -121,17 +146,16 @@ fn whole_model_streamed_when_no_layer_may_stay() {
                 prefetch,
                 ..ample
             };
-            let (report, moved) = bytes_by_token(&nothing_stays, &spec, 5);
             // LFM2's final norm has a name that no layer and no output has: it stays.
-            let stays = if model == Model::ShortConvolution {
-                512
-            } else {
-                0
+            let stays = match model {
+                Model::ShortConvolution => 512,
+                _ => 0,
             };
-            let resident = (report.resident_layers, report.resident_bytes);
-            assert_eq!(resident, (0, stays), "{model:?}: {report:?}");
-            let expected = vec![(report.streamed_bytes, 0); moved.len()];
-            assert_eq!(moved, expected, "{model:?} prefetch {prefetch}: {report:?}");
+            assert_moves(&nothing_stays, &spec, 5, |report| {
+                let resident = (report.resident_layers, report.resident_bytes);
+                assert_eq!(resident, (0, stays), "{model:?}: {report:?}");
+                (report.streamed_bytes, 0)
+            });
         }
     });
 }
@@ -142,9 +166,10 @@ fn nothing_moves_when_everything_stays() {
         for paging in [Paging::Weights, Paging::States, Paging::Both] {
             let spec = RunSpec::new(model, 5, 0);
             let ample = config(model, paging, Budget::Bytes(AMPLE_BYTES));
-            let (report, moved) = bytes_by_token(&ample, &spec, 5);
-            assert_eq!(report.streamed_bytes, 0, "{report:?}");
-            assert_eq!(moved, vec![(0, 0); moved.len()], "{model:?} {paging:?}");
+            assert_moves(&ample, &spec, 5, |report| {
+                assert_eq!(report.streamed_bytes, 0, "{report:?}");
+                (0, 0)
+            });
         }
     });
 }
@@ -177,11 +202,10 @@ fn paged_cache_moves_the_rows_in_use_in_and_the_written_rows_out() {
                     prefetch,
                     ..ample
                 };
-                let (report, moved) = bytes_by_token(&nothing_stays, &spec, prompt_tokens);
                 let states = tensors * rows * row_bytes;
-                let expected = (report.streamed_bytes + states, tensors * row_bytes);
-                let what = format!("{cache:?} {prompt_tokens} tokens, {paging:?}, {prefetch}");
-                assert_eq!(moved, vec![expected; moved.len()], "{what}");
+                assert_moves(&nothing_stays, &spec, prompt_tokens, |report| {
+                    (report.streamed_bytes + states, tensors * row_bytes)
+                });
             }
         }
     }
