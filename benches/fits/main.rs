@@ -10,7 +10,8 @@
 //! `cargo bench --bench fits -- --budget 50%` compares `no-repack` with paging in less
 //! memory than the model needs, with and without prefetching.
 //!
-//! The first round warms up and does not count. A run waits for a quiet machine, and is
+//! A round runs all variants, then all again in reverse. The first, which only warms up,
+//! does not count. A run waits for a quiet machine, and is
 //! repeated when something else ran meanwhile. Ratios are taken round by round, so that a
 //! machine that grows slower does not tilt them. Each run is a line of
 //! `target/bench-models/fits.jsonl` as soon as it has ended.
@@ -179,13 +180,15 @@ fn compare(
     };
     let mut rounds = Vec::new();
     for round in 0..=options.rounds {
-        let speeds = variants
-            .iter()
-            .map(|variant| run_quietly(variant, &workload, round, folder));
-        let speeds = speeds.collect::<Result<Vec<_>>>()?;
-        if round > 0 {
-            rounds.push(speeds);
+        let run = |variant| run_quietly(variant, &workload, round, folder);
+        let there = variants.iter().map(run).collect::<Result<Vec<_>>>()?;
+        if round == 0 {
+            continue;
         }
+        // And back again, so that no variant always follows the same other one.
+        let back = variants.iter().rev().map(run).collect::<Result<Vec<_>>>()?;
+        let both = there.iter().zip(back.iter().rev());
+        rounds.push(both.map(|(there, back)| there.mean(*back)).collect());
     }
     print_table(model, bytes, options, &variants, &rounds);
     Ok(())

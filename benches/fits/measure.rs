@@ -29,6 +29,16 @@ pub struct Speeds {
     pub decode: f64,
 }
 
+impl Speeds {
+    /// The mean of two runs.
+    pub fn mean(self, other: Self) -> Self {
+        Self {
+            prefill: f64::midpoint(self.prefill, other.prefill),
+            decode: f64::midpoint(self.decode, other.decode),
+        }
+    }
+}
+
 /// A run that takes longer hangs.
 const RUN_SECONDS_MAX: u64 = 1800;
 

@@ -29,3 +29,41 @@ pub fn guard<T>(shared: &Shared, fallback: T, call: impl FnOnce(&Shared) -> Resu
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::device::{Budget, Faults, PagingConfig};
+
+    #[test]
+    fn a_panic_becomes_a_sentence_and_later_slots_refuse() {
+        let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/demo/stories-q8_0.gguf");
+        let shared = Shared::new(PagingConfig {
+            model,
+            weights: true,
+            kv: false,
+            budget: Budget::ModelShare(1.0),
+            prefetch: true,
+            prefetch_threads: 1,
+            resident_layers_max: None,
+            poison: false,
+            faults: Faults::default(),
+        })
+        .unwrap();
+        assert_eq!(guard(&shared, 0, |_| Ok(7)), 7);
+        let failed = guard(&shared, 0, |_| Err(Error::Failed("no luck".to_owned())));
+        assert_eq!(failed, 0);
+        assert_eq!(shared.take_error().unwrap().to_string(), "no luck");
+        assert_eq!(guard(&shared, 0, |_| panic!("out of luck")), 0);
+        assert_eq!(
+            guard(&shared, 0, |_| Ok(7)),
+            0,
+            "nothing is trusted any more"
+        );
+        let error = shared.take_error().unwrap();
+        assert_eq!(error.exit_code(), 70);
+        assert!(error.to_string().contains("out of luck"), "{error}");
+    }
+}
