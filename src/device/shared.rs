@@ -42,7 +42,7 @@ pub struct Shared {
 
 impl Shared {
     pub fn new(config: PagingConfig) -> Result<Arc<Self>> {
-        let index = ModelIndex::read(&config.model).map_err(Error::Failed)?;
+        let index = ModelIndex::read(&config.model)?;
         let inner = InnerDevice::cpu().map_err(Error::Failed)?;
         let budget_bytes = match config.budget {
             Budget::Bytes(bytes) => bytes,

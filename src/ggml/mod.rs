@@ -2,10 +2,12 @@
 //! ggml's objects as Rust sees them: tensors borrowed for the time of a callback, and
 //! the inner device with its buffers and backend, owned.
 
+mod gguf;
 mod graph;
 mod inner;
 mod tensor;
 
+pub use gguf::{Header, TensorEntry};
 pub use graph::Graph;
 pub use inner::{HostBuffer, InnerBackend, InnerDevice};
 pub use tensor::Tensor;
