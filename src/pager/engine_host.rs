@@ -212,11 +212,7 @@ impl Coordinator {
             return Err("a copy failed, as the copy engine was told to".to_owned());
         }
         let start = Instant::now();
-        let outcome = if self.team.is_empty() {
-            request.copies.iter().try_for_each(perform)
-        } else {
-            self.team.perform(&request.copies)
-        };
+        let outcome = self.team.perform(&request.copies);
         let spent = start.elapsed();
         if let Some(delays) = &mut self.delays {
             delays.pause();
@@ -267,7 +263,6 @@ struct Team {
     pieces: Option<Sender<Copy>>,
     taken: Receiver<Copy>,
     outcomes: Receiver<Result<(), String>>,
-    report: Sender<Result<(), String>>,
     helpers: Vec<JoinHandle<()>>,
 }
 
@@ -293,37 +288,38 @@ impl Team {
             pieces: Some(pieces),
             taken,
             outcomes,
-            report,
             helpers,
         })
     }
 
-    fn is_empty(&self) -> bool {
-        self.helpers.is_empty()
-    }
-
+    /// Does all copies, the small ones and those of a team of one here and now.
     fn perform(&self, copies: &[Copy]) -> Result<(), String> {
+        let bytes: usize = copies.iter().map(|copy| copy.range.len()).sum();
         let Some(pieces) = &self.pieces else {
             return Ok(());
         };
+        if self.helpers.is_empty() || bytes <= PIECE_BYTES {
+            return copies.iter().try_for_each(perform);
+        }
         // A pattern is what the bytes behind it in the request overwrite: it comes first,
         // and alone.
         let is_pattern = |copy: &&Copy| matches!(copy.from, Source::Pattern(_));
         copies.iter().filter(is_pattern).try_for_each(perform)?;
-        let mut count = 0usize;
+        let mut left = 0usize;
         for copy in copies.iter().filter(|copy| !is_pattern(copy)) {
             for piece in cut(copy) {
                 // The receiver lives in `self`: sending cannot fail.
                 let _ = pieces.send(piece);
-                count += 1;
+                left += 1;
             }
-        }
-        while let Ok(piece) = self.taken.try_recv() {
-            let _ = self.report.send(perform(&piece));
         }
         // All outcomes are taken, also after a failure: the next request starts clean.
         let mut outcome = Ok(());
-        for _ in 0..count {
+        while let Ok(piece) = self.taken.try_recv() {
+            outcome = outcome.and(perform(&piece));
+            left -= 1;
+        }
+        for _ in 0..left {
             let piece = self
                 .outcomes
                 .recv()
