@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use rpaged::cli;
 use rpaged::error::Error;
+use rpaged::session::signal;
 
 /// Says what went wrong; that nobody may read standard error is no further failure.
 fn say(sentence: &str) {
@@ -27,6 +28,7 @@ fn report_panic(info: &PanicHookInfo<'_>) {
 
 fn main() -> ExitCode {
     set_hook(Box::new(report_panic));
+    signal::ignore_file_size_limit();
     let Ok(result) = catch_unwind(|| cli::run(std::env::args_os().skip(1))) else {
         return ExitCode::from(70);
     };

@@ -49,7 +49,8 @@ pub fn help(options: &[OptionInfo]) -> String {
         }
     }
     text.push_str("\nExit codes: 0 done, 1 failed, 2 usage, 3 not built yet, 4 memory, 70 bug,\n");
-    text.push_str("130 Ctrl-C, 141 output closed. What follows are llama.cpp's own options.\n");
+    text.push_str("130 Ctrl-C, 141 output closed, 143 terminated.\n");
+    text.push_str("What follows are llama.cpp's own options.\n");
     for section in [
         "common params",
         "sampling params",

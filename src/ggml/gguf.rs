@@ -40,8 +40,8 @@ impl Header {
         let parts = first.parts();
         let mut headers = vec![first];
         for part in 1..parts {
-            let other = part_path(path, part, parts)
-                .ok_or_else(|| fault(path, "is the first of several parts, but not named so"))?;
+            let other =
+                part_path(path, part, parts).ok_or_else(|| fault(path, &not_first(parts)))?;
             headers.push(Self::read(&other)?);
         }
         Ok(headers)
@@ -154,6 +154,13 @@ fn fault(path: &Path, what: &str) -> Error {
     Error::Failed(format!("the model file '{}' {what}", path.display()))
 }
 
+fn not_first(parts: u16) -> String {
+    format!(
+        "is one of {parts} parts; give the first with -m, named '…-00001-of-{parts:05}.gguf', \
+         with the others beside it"
+    )
+}
+
 /// The path of part `part` (counted from 0) of a model whose first part is at `first`:
 /// `NAME-00001-of-00003.gguf`.
 fn part_path(first: &Path, part: u16, parts: u16) -> Option<PathBuf> {
@@ -169,8 +176,8 @@ fn check_magic(path: &Path) -> Result<u64> {
         ErrorKind::PermissionDenied => fault(path, "may not be read"),
         _ => fault(path, &format!("cannot be read: {error}")),
     };
-    let mut file = File::open(path).map_err(|error| problem(&error))?;
-    let meta = file.metadata().map_err(|error| problem(&error))?;
+    // Before it is opened: opening a pipe waits for whoever writes to it.
+    let meta = std::fs::metadata(path).map_err(|error| problem(&error))?;
     if meta.is_dir() {
         return Err(fault(path, "is a folder"));
     }
@@ -180,6 +187,7 @@ fn check_magic(path: &Path) -> Result<u64> {
     if meta.len() == 0 {
         return Err(fault(path, "is empty"));
     }
+    let mut file = File::open(path).map_err(|error| problem(&error))?;
     let mut magic = [0; 4];
     match file.read_exact(&mut magic) {
         Err(error) if error.kind() != ErrorKind::UnexpectedEof => Err(problem(&error)),

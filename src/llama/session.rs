@@ -52,7 +52,7 @@ impl Session {
         let raw = unsafe { ggml_sys::rpaged_session_new(params.raw()) };
         let Some(raw) = NonNull::new(raw) else {
             let recorded = device.as_ref().and_then(PagedDevice::take_error);
-            return Err(recorded.unwrap_or_else(|| load_error(path)));
+            return Err(recorded.unwrap_or_else(|| load_error(path, device.is_some())));
         };
         let session = Self {
             raw,
@@ -145,6 +145,13 @@ impl Session {
         // SAFETY:
         // - the context is alive as long as `self`.
         unsafe { ggml_sys::llama_n_ctx(self.context()) as usize }
+    }
+
+    /// Tokens that the context decodes at once, at most.
+    pub fn n_batch(&self) -> usize {
+        // SAFETY:
+        // - the context is alive as long as `self`.
+        unsafe { ggml_sys::llama_n_batch(self.context()) as usize }
     }
 
     /// Size of the context that the model was trained with, in tokens.
@@ -380,7 +387,7 @@ impl Session {
 }
 
 /// Why there is no session on the model at `path`, from what llama.cpp said and logged.
-fn load_error(path: &str) -> Error {
+fn load_error(path: &str, paged: bool) -> Error {
     let said = bytes::last_error();
     let logged = log::first_error();
     let reason = if said.is_empty() { logged } else { said };
@@ -395,9 +402,13 @@ fn load_error(path: &str) -> Error {
         .map_or(reason.as_str(), |(_, rest)| rest);
     let memory = ["failed to allocate", "insufficient memory", "bad_alloc"];
     if memory.iter().any(|sign| reason.contains(sign)) {
+        let help = if paged {
+            "lower -c or --vram-budget"
+        } else {
+            "lower -c, or page with --dynamic-layers and --paged-kv"
+        };
         return Error::Memory(format!(
-            "not enough memory for the model '{path}': {reason}; lower -c, or page with \
-             --dynamic-layers and --paged-kv"
+            "not enough memory for the model '{path}': {reason}; {help}"
         ));
     }
     let reason = if reason.is_empty() {

@@ -204,7 +204,7 @@ pub(super) fn complete(session: &mut Session, job: &Job) -> Result<usize> {
         consumed: 0,
         remaining: i64::from(job.settings.n_predict),
         generated: 0,
-        batch: Vec::with_capacity(prompt.len().min(batch_max(&job.settings))),
+        batch: Vec::with_capacity(prompt.len().min(batch_max(session, &job.settings))),
     };
     let mut display = job.settings.display_prompt;
     while at.remaining != 0 {
@@ -236,8 +236,11 @@ pub(super) fn complete(session: &mut Session, job: &Job) -> Result<usize> {
     Ok(at.generated)
 }
 
-fn batch_max(settings: &Settings) -> usize {
-    usize::try_from(settings.n_batch).unwrap_or(1).max(1)
+/// Tokens that one decode takes at most. The context may hold more than its batches do:
+/// its size is rounded up, that of the batch is not.
+fn batch_max(session: &Session, settings: &Settings) -> usize {
+    let asked = usize::try_from(settings.n_batch).unwrap_or(1);
+    asked.min(session.n_batch()).max(1)
 }
 
 /// Runs the encoder over the prompt; returns what the decoder starts with.
@@ -306,7 +309,9 @@ fn take(session: &mut Session, job: &Job, prompt: &[Token], at: &mut Progress) -
         at.generated += 1;
         return Ok(());
     }
-    let end = prompt.len().min(at.consumed + batch_max(&job.settings));
+    let end = prompt
+        .len()
+        .min(at.consumed + batch_max(session, &job.settings));
     for &token in &prompt[at.consumed..end] {
         // The penalties look at the prompt too, the grammar does not.
         session.accept(token, false)?;

@@ -41,6 +41,17 @@ pub extern "C" fn abort(_data: *mut c_void) -> bool {
     ASKED.load(Ordering::Relaxed) != 0
 }
 
+/// Has a file that may not grow be an error of the write that fails, not the end of the
+/// process. Before anything is written.
+pub fn ignore_file_size_limit() {
+    #[cfg(unix)]
+    // SAFETY:
+    // - ignoring a signal runs no code of ours.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN)
+    };
+}
+
 /// Installs the handlers.
 #[cfg(unix)]
 pub fn install() {

@@ -97,6 +97,23 @@ fn a_prompt_too_long_is_refused() {
 }
 
 #[test]
+fn a_prompt_between_the_context_asked_for_and_its_rounded_size_is_decoded() {
+    // The demo's tokenizer makes more than 300 and fewer than 508 tokens of this.
+    let prompt = "owl kite ".repeat(70);
+    for paging in [&[][..], &["--dynamic-layers", "--paged-kv"]] {
+        let output = program()
+            .args([
+                "-m", MODEL, "-no-cnv", "-c", "300", "-n", "2", "-p", &prompt,
+            ])
+            .args(paging)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert!(stdout(&output).starts_with(&prompt));
+    }
+}
+
+#[test]
 fn standard_input_is_never_waited_for() {
     let output = program()
         .args(["-m", MODEL, "-no-cnv", "-n", "3", "-s", "1"])
