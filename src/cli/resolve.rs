@@ -1,7 +1,7 @@
 //! From what was asked for to what will be done: refuses what is not built, gives
 //! upstream's flags their meaning under paging, looks at the model once.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io::IsTerminal;
 #[cfg(not(unix))]
 use std::path::Path;
@@ -42,7 +42,17 @@ impl Request {
         } else {
             None
         };
-        let mut params = Params::parse(self.arguments(demo.as_ref(), show))?;
+        let mut arguments = self.arguments(demo.as_ref(), show);
+        let given = match self.words.gpu_layers.take() {
+            // llama.cpp's parser would look for a GPU, and warn that there is none.
+            Some([name, value]) if paged => Some(resident_layers(&name, &value)?),
+            Some(words) => {
+                arguments.extend(words);
+                None
+            }
+            None => None,
+        };
+        let mut params = Params::parse(arguments)?;
         let mut settings = params.settings()?;
         check_numbers(&settings)?;
         self.check_settings(&settings, paged)?;
@@ -61,7 +71,13 @@ impl Request {
             path.display().to_string()
         };
         let progress = !show && std::io::stderr().is_terminal();
-        let paging = paged.then(|| self.paging(&settings, path, show));
+        let paging = paged.then(|| PagingConfig {
+            resident_layers_max: given.unwrap_or_else(|| {
+                // From the environment; negative: 'auto' and 'all'.
+                u32::try_from(settings.n_gpu_layers).ok()
+            }),
+            ..self.paging(path, show)
+        });
         Ok(Config {
             params,
             settings,
@@ -243,7 +259,7 @@ impl Request {
         all
     }
 
-    fn paging(&self, settings: &Settings, model: PathBuf, show: bool) -> PagingConfig {
+    fn paging(&self, model: PathBuf, show: bool) -> PagingConfig {
         let default = if show {
             Budget::ModelShare(0.5)
         } else {
@@ -256,11 +272,23 @@ impl Request {
             budget: self.own.vram_budget.unwrap_or(default),
             prefetch: self.own.prefetch(),
             prefetch_threads: usize::from(self.own.prefetch_threads.unwrap_or(PREFETCH_THREADS)),
-            // Negative: 'auto' and 'all'.
-            resident_layers_max: u32::try_from(settings.n_gpu_layers).ok(),
+            resident_layers_max: None,
             poison: false,
             faults: Faults::default(),
         }
+    }
+}
+
+/// The bound on resident layers that `--gpu-layers` gives; None for 'auto' and 'all'.
+fn resident_layers(name: &CStr, value: &CStr) -> Result<Option<u32>> {
+    let text = value.to_string_lossy();
+    match (&*text, text.parse::<i64>()) {
+        ("auto" | "all", _) => Ok(None),
+        (_, Ok(count)) => Ok(u32::try_from(count).ok()),
+        (_, Err(_)) => Err(Error::Usage(format!(
+            "option '{}' got '{text}'; give a number of layers, 'auto' or 'all'",
+            name.to_string_lossy()
+        ))),
     }
 }
 

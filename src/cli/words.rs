@@ -14,7 +14,9 @@ pub struct Words {
     pub own: Vec<String>,
     /// Upstream's flags with their values.
     pub upstream: Vec<CString>,
-    /// The options among `upstream`: index in the list of options, and the word itself.
+    /// `--gpu-layers` as it was spelled, and its value: under paging it is ours.
+    pub gpu_layers: Option<[CString; 2]>,
+    /// The options among these: index in the list of options, and the word itself.
     pub used: Vec<(usize, String)>,
     /// The first flag that prints something and ends.
     pub prints: Option<usize>,
@@ -54,6 +56,12 @@ pub fn sort(args: impl IntoIterator<Item = OsString>, options: &[OptionInfo]) ->
         if super::support::support(options[index].name()) == Some(super::support::Support::Prints) {
             words.prints = Some(index);
             return Ok(words);
+        }
+        if options[index].name() == "--gpu-layers" {
+            let value = args.next().ok_or_else(|| missing(&whole))?;
+            words.gpu_layers = Some([c_string(arg)?, c_string(value)?]);
+            words.used.push((index, whole));
+            continue;
         }
         words.upstream.push(c_string(arg)?);
         for _ in 0..options[index].arity.count() {

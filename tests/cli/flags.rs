@@ -3,6 +3,36 @@
 use super::{MODEL, assert_refused, complete, program, run, stdout};
 
 #[test]
+fn under_paging_gpu_layers_bound_resident_layers_without_a_word_about_gpus() {
+    let paged = [
+        "-m",
+        MODEL,
+        "-no-cnv",
+        "-p",
+        "Once",
+        "-n",
+        "2",
+        "--dynamic-layers",
+    ];
+    for value in ["0", "3", "all", "auto"] {
+        let output = program()
+            .args(paged)
+            .args(["-ngl", value])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!said.contains("no usable GPU"), "{said}");
+    }
+    let output = program()
+        .args(paged)
+        .args(["-ngl", "some"])
+        .output()
+        .unwrap();
+    assert_refused(&output, 2, &["'-ngl'", "'some'", "'auto'"]);
+}
+
+#[test]
 fn help_fits_80_columns_and_shows_ours_first() {
     let output = run("--help");
     assert!(output.status.success());
