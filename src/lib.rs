@@ -44,8 +44,9 @@
 //!    and never written. For a streamed state it is host memory, up to date once the
 //!    write-backs queued so far are done. For a resident tensor the arena is the truth.
 //! 6. **Tensors are restored after each launch**: llama.cpp uses its graphs again.
-//! 7. **Nothing unwinds into C.** Each slot is guarded; what it cannot report is recorded
-//!    and asked for by whoever sees the call fail. After a panic every slot refuses.
+//! 7. **Nothing unwinds into C.** Each slot that does more than pass a call on is guarded;
+//!    what it cannot report is recorded and asked for by whoever sees the call fail.
+//!    After a panic every guarded slot refuses.
 //! 8. **The budget bounds the arena.** Resident blocks and ring slots together never
 //!    exceed it; a plan that would is refused with the smallest budget that works.
 //! 9. **A pass allocates nothing** once its vectors have grown.

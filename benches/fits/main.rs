@@ -11,10 +11,9 @@
 //! memory than the model needs, with and without prefetching.
 //!
 //! A round runs all variants, then all again in reverse. The first, which only warms up,
-//! does not count. A run waits for a quiet machine, and is
-//! repeated when something else ran meanwhile. Ratios are taken round by round, so that a
-//! machine that grows slower does not tilt them. Each run is a line of
-//! `target/bench-models/fits.jsonl` as soon as it has ended.
+//! does not count. A run waits for a quiet machine, and is repeated when something else ran
+//! meanwhile. Ratios are taken round by round, so that a machine that grows slower does not
+//! tilt them. Each run is a line of `target/bench-models/fits.jsonl` as soon as it has ended.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,

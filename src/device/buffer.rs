@@ -134,7 +134,7 @@ fn allocate(
     buffer_type: sys::ggml_backend_buffer_type_t,
     tensors: &[Tensor<'_>],
 ) -> Result<sys::ggml_backend_buffer_t> {
-    let alignment = shared.inner.alignment().max(64);
+    let alignment = shared.inner.arena_alignment();
     let sizes: Vec<usize> = tensors
         .iter()
         .map(|tensor| {

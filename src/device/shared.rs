@@ -57,7 +57,7 @@ impl Shared {
                 resident_groups_max: config.resident_layers_max,
             },
             poison: config.poison,
-            alignment: inner.alignment().max(64),
+            alignment: inner.arena_alignment(),
             states_follow: config.kv,
         };
         let pager = Pager::new(pager_config, Box::new(engine));

@@ -44,6 +44,11 @@ impl InnerDevice {
         unsafe { sys::ggml_backend_buft_get_alignment(self.buffer_type()) }
     }
 
+    /// Alignment of tensors in the arena, in bytes: the device's, and that of a cache line.
+    pub fn arena_alignment(self) -> usize {
+        self.alignment().max(64)
+    }
+
     /// The bytes that the tensor takes in its buffers, padding included.
     pub fn alloc_bytes(self, tensor: super::Tensor<'_>) -> usize {
         // SAFETY: the buffer type is static, the tensor live.

@@ -21,6 +21,7 @@ impl Pager {
     pub fn write(&mut self, id: TensorId, offset: usize, bytes: &[u8]) -> Result<()> {
         if let Some((memory, base)) = self.newest(id)? {
             // SAFETY:
+            // - the bytes are llama.cpp's, not the arena's or the store's;
             // - the engine is drained and no graph runs: `newest` and `&mut self`.
             unsafe { memory.write(base + offset, bytes) };
         }
@@ -37,7 +38,7 @@ impl Pager {
     /// `Failed` when an earlier copy failed, or the tensor is a streamed weight.
     pub fn fill(&mut self, id: TensorId, range: Range<usize>, value: u8) -> Result<()> {
         let tensor = self.tensor_mut(id);
-        if value == 0 && tensor.untouched && matches!(tensor.spec.backing, Backing::State(..)) {
+        if value == 0 && tensor.untouched && tensor.spec.backing.is_state() {
             return Ok(());
         }
         tensor.untouched = false;

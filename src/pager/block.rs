@@ -20,8 +20,9 @@ impl Block {
     /// # Errors
     /// A sentence, when the system does not give the memory.
     pub fn new(bytes: usize) -> Result<Self, String> {
-        let memory = HostMemory::new(bytes)
-            .map_err(|error| format!("could not get {bytes} bytes for the arena ({error})"))?;
+        let memory = HostMemory::new(bytes).map_err(|error| {
+            format!("could not get {bytes} bytes for the arena ({error}); lower --vram-budget")
+        })?;
         let memory = Arc::new(memory);
         // SAFETY:
         // - the memory is kept by this block and dropped after the buffer;

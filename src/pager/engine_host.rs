@@ -390,6 +390,7 @@ fn perform_unguarded(copy: &Copy) -> Result<(), String> {
         }),
         Source::Memory { memory, offset } => {
             // SAFETY:
+            // - source and destination are different mappings: store and arena;
             // - nobody writes the source until the ticket is done (same contract).
             unsafe { memory.read(*offset, to) };
             Ok(())

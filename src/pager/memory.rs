@@ -67,25 +67,27 @@ impl HostMemory {
     /// Copies `from` to `offset`.
     ///
     /// # Safety
+    /// - `from` does not lie in this memory;
     /// - nobody else reads or writes that range meanwhile.
     pub unsafe fn write(&self, offset: usize, from: &[u8]) {
         assert!(from.len() <= self.bytes && offset <= self.bytes - from.len());
         // SAFETY:
         // - source and destination are valid for `from.len()` bytes: asserted above;
-        // - they do not overlap: `from` is a borrow, this mapping is never lent as one;
-        // - nobody else touches the destination: the caller's promise.
+        // - they do not overlap, and nobody else touches the destination: the caller's
+        //   promise.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.address(offset), from.len()) };
     }
 
     /// Copies from `offset` into `to`.
     ///
     /// # Safety
+    /// - `to` does not lie in this memory;
     /// - nobody writes that range meanwhile.
     pub unsafe fn read(&self, offset: usize, to: &mut [u8]) {
         assert!(to.len() <= self.bytes && offset <= self.bytes - to.len());
         // SAFETY:
-        // - both are valid for `to.len()` bytes and do not overlap, as in `write`;
-        // - nobody writes the source: the caller's promise.
+        // - both are valid for `to.len()` bytes: asserted above;
+        // - they do not overlap, and nobody writes the source: the caller's promise.
         unsafe { std::ptr::copy_nonoverlapping(self.address(offset), to.as_mut_ptr(), to.len()) };
     }
 

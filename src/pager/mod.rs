@@ -59,6 +59,13 @@ pub enum Backing {
     State(Arc<HostMemory>, usize),
 }
 
+impl Backing {
+    /// Whether the tensor is a state: what passes write, and must not be lost.
+    fn is_state(&self) -> bool {
+        matches!(self, Self::State(..))
+    }
+}
+
 /// A tensor to be paged.
 #[derive(Clone, Debug)]
 pub struct TensorSpec {

@@ -60,11 +60,15 @@ impl Pager {
         for id in ids {
             self.tensors[id.0 as usize] = None;
         }
-        let mut left = self.tensors.iter().flatten();
-        if left.all(|tensor| matches!(tensor.spec.backing, Backing::Weight(_))) {
+        if !self.has_states() {
             // The states that were lost are gone.
             self.lost = None;
         }
+    }
+
+    fn has_states(&self) -> bool {
+        let mut tensors = self.tensors.iter().flatten();
+        tensors.any(|tensor| tensor.spec.backing.is_state())
     }
 
     fn replan(&mut self) -> Result<()> {
@@ -97,9 +101,7 @@ impl Pager {
         // What is loaded in between may need more than what is loaded in the end.
         self.minimum_bytes = self.minimum_bytes.max(shortfall.minimum_bytes);
         let plan = planner::plan(&sizes, &limits).map_err(|shortfall| {
-            let is_state = |tensor: &PagedTensor| matches!(tensor.spec.backing, Backing::State(..));
-            let states_follow =
-                self.config.states_follow && !self.tensors.iter().flatten().any(is_state);
+            let states_follow = self.config.states_follow && !self.has_states();
             too_small(limits.budget_bytes, &shortfall, states_follow)
         })?;
         self.apply(&keys, &plan)
@@ -119,7 +121,7 @@ impl Pager {
         }
         // What leaves makes room before anything new is taken.
         self.slots.clear();
-        self.stream_out(keys)?;
+        self.stream_out(keys);
         self.bring_in()?;
         let bytes = usize::try_from(plan.slot_bytes).expect("a slot fits the address space");
         let count = if bytes == 0 { 0 } else { RING_SLOTS };
@@ -130,7 +132,7 @@ impl Pager {
     }
 
     /// Gives each tensor its group, and each streamed one its place in a slot.
-    fn stream_out(&mut self, keys: &[GroupKey]) -> Result<()> {
+    fn stream_out(&mut self, keys: &[GroupKey]) {
         let mut ends = vec![0usize; keys.len()];
         for tensor in self.tensors.iter_mut().flatten() {
             let group = keys
@@ -151,13 +153,14 @@ impl Pager {
                 // - the tensor's bytes lie inside its block;
                 // - the engine is drained and nothing computes: nobody writes them.
                 let bytes = unsafe { std::slice::from_raw_parts(from, tensor.spec.span_bytes) };
-                // SAFETY: the store is idle for the same reason.
+                // SAFETY:
+                // - the store is idle for the same reason;
+                // - block and store are different mappings.
                 unsafe { store.write(*base, bytes) };
             }
             tensor.place = Place::Streamed(ends[group]);
             ends[group] += tensor.spec.bytes;
         }
-        Ok(())
     }
 
     /// Takes memory for what is now resident, and fills it from the backing store.
@@ -179,7 +182,7 @@ impl Pager {
             let mut offset = 0;
             for tensor in &mut members {
                 tensor.place = Place::Resident(Arc::clone(&block), offset);
-                let known = tensor.loaded || matches!(tensor.spec.backing, Backing::State(..));
+                let known = tensor.loaded || tensor.spec.backing.is_state();
                 if known {
                     copies.push(Copy {
                         from: source_of(&tensor.spec.backing, 0),
