@@ -76,11 +76,7 @@ fn bytes_by_token(
     let start = i32::try_from(prompt_tokens).unwrap();
     let warm = [
         Step::feed(0, 0, &prompt(1, prompt_tokens)),
-        Step::Generate {
-            sequence: 0,
-            position: start,
-            count: 2,
-        },
+        Step::generate(0, start, 2),
     ];
     run_steps(&mut context, &warm).unwrap();
     let mut before = settled(&device, quiet_ms);

@@ -46,21 +46,9 @@ fn interleaved() -> Vec<Step> {
         .chunks(16)
         .map(|some| Step::Decode(some.to_vec()))
         .collect();
-    steps.push(Step::Generate {
-        sequence: 0,
-        position: 20,
-        count: 3,
-    });
-    steps.push(Step::Generate {
-        sequence: 1,
-        position: 20,
-        count: 3,
-    });
-    steps.push(Step::Generate {
-        sequence: 0,
-        position: 23,
-        count: 2,
-    });
+    steps.push(Step::generate(0, 20, 3));
+    steps.push(Step::generate(1, 20, 3));
+    steps.push(Step::generate(0, 23, 2));
     steps
 }
 
@@ -80,11 +68,7 @@ fn sequence_copied_and_both_go_on() {
         Step::Copy { from: 0, to: 1 },
         Step::feed(1, 17, &prompt(4, 5)),
         Step::feed(0, 17, &prompt(5, 5)),
-        Step::Generate {
-            sequence: 1,
-            position: 22,
-            count: 3,
-        },
+        Step::generate(1, 22, 3),
     ];
     for model in ALL_KINDS {
         for unified in [false, true] {
@@ -103,11 +87,7 @@ fn end_of_a_sequence_removed_and_written_again() {
             end: -1,
         },
         Step::feed(0, 9, &prompt(4, 12)),
-        Step::Generate {
-            sequence: 0,
-            position: 21,
-            count: 3,
-        },
+        Step::generate(0, 21, 3),
     ];
     for model in ATTENTION_ONLY {
         check_script(&RunSpec {
@@ -133,11 +113,7 @@ fn start_of_a_sequence_dropped_and_the_keys_rotated() {
             delta: -10,
         },
         Step::feed(0, 14, &prompt(4, 8)),
-        Step::Generate {
-            sequence: 0,
-            position: 22,
-            count: 3,
-        },
+        Step::generate(0, 22, 3),
     ];
     for model in ATTENTION_ONLY {
         check_script(&two_sequences(model, false, steps.clone()));
@@ -163,11 +139,7 @@ fn memory_cleared_and_filled_again() {
             Step::feed(0, 0, &prompt(3, 17)),
             Step::Clear { data },
             Step::feed(0, 0, &prompt(4, 9)),
-            Step::Generate {
-                sequence: 0,
-                position: 9,
-                count: 3,
-            },
+            Step::generate(0, 9, 3),
         ];
         for model in ALL_KINDS {
             check_script(&two_sequences(model, false, steps.clone()));

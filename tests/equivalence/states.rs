@@ -28,20 +28,12 @@ fn spec(model: Model, steps: Vec<Step>) -> RunSpec {
 fn whole_state_saved_and_restored_amid_generation() {
     let steps = vec![
         Step::feed(0, 0, &prompt(3, 17)),
-        Step::Generate {
-            sequence: 0,
-            position: 17,
-            count: 2,
-        },
+        Step::generate(0, 17, 2),
         Step::Save(0),
         Step::feed(0, 19, &prompt(4, 9)),
         Step::Restore(0),
         Step::feed(0, 19, &prompt(5, 5)),
-        Step::Generate {
-            sequence: 0,
-            position: 24,
-            count: 3,
-        },
+        Step::generate(0, 24, 3),
     ];
     for model in ALL_KINDS {
         check_script(&spec(model, steps.clone()));
@@ -55,11 +47,7 @@ fn state_restored_after_the_memory_was_cleared() {
         Step::Save(0),
         Step::Clear { data: true },
         Step::Restore(0),
-        Step::Generate {
-            sequence: 0,
-            position: 17,
-            count: 3,
-        },
+        Step::generate(0, 17, 3),
     ];
     for model in ALL_KINDS {
         check_script(&spec(model, steps.clone()));
@@ -80,17 +68,9 @@ fn sequence_saved_and_restored_as_another() {
             slot: 0,
             sequence: 1,
         },
-        Step::Generate {
-            sequence: 0,
-            position: 21,
-            count: 2,
-        },
+        Step::generate(0, 21, 2),
         Step::feed(1, 17, &prompt(6, 4)),
-        Step::Generate {
-            sequence: 1,
-            position: 21,
-            count: 2,
-        },
+        Step::generate(1, 21, 2),
     ];
     for model in ALL_KINDS {
         for unified in [false, true] {
@@ -109,11 +89,7 @@ fn transposed_and_quantised_caches_saved_and_restored() {
         Step::Save(0),
         Step::feed(0, 17, &prompt(4, 9)),
         Step::Restore(0),
-        Step::Generate {
-            sequence: 0,
-            position: 17,
-            count: 3,
-        },
+        Step::generate(0, 17, 3),
     ];
     for flash in [Flash::On, Flash::Off] {
         for cache in [Cache::F16, Cache::Q8] {

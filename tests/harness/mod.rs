@@ -102,6 +102,15 @@ pub enum Step {
 }
 
 impl Step {
+    /// Greedy generation of `count` tokens in a sequence, the first one at `position`.
+    pub fn generate(sequence: i32, position: i32, count: i32) -> Self {
+        Self::Generate {
+            sequence,
+            position,
+            count,
+        }
+    }
+
     /// A batch that continues `sequence` at `position`.
     pub fn feed(sequence: i32, position: i32, tokens: &[i32]) -> Self {
         let entry = |(token, position)| Entry {
@@ -147,11 +156,7 @@ impl RunSpec {
             unified: false,
             steps: vec![
                 Step::feed(0, 0, &prompt(7, prompt_tokens)),
-                Step::Generate {
-                    sequence: 0,
-                    position,
-                    count: generated,
-                },
+                Step::generate(0, position, generated),
             ],
         }
     }
