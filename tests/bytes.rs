@@ -19,7 +19,7 @@ fn settled(device: &PagedDevice, quiet_ms: u64) -> Report {
     while since.elapsed() < Duration::from_millis(quiet_ms) {
         sleep(Duration::from_millis(1));
         let now = device.report();
-        if (now.bytes_in, now.bytes_out) != (report.bytes_in, report.bytes_out) {
+        if (now.bytes_in(), now.bytes_out()) != (report.bytes_in(), report.bytes_out()) {
             since = Instant::now();
         }
         report = now;
@@ -92,8 +92,8 @@ fn bytes_by_token(
         let now = settled(&device, quiet_ms);
         assert_eq!(now.graphs, before.graphs + 1);
         moved.push((
-            now.bytes_in - before.bytes_in,
-            now.bytes_out - before.bytes_out,
+            now.bytes_in() - before.bytes_in(),
+            now.bytes_out() - before.bytes_out(),
         ));
         before = now;
     }

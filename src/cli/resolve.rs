@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use super::support::{Support, WhenPaged, support, when_paged};
 use super::{Config, Request};
-use crate::device::{Budget, Faults, PagingConfig};
+use crate::device::{Budget, Faults, PagingConfig, Storage};
 use crate::error::{Error, Result};
 use crate::llama::{self, ModelFile, Params, Settings};
 use crate::session::demo::{self, DemoModel};
@@ -272,6 +272,11 @@ impl Request {
             budget: self.own.vram_budget.unwrap_or(default),
             prefetch: self.own.prefetch(),
             prefetch_threads: usize::from(self.own.prefetch_threads.unwrap_or(PREFETCH_THREADS)),
+            prefetch_depth: None,
+            pinned_layers: Vec::new(),
+            kv_page_tokens: 256,
+            spill_folder: None,
+            storage: Storage::Auto,
             resident_layers_max: None,
             poison: false,
             faults: Faults::default(),

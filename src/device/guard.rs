@@ -35,7 +35,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::device::{Budget, Faults, PagingConfig};
+    use crate::device::{Budget, Faults, PagingConfig, Storage};
 
     #[test]
     fn a_panic_becomes_a_sentence_and_later_slots_refuse() {
@@ -47,6 +47,11 @@ mod tests {
             budget: Budget::ModelShare(1.0),
             prefetch: true,
             prefetch_threads: 1,
+            prefetch_depth: None,
+            pinned_layers: Vec::new(),
+            kv_page_tokens: 256,
+            spill_folder: None,
+            storage: Storage::Auto,
             resident_layers_max: None,
             poison: false,
             faults: Faults::default(),

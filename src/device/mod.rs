@@ -16,6 +16,7 @@ mod backend;
 mod buffer;
 mod guard;
 mod interface;
+pub mod report;
 mod scan;
 pub mod schedule;
 mod shared;
@@ -25,6 +26,8 @@ use std::sync::Arc;
 
 use ggml_sys as sys;
 
+pub use self::report::Report;
+use self::report::{Change, Reason};
 use self::shared::Shared;
 use crate::error::{Error, Result};
 pub use crate::pager::engine_host::Faults;
@@ -38,6 +41,18 @@ pub enum Budget {
     ModelShare(f64),
     /// What the machine has to give: 85 % of the memory available at start.
     Auto,
+}
+
+/// How the model's files are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Storage {
+    /// Past the page cache when the model does not fit in the memory there is.
+    #[default]
+    Auto,
+    /// Past the page cache, where the file system can.
+    Direct,
+    /// Through the page cache.
+    Cached,
 }
 
 /// What the paged device is asked to do; decided before the model loads.
@@ -55,6 +70,18 @@ pub struct PagingConfig {
     pub prefetch: bool,
     /// Copy workers (`--prefetch-threads`), at least 1.
     pub prefetch_threads: usize,
+    /// Layers fetched ahead of the one that computes (`--prefetch-depth`); None: one
+    /// tensor.
+    pub prefetch_depth: Option<u32>,
+    /// Layers whose weights stay in the arena (`--pin-layers`).
+    pub pinned_layers: Vec<u32>,
+    /// Tokens of one page of the KV cache (`--kv-page-size`), 16 to 8192.
+    pub kv_page_tokens: u32,
+    /// Folder of the KV cache's spill file (`--spill-dir`); None: the system's temporary
+    /// folder.
+    pub spill_folder: Option<PathBuf>,
+    /// How the model's files are read (`--load-mode`).
+    pub storage: Storage,
     /// Upper bound on resident layers, the output counted as one (`-ngl`); None: as many
     /// as fit.
     pub resident_layers_max: Option<u32>,
@@ -63,44 +90,6 @@ pub struct PagingConfig {
     pub poison: bool,
     /// Delays and failures of the copy engine (tests).
     pub faults: Faults,
-}
-
-/// Sizes, and counters since the first graph.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Report {
-    /// Bytes of all tensors in the model's files.
-    pub model_bytes: u64,
-    /// The bound of the arena, in bytes.
-    pub budget_bytes: u64,
-    /// The smallest budget that would do for what is loaded, in bytes.
-    pub minimum_bytes: u64,
-    /// Bytes of the arena in use: resident tensors and ring slots.
-    pub arena_bytes_used: u64,
-    /// Weight bytes that stay in the arena.
-    pub resident_bytes: u64,
-    /// Weight bytes that travel in each pass over the model.
-    pub streamed_bytes: u64,
-    /// Layers that stay in the arena, the output counted as one.
-    pub resident_layers: u32,
-    /// Layers of the model, the output counted as one.
-    pub layers: u32,
-    /// Bytes copied into the arena since the first graph (weights and states).
-    pub bytes_in: u64,
-    /// Bytes written back from the arena (states).
-    pub bytes_out: u64,
-    /// Time the copy engine spent copying, in seconds.
-    pub copy_seconds: f64,
-    /// Time the computation waited for copies, in seconds.
-    pub stall_seconds: f64,
-    /// Graphs computed: one per ubatch.
-    pub graphs: u64,
-}
-
-impl Report {
-    /// Whether nothing has to travel: all layers stay in the arena.
-    pub fn is_all_resident(&self) -> bool {
-        self.resident_layers == self.layers
-    }
 }
 
 /// The ggml device under which weights and KV are paged.
@@ -155,5 +144,20 @@ impl PagedDevice {
     /// Sizes and counters at this moment.
     pub fn report(&self) -> Report {
         self.shared.report()
+    }
+
+    /// Bounds the arena anew and moves tensors accordingly. Between graphs only; what is
+    /// computed does not change.
+    ///
+    /// # Errors
+    /// `Memory` when no plan fits `bytes`, or the memory for a larger one is not given:
+    /// the plan is what it was before.
+    pub fn set_budget(&self, bytes: u64, reason: Reason) -> Result<()> {
+        self.shared.set_budget(bytes, reason)
+    }
+
+    /// The plans that took effect since this was last asked, oldest first.
+    pub fn take_changes(&self) -> Vec<Change> {
+        self.shared.take_changes()
     }
 }

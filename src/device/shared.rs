@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use ggml_sys as sys;
 
 use super::interface::Interface;
+use super::report::{Change, Reason, Stalls, Traffic};
 use super::schedule::AddressMap;
 use super::{Budget, PagingConfig, Report};
 use crate::error::{Error, Result};
@@ -35,7 +36,9 @@ pub struct Shared {
     graphs: AtomicU64,
     // llama.cpp's thread pools and how many threads each has; null until attached.
     threadpools: [(AtomicPtr<sys::ggml_threadpool>, AtomicI32); 2],
-    budget_bytes: u64,
+    budget_bytes: AtomicU64,
+    // Plans that took effect and that nobody has asked for yet.
+    changes: Mutex<Vec<Change>>,
     // The structs that ggml holds pointers to; they point back to this object.
     interface: OnceLock<Pin<Box<Interface>>>,
 }
@@ -73,7 +76,8 @@ impl Shared {
             broken: AtomicBool::new(false),
             graphs: AtomicU64::new(0),
             threadpools: Default::default(),
-            budget_bytes,
+            budget_bytes: AtomicU64::new(budget_bytes),
+            changes: Mutex::default(),
             interface: OnceLock::new(),
         });
         let made = Interface::new(&shared);
@@ -154,19 +158,47 @@ impl Shared {
         let usage = self.paged().pager.usage();
         Report {
             model_bytes: self.index.bytes(),
-            budget_bytes: self.budget_bytes,
+            budget_bytes: self.budget_bytes.load(Ordering::Relaxed),
             minimum_bytes: usage.minimum_bytes,
             arena_bytes_used: usage.arena_bytes,
             resident_bytes: usage.resident_weight_bytes,
             streamed_bytes: usage.streamed_weight_bytes,
             resident_layers: usage.resident_layers,
             layers: usage.layers,
-            bytes_in: usage.engine.bytes_in,
-            bytes_out: usage.engine.bytes_out,
-            copy_seconds: usage.engine.copy_seconds,
-            stall_seconds: usage.stalled.as_secs_f64(),
+            traffic: Traffic {
+                storage_bytes: usage.engine.bytes_in,
+                storage_seconds: usage.engine.copy_seconds,
+                write_back_bytes: usage.engine.bytes_out,
+                ..Traffic::default()
+            },
+            stalls: Stalls {
+                storage_seconds: usage.stalled.as_secs_f64(),
+                ..Stalls::default()
+            },
             graphs: self.graphs.load(Ordering::Relaxed),
+            ..Report::default()
         }
+    }
+
+    pub fn set_budget(&self, bytes: u64, reason: Reason) -> Result<()> {
+        self.paged().pager.set_budget(bytes)?;
+        self.budget_bytes.store(bytes, Ordering::Relaxed);
+        self.note_change(reason);
+        Ok(())
+    }
+
+    fn note_change(&self, reason: Reason) {
+        let report = self.report();
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        changes.push(Change {
+            reason,
+            moves: Vec::new(),
+            report,
+        });
+    }
+
+    pub fn take_changes(&self) -> Vec<Change> {
+        std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

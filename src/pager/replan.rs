@@ -66,6 +66,21 @@ impl Pager {
         }
     }
 
+    /// Plans anew for another budget.
+    ///
+    /// # Errors
+    /// `Memory` when no plan fits it, or its memory is not given: the budget stays.
+    pub fn set_budget(&mut self, bytes: u64) -> Result<()> {
+        self.drain()?;
+        let before = std::mem::replace(&mut self.config.limits.budget_bytes, bytes);
+        let outcome = self.replan();
+        if outcome.is_err() {
+            self.config.limits.budget_bytes = before;
+            self.replan()?;
+        }
+        outcome
+    }
+
     fn has_states(&self) -> bool {
         let mut tensors = self.tensors.iter().flatten();
         tensors.any(|tensor| tensor.spec.backing.is_state())

@@ -24,10 +24,11 @@ pub(super) fn print(lines: &Lines) -> Result<()> {
 #[allow(clippy::cast_precision_loss, reason = "shown with three digits")]
 fn text(lines: &Lines) -> String {
     let report = &lines.report;
-    let moved = report.bytes_in + report.bytes_out;
+    let moved = report.bytes_in() + report.bytes_out();
     let share = 100.0 * report.budget_bytes as f64 / report.model_bytes.max(1) as f64;
     let tokens_per_second = lines.tokens as f64 / lines.seconds.max(1e-9);
-    let bytes_per_second = report.bytes_in as f64 / report.copy_seconds.max(1e-9);
+    let bytes_per_second = report.bytes_in() as f64
+        / (report.traffic.storage_seconds + report.traffic.link_seconds).max(1e-9);
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -50,6 +51,7 @@ fn text(lines: &Lines) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::report::Traffic;
 
     #[test]
     fn a_newcomer_reads_sizes_and_speed() {
@@ -57,8 +59,11 @@ mod tests {
             model_bytes: 2_600_000,
             budget_bytes: 1_300_000,
             layers: 13,
-            bytes_in: 150 << 20,
-            copy_seconds: 0.1,
+            traffic: Traffic {
+                storage_bytes: 150 << 20,
+                storage_seconds: 0.1,
+                ..Traffic::default()
+            },
             ..Report::default()
         };
         let text = text(&Lines {

@@ -70,7 +70,11 @@ fn arena_stays_within_every_budget() {
             &config(model, Paging::Both, Budget::Bytes(AMPLE_BYTES)),
             &spec,
         );
-        assert_eq!((ample.streamed_bytes, ample.bytes_in), (0, 0), "{model:?}");
+        assert_eq!(
+            (ample.streamed_bytes, ample.bytes_in()),
+            (0, 0),
+            "{model:?}"
+        );
         assert_eq!(ample.resident_layers, ample.layers, "{model:?}");
     }
 }

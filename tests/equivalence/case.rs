@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fmt::{self, Debug, Formatter};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use rpaged::device::{Budget, Faults, PagedDevice, PagingConfig};
+use rpaged::device::{Budget, Faults, PagedDevice, PagingConfig, Storage};
 
 use crate::harness::{
     Cache, Flash, LlamaContext, LlamaModel, Placement, RunSpec, difference, run, run_paged, stock,
@@ -40,6 +40,11 @@ pub fn config(model: Model, paging: Paging, budget: Budget) -> PagingConfig {
         budget,
         prefetch: true,
         prefetch_threads: 2,
+        prefetch_depth: None,
+        pinned_layers: Vec::new(),
+        kv_page_tokens: 256,
+        spill_folder: None,
+        storage: Storage::Auto,
         resident_layers_max: None,
         poison: true,
         faults: Faults::default(),
@@ -131,6 +136,11 @@ impl Case {
         PagingConfig {
             prefetch: self.prefetch,
             prefetch_threads: self.workers,
+            prefetch_depth: None,
+            pinned_layers: Vec::new(),
+            kv_page_tokens: 256,
+            spill_folder: None,
+            storage: Storage::Auto,
             ..config(self.spec.model, self.paging, budget)
         }
     }

@@ -1,0 +1,170 @@
+//! What a device says about itself: sizes and counters at one moment, and what changed.
+
+/// Bytes moved and time spent, by where they went.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Traffic {
+    /// Bytes read from the model's files and from the KV cache's spill file.
+    pub storage_bytes: u64,
+    /// Bytes copied into the arena from host memory (over a GPU's link).
+    pub link_bytes: u64,
+    /// Bytes written back from the arena: rows of the KV cache, recurrent states.
+    pub write_back_bytes: u64,
+    /// Time the copy engine spent reading files, in seconds.
+    pub storage_seconds: f64,
+    /// Time it spent copying from host memory, in seconds.
+    pub link_seconds: f64,
+    /// Time it spent writing back, in seconds.
+    pub write_back_seconds: f64,
+}
+
+/// Time that the computation waited, by what it waited for, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stalls {
+    /// For bytes from the model's files or the spill file.
+    pub storage_seconds: f64,
+    /// For bytes from host memory.
+    pub link_seconds: f64,
+    /// For a write-back to end.
+    pub write_back_seconds: f64,
+}
+
+impl Stalls {
+    /// All of it.
+    pub fn seconds(&self) -> f64 {
+        self.storage_seconds + self.link_seconds + self.write_back_seconds
+    }
+}
+
+/// Fetches ahead of use, in tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prefetches {
+    /// On their way at this moment.
+    pub pending: u64,
+    /// That arrived, since the first graph.
+    pub completed: u64,
+    /// That failed, since the first graph.
+    pub failed: u64,
+}
+
+/// The KV cache in pages of `--kv-page-size` tokens of one tensor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KvPages {
+    /// In the arena, always.
+    pub resident: u64,
+    /// In the backing store; in the ring while in use.
+    pub stored: u64,
+    /// Moved from the arena to the store by changes of the plan, since the first graph.
+    pub evicted: u64,
+    /// Fetched ahead of use, since the first graph.
+    pub prefetched: u64,
+}
+
+/// Sizes, and counters since the first graph.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Bytes of all tensors in the model's files.
+    pub model_bytes: u64,
+    /// The bound of the arena, in bytes, as it is now.
+    pub budget_bytes: u64,
+    /// The smallest budget that would do for what is loaded, in bytes.
+    pub minimum_bytes: u64,
+    /// Bytes in use of the budget: resident tensors, KV pages, the ring, scratch.
+    pub arena_bytes_used: u64,
+    /// Weight bytes that stay in the arena.
+    pub resident_bytes: u64,
+    /// Weight bytes that travel in each pass over the model.
+    pub streamed_bytes: u64,
+    /// State bytes (KV cache, recurrent states) in use that stay in the arena.
+    pub kv_resident_bytes: u64,
+    /// State bytes in use that live in the backing store.
+    pub kv_streamed_bytes: u64,
+    /// Bytes of the ring.
+    pub ring_bytes: u64,
+    /// Bytes of the inner device's own buffers: compute scratch, unpaged tensors.
+    pub scratch_bytes: u64,
+    /// Layers of which everything stays in the arena, the output counted as one.
+    pub resident_layers: u32,
+    /// Layers of the model, the output counted as one.
+    pub layers: u32,
+    /// Layers that lost a tensor to a change of the plan, summed over all changes.
+    pub layers_evicted: u64,
+    /// Layers that got a tensor back by a change of the plan, summed over all changes.
+    pub layers_loaded: u64,
+    /// The KV cache in pages.
+    pub kv_pages: KvPages,
+    /// Fetches ahead of use.
+    pub prefetches: Prefetches,
+    /// Bytes moved and time spent since the first graph.
+    pub traffic: Traffic,
+    /// Time the computation waited since the first graph.
+    pub stalls: Stalls,
+    /// Time spent inside the inner backend since the first graph, in seconds.
+    pub compute_seconds: f64,
+    /// Bytes read from storage while loading, and the time that took, in seconds: the
+    /// first estimate of the storage's rate. Zero when nothing was read.
+    pub load_bytes: u64,
+    /// See `load_bytes`.
+    pub load_seconds: f64,
+    /// Whether files are read past the page cache (direct I/O).
+    pub direct: bool,
+    /// Graphs computed: one per ubatch.
+    pub graphs: u64,
+}
+
+impl Report {
+    /// Whether nothing has to travel: all layers stay in the arena.
+    pub fn is_all_resident(&self) -> bool {
+        self.resident_layers == self.layers
+    }
+
+    /// Bytes copied into the arena since the first graph.
+    pub fn bytes_in(&self) -> u64 {
+        self.traffic.storage_bytes + self.traffic.link_bytes
+    }
+
+    /// Bytes written back from the arena since the first graph.
+    pub fn bytes_out(&self) -> u64 {
+        self.traffic.write_back_bytes
+    }
+}
+
+/// Why a plan was made anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The model's weights came.
+    Weights,
+    /// A context came or went: its KV cache, its scratch.
+    Context,
+    /// The context grew by pages of the KV cache.
+    Growth,
+    /// The budget was changed from outside.
+    Budget,
+    /// Memory became scarce.
+    Pressure,
+    /// Memory became free again.
+    Calm,
+}
+
+/// What a change of the plan did to the tensors of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// The layer; None for the output.
+    pub layer: Option<u32>,
+    /// Whether the bytes are states (KV cache) and not weights.
+    pub states: bool,
+    /// Whether they left the arena; otherwise they came into it.
+    pub evicted: bool,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+/// A plan that took effect.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// Why it was made.
+    pub reason: Reason,
+    /// What moved, by layer; nothing while the model loads.
+    pub moves: Vec<Move>,
+    /// How things stand with it.
+    pub report: Report,
+}
