@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-use super::engine::{Copy, CopyEngine, Counters, Direction, Failure, Request, Source, Ticket};
+use super::engine::{
+    Copy, CopyEngine, Counters, Direction, Failure, Request, Source, Target, Ticket,
+};
 
 /// Delays and failures that an engine is told to have; none by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -157,6 +159,14 @@ impl CopyEngine for HostEngine {
         failures.find(|failure| failure.direction == Direction::Out)
     }
 
+    fn notices(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn is_done(&self, ticket: Ticket) -> bool {
+        self.progress.lock().done >= ticket
+    }
+
     fn recycled(&mut self) -> Vec<Copy> {
         self.recycled.try_recv().unwrap_or_default()
     }
@@ -189,17 +199,21 @@ impl Coordinator {
     fn run(&mut self) {
         while let Ok((ticket, request)) = self.queue.recv() {
             let outcome = self.serve(ticket, &request);
+            let from_file = request
+                .copies
+                .iter()
+                .any(|copy| matches!(copy.from, Source::File { .. }));
             let bytes: usize = request
                 .copies
                 .iter()
                 .filter(|copy| !matches!(copy.from, Source::Pattern(_)))
-                .map(|copy| copy.range.len())
+                .map(|copy| copy.bytes)
                 .sum();
             let mut copies = request.copies;
             // Frees what the request owned before its ticket says that it is done.
             copies.clear();
             let _ = self.recycle.try_send(copies);
-            self.finish(ticket, request.direction, bytes as u64, outcome);
+            self.finish(ticket, request.direction, bytes as u64, from_file, outcome);
         }
     }
 
@@ -225,16 +239,28 @@ impl Coordinator {
         ticket: Ticket,
         direction: Direction,
         bytes: u64,
+        from_file: bool,
         outcome: Result<Duration, String>,
     ) {
         let mut state = self.progress.lock();
         state.done = ticket;
         match outcome {
             Ok(spent) => {
-                state.counters.copy_seconds += spent.as_secs_f64();
-                match direction {
-                    Direction::In => state.counters.bytes_in += bytes,
-                    Direction::Out => state.counters.bytes_out += bytes,
+                let seconds = spent.as_secs_f64();
+                let counters = &mut state.counters;
+                match (direction, from_file) {
+                    (Direction::In, true) => {
+                        counters.storage_bytes += bytes;
+                        counters.storage_seconds += seconds;
+                    }
+                    (Direction::In, false) => {
+                        counters.link_bytes += bytes;
+                        counters.link_seconds += seconds;
+                    }
+                    (Direction::Out, _) => {
+                        counters.write_back_bytes += bytes;
+                        counters.write_back_seconds += seconds;
+                    }
                 }
             }
             Err(sentence) => {
@@ -294,7 +320,7 @@ impl Team {
 
     /// Does all copies, the small ones and those of a team of one here and now.
     fn perform(&self, copies: &[Copy]) -> Result<(), String> {
-        let bytes: usize = copies.iter().map(|copy| copy.range.len()).sum();
+        let bytes: usize = copies.iter().map(|copy| copy.bytes).sum();
         let Some(pieces) = &self.pieces else {
             return Ok(());
         };
@@ -341,8 +367,7 @@ impl Drop for Team {
 
 /// The pieces of a copy, of at most [`PIECE_BYTES`] each.
 fn cut(copy: &Copy) -> impl Iterator<Item = Copy> + '_ {
-    copy.range.clone().step_by(PIECE_BYTES).map(|start| {
-        let done = start - copy.range.start;
+    (0..copy.bytes).step_by(PIECE_BYTES).map(|done| {
         let from = match &copy.from {
             Source::File { file, offset } => Source::File {
                 file: Arc::clone(file),
@@ -354,11 +379,21 @@ fn cut(copy: &Copy) -> impl Iterator<Item = Copy> + '_ {
             },
             Source::Pattern(value) => Source::Pattern(*value),
         };
-        let end = copy.range.end.min(start + PIECE_BYTES);
+        let to = match &copy.to {
+            Target::File { file, offset } => Target::File {
+                file: Arc::clone(file),
+                offset: offset + done as u64,
+            },
+            Target::Memory { memory, offset } => Target::Memory {
+                memory: Arc::clone(memory),
+                offset: offset + done,
+            },
+        };
         Copy {
             from,
-            to: Arc::clone(&copy.to),
-            range: start..end,
+            to,
+            bytes: PIECE_BYTES.min(copy.bytes - done),
+            whole_blocks: false,
         }
     })
 }
@@ -370,12 +405,27 @@ fn perform(copy: &Copy) -> Result<(), String> {
 }
 
 fn perform_unguarded(copy: &Copy) -> Result<(), String> {
-    let bytes = copy.range.len();
-    assert!(
-        copy.range.end <= copy.to.bytes(),
-        "copy past the end of its destination"
-    );
-    let to = copy.to.address(copy.range.start);
+    let bytes = copy.bytes;
+    let (memory, offset) = match &copy.to {
+        Target::Memory { memory, offset } => (memory, *offset),
+        Target::File { file, offset } => {
+            let Source::Memory {
+                memory,
+                offset: start,
+            } = &copy.from
+            else {
+                return Err("only memory is written to files".into());
+            };
+            let mut buffer = vec![0; bytes];
+            // SAFETY: thin stand-in.
+            unsafe { memory.read(*start, &mut buffer) };
+            return file
+                .write_all_at(&buffer, *offset)
+                .map_err(|error| error.to_string());
+        }
+    };
+    assert!(offset + bytes <= memory.bytes(), "copy past the end");
+    let to = memory.address(offset);
     // SAFETY:
     // - the destination is inside its mapping (asserted), which the copy keeps alive;
     // - nobody else touches it until the ticket is done (contract of `CopyEngine`).
@@ -426,134 +476,5 @@ impl Delays {
         if drawn & 1 == 0 {
             std::thread::sleep(Duration::from_micros(us));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::memory::HostMemory;
-    use super::*;
-
-    fn memory(bytes: usize) -> Arc<HostMemory> {
-        Arc::new(HostMemory::new(bytes).unwrap())
-    }
-
-    fn fill(to: &Arc<HostMemory>, value: u8) -> Request {
-        let range = 0..to.bytes();
-        let copies = vec![Copy {
-            from: Source::Pattern(value),
-            to: Arc::clone(to),
-            range,
-        }];
-        Request {
-            direction: Direction::In,
-            copies,
-        }
-    }
-
-    fn duplicate(from: &Arc<HostMemory>, to: &Arc<HostMemory>) -> Request {
-        let range = 0..to.bytes();
-        let from = Source::Memory {
-            memory: Arc::clone(from),
-            offset: 0,
-        };
-        let copies = vec![Copy {
-            from,
-            to: Arc::clone(to),
-            range,
-        }];
-        Request {
-            direction: Direction::Out,
-            copies,
-        }
-    }
-
-    fn bytes_of(memory: &HostMemory) -> Vec<u8> {
-        let mut bytes = vec![0; memory.bytes()];
-        // SAFETY: the engine has been drained, nobody writes.
-        unsafe { memory.read(0, &mut bytes) };
-        bytes
-    }
-
-    #[test]
-    fn requests_run_in_order_with_any_number_of_workers() {
-        for workers in 1..=4 {
-            let faults = Faults {
-                delay_seed: Some(7),
-                delay_us_max: 50,
-                ..Faults::default()
-            };
-            let mut engine = HostEngine::new(workers, faults).unwrap();
-            let (a, b) = (memory(3 << 20), memory(3 << 20));
-            for value in 0..20 {
-                engine.submit(fill(&a, value)).unwrap();
-                engine.submit(duplicate(&a, &b)).unwrap();
-            }
-            engine.wait(engine.newest()).unwrap();
-            assert!(bytes_of(&b).iter().all(|&byte| byte == 19));
-            assert_eq!(engine.counters().bytes_out, 20 * (3 << 20));
-            assert_eq!(
-                engine.counters().bytes_in,
-                0,
-                "patterns are not moved bytes"
-            );
-        }
-    }
-
-    #[test]
-    fn a_failed_request_is_reported_and_later_ones_still_run() {
-        let faults = Faults {
-            fail_request: Some(0),
-            ..Faults::default()
-        };
-        let mut engine = HostEngine::new(1, faults).unwrap();
-        let (a, b) = (memory(100), memory(100));
-        let failed = engine.submit(fill(&a, 1)).unwrap();
-        let later = engine.submit(fill(&b, 2)).unwrap();
-        assert_eq!(engine.wait(failed).unwrap_err().ticket, failed);
-        assert!(
-            engine.wait(later).is_err(),
-            "a failure shows until it is forgotten"
-        );
-        engine.forget_failures();
-        assert!(engine.wait(later).is_ok());
-        assert_eq!(bytes_of(&a), [0; 100]);
-        assert_eq!(bytes_of(&b), [2; 100]);
-    }
-
-    #[test]
-    fn a_refused_request_comes_back_and_the_next_is_taken() {
-        let faults = Faults {
-            refuse_request: Some(0),
-            ..Faults::default()
-        };
-        let mut engine = HostEngine::new(1, faults).unwrap();
-        let (_, request) = engine.submit(fill(&memory(10), 1)).unwrap_err();
-        let ticket = engine.submit(request).unwrap();
-        engine.wait(ticket).unwrap();
-    }
-
-    #[test]
-    fn a_file_that_ends_too_early_is_a_sentence() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("short.gguf");
-        std::fs::write(&path, [1, 2, 3]).unwrap();
-        let file = Arc::new(super::super::memory::ModelFile::open(&path).unwrap());
-        let mut engine = HostEngine::new(2, Faults::default()).unwrap();
-        let to = memory(10);
-        let from = Source::File { file, offset: 0 };
-        let copies = vec![Copy {
-            from,
-            to,
-            range: 0..10,
-        }];
-        let ticket = engine
-            .submit(Request {
-                direction: Direction::In,
-                copies,
-            })
-            .unwrap();
-        let sentence = engine.wait(ticket).unwrap_err().sentence;
-        assert!(sentence.contains("10 bytes at offset 0"), "{sentence}");
     }
 }

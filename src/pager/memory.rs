@@ -4,12 +4,10 @@
 )]
 //! Memory of the arena and of the backing store for states, and the model's files.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 
-use memmap2::{MmapMut, MmapRaw};
+use memmap2::{MmapMut, MmapOptions, MmapRaw};
 
 /// Zeroed host memory, shared by address between the pager, the copy workers and the
 /// inner backend. Who may touch which bytes when is the pager's schedule: a range is
@@ -44,6 +42,63 @@ impl HostMemory {
             map: map.into(),
             bytes,
         })
+    }
+
+    /// Reserves `bytes` of zeroed memory of which only a part may ever be used: small pages,
+    /// and no promise by the system that all of it can be had.
+    ///
+    /// # Errors
+    /// When the address space is exhausted.
+    pub fn sparse(bytes: usize) -> io::Result<Self> {
+        let map = MmapOptions::new()
+            .len(bytes.max(1))
+            .no_reserve_swap()
+            .map_anon()?;
+        Ok(Self {
+            map: map.into(),
+            bytes,
+        })
+    }
+
+    /// Gives the memory of a range back to the system; its whole pages are zero afterwards,
+    /// what is left of other pages at both ends is filled with zero.
+    ///
+    /// # Safety
+    /// - nobody else reads or writes that range meanwhile.
+    pub unsafe fn release(&self, range: Range<usize>) {
+        let page = region::page::size();
+        let first = range.start.next_multiple_of(page).min(range.end);
+        let last = (range.end / page * page).max(first);
+        for edge in [range.start..first, last..range.end] {
+            // SAFETY: nobody else touches the range: the caller's promise.
+            unsafe { self.fill(edge, 0) };
+        }
+        if first < last && !self.discard(first..last) {
+            // SAFETY: as above.
+            unsafe { self.fill(first..last, 0) };
+        }
+    }
+
+    /// Has the system take whole pages away; whether it does that here.
+    #[cfg(target_os = "linux")]
+    fn discard(&self, pages: Range<usize>) -> bool {
+        // SAFETY:
+        // - the pages are inside our private anonymous mapping, and read as zero
+        //   afterwards;
+        // - nobody else touches them: `release`'s caller's promise.
+        unsafe {
+            libc::madvise(
+                self.address(pages.start).cast(),
+                pages.len(),
+                libc::MADV_DONTNEED,
+            ) == 0
+        }
+    }
+
+    /// Has the system take whole pages away; whether it does that here.
+    #[cfg(not(target_os = "linux"))]
+    fn discard(&self, _pages: Range<usize>) -> bool {
+        false
     }
 
     /// Size in bytes.
@@ -102,61 +157,6 @@ impl HostMemory {
         // - nobody else touches it: the caller's promise.
         unsafe { std::ptr::write_bytes(self.address(range.start), value, range.len()) };
     }
-}
-
-/// A part of the model on disk, open for as long as the device lives, so that a file
-/// renamed or deleted meanwhile still reads.
-#[derive(Debug)]
-pub struct ModelFile {
-    file: File,
-    path: PathBuf,
-}
-
-impl ModelFile {
-    /// Opens `path` for reading.
-    ///
-    /// # Errors
-    /// When the file cannot be opened.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            file: File::open(path)?,
-            path: path.to_owned(),
-        })
-    }
-
-    /// Where the file was when it was opened.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Reads exactly `to.len()` bytes at `offset`, without moving a cursor.
-    ///
-    /// # Errors
-    /// When the file ends before, or the system fails to read.
-    pub fn read_exact_at(&self, mut to: &mut [u8], mut offset: u64) -> io::Result<()> {
-        while !to.is_empty() {
-            match read_at(&self.file, to, offset) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => {
-                    to = &mut to[count..];
-                    offset += count as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, to: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::unix::fs::FileExt::read_at(file, to, offset)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, to: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::windows::fs::FileExt::seek_read(file, to, offset)
 }
 
 /// Address space that nobody can read or write: the addresses llama.cpp is given for

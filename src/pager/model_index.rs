@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::memory::ModelFile;
+use super::storage::{Access, StoreFile};
 use crate::error::{Error, Result};
 use crate::ggml::Header;
 
@@ -12,7 +12,7 @@ use crate::ggml::Header;
 #[derive(Clone, Debug)]
 pub struct TensorLocation {
     /// The part it lies in.
-    pub file: Arc<ModelFile>,
+    pub file: Arc<StoreFile>,
     /// Where its bytes begin, from the start of the part.
     pub offset: u64,
     /// How many bytes it has.
@@ -30,11 +30,11 @@ impl ModelIndex {
     ///
     /// # Errors
     /// `Failed`, naming the file which is missing, unreadable or not a GGUF.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub fn read(path: &Path, access: Access) -> Result<Self> {
         let mut index = Self::default();
         for header in Header::read_all(path)? {
             let path = header.path();
-            let file = ModelFile::open(path).map_err(|error| {
+            let file = StoreFile::open(path, access).map_err(|error| {
                 Error::Failed(format!("could not open '{}' ({error})", path.display()))
             })?;
             let file = Arc::new(file);
@@ -53,6 +53,12 @@ impl ModelIndex {
     /// Where the tensor called `name` lies.
     pub fn find(&self, name: &str) -> Option<&TensorLocation> {
         self.tensors.get(name)
+    }
+
+    /// Whether all parts are read past the page cache.
+    pub fn is_direct(&self) -> bool {
+        let mut tensors = self.tensors.values();
+        tensors.all(|tensor| tensor.file.is_direct())
     }
 
     /// Bytes of all tensors together.
