@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
 use crate::pager::engine_host::HostEngine;
 use crate::pager::model_index::ModelIndex;
+use crate::pager::storage::Access;
 use crate::pager::{Pager, PagerConfig};
 use crate::planner::Limits;
 
@@ -45,7 +46,7 @@ pub struct Shared {
 
 impl Shared {
     pub fn new(config: PagingConfig) -> Result<Arc<Self>> {
-        let index = ModelIndex::read(&config.model)?;
+        let index = ModelIndex::read(&config.model, Access::Cached)?;
         let inner = InnerDevice::cpu().map_err(Error::Failed)?;
         let budget_bytes = match config.budget {
             Budget::Bytes(bytes) => bytes,
@@ -166,10 +167,12 @@ impl Shared {
             resident_layers: usage.resident_layers,
             layers: usage.layers,
             traffic: Traffic {
-                storage_bytes: usage.engine.bytes_in,
-                storage_seconds: usage.engine.copy_seconds,
-                write_back_bytes: usage.engine.bytes_out,
-                ..Traffic::default()
+                storage_bytes: usage.engine.storage_bytes,
+                link_bytes: usage.engine.link_bytes,
+                write_back_bytes: usage.engine.write_back_bytes,
+                storage_seconds: usage.engine.storage_seconds,
+                link_seconds: usage.engine.link_seconds,
+                write_back_seconds: usage.engine.write_back_seconds,
             },
             stalls: Stalls {
                 storage_seconds: usage.stalled.as_secs_f64(),

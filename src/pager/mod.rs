@@ -13,6 +13,7 @@ pub mod memory;
 pub mod model_index;
 mod replan;
 mod ring;
+pub mod storage;
 #[cfg(test)]
 mod tests;
 
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::block::Block;
-use self::engine::{Copy, CopyEngine, Counters, Direction, Failure, Request, Source};
+use self::engine::{Copy, CopyEngine, Counters, Direction, Failure, Request, Source, Target};
 use self::memory::HostMemory;
 use self::model_index::TensorLocation;
 use self::ring::Slot;
@@ -273,12 +274,11 @@ impl Pager {
             slot.clear();
             slot.group = Some(group);
             if self.config.poison {
-                let range = 0..block.bytes();
-                let to = Arc::clone(block.memory());
                 copies.push(Copy {
                     from: Source::Pattern(POISON),
-                    to,
-                    range,
+                    to: in_memory(block.memory(), 0),
+                    bytes: block.bytes(),
+                    whole_blocks: false,
                 });
             }
         }
@@ -292,8 +292,9 @@ impl Pager {
                 if !missing.is_empty() {
                     copies.push(Copy {
                         from: source_of(&tensor.spec.backing, missing.start),
-                        to: Arc::clone(block.memory()),
-                        range: place + missing.start..place + missing.end,
+                        to: in_memory(block.memory(), place + missing.start),
+                        bytes: missing.len(),
+                        whole_blocks: false,
                     });
                 }
             }
@@ -375,8 +376,9 @@ impl Pager {
                     memory: Arc::clone(memory),
                     offset,
                 },
-                to: Arc::clone(store),
-                range: base + write.range.start..base + write.range.end,
+                to: in_memory(store, base + write.range.start),
+                bytes: write.range.len(),
+                whole_blocks: false,
             });
         }
         let request = Request {
@@ -497,10 +499,21 @@ pub fn ring_too_small() -> Error {
 
 fn since(now: Counters, then: Counters) -> Counters {
     Counters {
-        bytes_in: now.bytes_in - then.bytes_in,
-        bytes_out: now.bytes_out - then.bytes_out,
-        copy_seconds: now.copy_seconds - then.copy_seconds,
+        storage_bytes: now.storage_bytes - then.storage_bytes,
+        link_bytes: now.link_bytes - then.link_bytes,
+        write_back_bytes: now.write_back_bytes - then.write_back_bytes,
+        storage_seconds: now.storage_seconds - then.storage_seconds,
+        link_seconds: now.link_seconds - then.link_seconds,
+        write_back_seconds: now.write_back_seconds - then.write_back_seconds,
         failed: now.failed - then.failed,
+    }
+}
+
+/// The bytes of `memory` from `offset` on.
+fn in_memory(memory: &Arc<HostMemory>, offset: usize) -> Target {
+    Target::Memory {
+        memory: Arc::clone(memory),
+        offset,
     }
 }
 

@@ -10,7 +10,8 @@ use super::block::Block;
 use super::engine::{Copy, Direction, Request};
 use super::ring::Slot;
 use super::{
-    Backing, Group, GroupId, GroupKey, PagedTensor, Pager, Place, TensorId, TensorSpec, source_of,
+    Backing, Group, GroupId, GroupKey, PagedTensor, Pager, Place, TensorId, TensorSpec, in_memory,
+    source_of,
 };
 use crate::error::{Error, Result};
 use crate::planner::{self, GroupSize, Placement, Plan, RING_SLOTS, Shortfall};
@@ -201,8 +202,9 @@ impl Pager {
                 if known {
                     copies.push(Copy {
                         from: source_of(&tensor.spec.backing, 0),
-                        to: Arc::clone(block.memory()),
-                        range: offset..offset + tensor.spec.span_bytes,
+                        to: in_memory(block.memory(), offset),
+                        bytes: tensor.spec.span_bytes,
+                        whole_blocks: false,
                     });
                 }
                 offset += tensor.spec.bytes;

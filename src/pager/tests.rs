@@ -11,7 +11,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::engine_host::{Faults, HostEngine};
-use super::memory::ModelFile;
+use super::storage::{Access, StoreFile};
 use super::*;
 
 const LAYERS: u32 = 5;
@@ -40,7 +40,7 @@ impl Stage {
             .unwrap()
             .write_all(&bytes)
             .unwrap();
-        let file = Arc::new(ModelFile::open(&path).unwrap());
+        let file = Arc::new(StoreFile::open(&path, Access::Direct).unwrap());
         let config = PagerConfig {
             limits: Limits {
                 budget_bytes,
@@ -243,8 +243,9 @@ fn each_pass_moves_exactly_what_is_streamed() {
         .filter(|&layer| stage.pager.streamed_group(stage.states[layer]).is_some())
         .map(|layer| (1 + layer * 3) % 20 * 16 + 16)
         .sum();
-    assert_eq!(moved.bytes_in, (4 * WEIGHT_BYTES + row_ends) as u64);
-    assert_eq!(moved.bytes_out, 4 * ROW_BYTES as u64);
+    assert_eq!(moved.storage_bytes, 4 * WEIGHT_BYTES as u64);
+    assert_eq!(moved.link_bytes, row_ends as u64);
+    assert_eq!(moved.write_back_bytes, 4 * ROW_BYTES as u64);
 }
 
 #[test]
