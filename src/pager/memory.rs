@@ -2,12 +2,14 @@
     unsafe_code,
     reason = "memory that copy workers and the inner backend share"
 )]
-//! Memory of the arena and of the backing store for states, and the model's files.
+//! Memory of the arena and of the backing store for states.
 
 use std::io;
 use std::ops::Range;
 
 use memmap2::{MmapMut, MmapOptions, MmapRaw};
+
+use super::storage::BLOCK_BYTES;
 
 /// Zeroed host memory, shared by address between the pager, the copy workers and the
 /// inner backend. Who may touch which bytes when is the pager's schedule: a range is
@@ -26,12 +28,14 @@ pub struct HostMemory {
 unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
-    /// Reserves `bytes` of zeroed memory; pages are committed when first written.
+    /// Reserves `bytes` of zeroed memory; pages are committed when first written. The
+    /// mapping is made of whole blocks of direct I/O, so that the last one can be read.
     ///
     /// # Errors
     /// When the system does not give the memory.
     pub fn new(bytes: usize) -> io::Result<Self> {
-        let map = MmapMut::map_anon(bytes.max(1))?;
+        let mapped = bytes.max(1).checked_next_multiple_of(BLOCK_BYTES);
+        let map = MmapMut::map_anon(mapped.ok_or(io::ErrorKind::OutOfMemory)?)?;
         #[cfg(target_os = "linux")]
         if bytes >= 2 << 20 {
             // Large pages save a tenth of the time of a matrix product. Advice only:
@@ -144,6 +148,21 @@ impl HostMemory {
         // - both are valid for `to.len()` bytes: asserted above;
         // - they do not overlap, and nobody writes the source: the caller's promise.
         unsafe { std::ptr::copy_nonoverlapping(self.address(offset), to.as_mut_ptr(), to.len()) };
+    }
+
+    /// Copies `bytes` bytes at `from_offset` of `from`, which may be this memory, to
+    /// `offset`.
+    ///
+    /// # Safety
+    /// - nobody writes the source meanwhile, nobody else reads or writes the destination.
+    pub unsafe fn copy(&self, offset: usize, from: &Self, from_offset: usize, bytes: usize) {
+        assert!(bytes <= self.bytes && offset <= self.bytes - bytes);
+        assert!(bytes <= from.bytes && from_offset <= from.bytes - bytes);
+        let (to, from) = (self.address(offset), from.address(from_offset));
+        // SAFETY:
+        // - source and destination are valid for `bytes` bytes: asserted above;
+        // - they may overlap; nobody else touches them: the caller's promise.
+        unsafe { std::ptr::copy(from, to, bytes) };
     }
 
     /// Fills `range` with `value`.

@@ -22,11 +22,13 @@ pub struct TensorLocation {
 /// All tensors of a model, by name.
 #[derive(Debug, Default)]
 pub struct ModelIndex {
+    files: Vec<Arc<StoreFile>>,
     tensors: HashMap<String, TensorLocation>,
 }
 
 impl ModelIndex {
-    /// Reads the headers of the model at `path` and, when it is split, of its other parts.
+    /// Reads the headers of the model at `path` and, when it is split, of its other parts;
+    /// tensors will be read as `access` says.
     ///
     /// # Errors
     /// `Failed`, naming the file which is missing, unreadable or not a GGUF.
@@ -46,8 +48,14 @@ impl ModelIndex {
                 };
                 index.tensors.insert(tensor.name, location);
             }
+            index.files.push(file);
         }
         Ok(index)
+    }
+
+    /// The model's parts, in their order.
+    pub fn files(&self) -> &[Arc<StoreFile>] {
+        &self.files
     }
 
     /// Where the tensor called `name` lies.

@@ -404,7 +404,7 @@ mod tests {
             #[cfg(unix)]
             assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
             spill.write_all_at(&[7; 100], 5000).unwrap();
-            assert_eq!(read(&spill, 4999..5101)[..2], [0, 7]);
+            assert_eq!(read(&spill, 4999..5100)[..2], [0, 7]);
             assert!(!spill.is_direct() && spill.check_unchanged().is_ok());
         }
     }
@@ -464,6 +464,14 @@ mod tests {
         handle.set_modified(later).unwrap();
         let sentence = file.check_unchanged().unwrap_err();
         assert!(sentence.contains("written to"), "{sentence}");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn an_operation_that_the_file_system_lacks_is_told_from_a_failed_one() {
+        let error = io::Error::from_raw_os_error;
+        assert!(is_unsupported(&error(libc::EOPNOTSUPP)) && is_unsupported(&error(libc::ENOSYS)));
+        assert!(!is_unsupported(&error(libc::ENOSPC)));
     }
 
     #[test]
