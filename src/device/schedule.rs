@@ -302,7 +302,7 @@ mod tests {
             state(1, 1, 1),
             state(2, 1, 2),
             state(3, 2, 3),
-            read(4, 3, 10),
+            read(4, 4, 10),
         ];
         let mut schedule = Schedule::default();
         schedule.rebuild(5, &uses, SHAPE, bytes, |_| false).unwrap();
