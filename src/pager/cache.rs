@@ -498,3 +498,6 @@ impl Cache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -389,3 +389,6 @@ fn give_back(tensors: &[Option<PagedTensor>], id: TensorId, pages: Range<usize>)
         block.release(pages.start.min(block.bytes())..pages.end.min(block.bytes()));
     }
 }
+
+#[cfg(test)]
+mod tests;

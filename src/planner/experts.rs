@@ -89,3 +89,123 @@ fn bound(items: &[Item<'_>], cached: &[bool], groups_max: Option<u32>, bytes: u6
             0
         }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{LookAhead, plan};
+    use super::*;
+
+    fn item(group: usize, role: &'static str, bytes: u64) -> Item<'static> {
+        Item {
+            group,
+            role,
+            bytes,
+            state: false,
+            pinned: false,
+            streamed: false,
+            experts: role.ends_with("exps"),
+        }
+    }
+
+    /// Layers of three expert tensors and one other.
+    fn layers(count: usize) -> Vec<Item<'static>> {
+        let roles = [
+            ("gate_exps", 100),
+            ("up_exps", 100),
+            ("down_exps", 110),
+            ("attn", 30),
+        ];
+        let layer = |group| roles.map(|(role, bytes)| item(group, role, bytes));
+        (0..count).flat_map(layer).collect()
+    }
+
+    fn limits(budget_bytes: u64) -> Limits {
+        Limits {
+            budget_bytes,
+            resident_groups_max: None,
+            look_ahead: LookAhead::Tensor,
+            ring_bytes_min: 0,
+        }
+    }
+
+    #[test]
+    fn experts_are_cached_unless_everything_fits() {
+        let items = layers(8);
+        let total: u64 = items.iter().map(|item| item.bytes).sum();
+        let all = plan(&items, 8, &limits(total)).unwrap();
+        assert!(!all.placements.contains(&Placement::Cached));
+        assert_eq!((all.resident_bytes, all.cache_bytes), (total, 0));
+
+        let most = plan(&items, 8, &limits(total - 1)).unwrap();
+        for (item, placement) in items.iter().zip(&most.placements) {
+            assert_eq!(item.experts, *placement == Placement::Cached, "{item:?}");
+        }
+        // The rest stays, and the cache has what it leaves.
+        assert_eq!(most.cache_bytes, 8 * 310 - 1);
+        assert_eq!(most.ring_bytes, 0);
+    }
+
+    #[test]
+    fn the_rest_is_streamed_when_the_smallest_cache_leaves_too_little() {
+        let items = layers(8);
+        let least = plan(&items, 8, &limits(0)).unwrap_err().minimum_bytes;
+        // One tensor at a time, and one of the others.
+        assert_eq!(least, 110 + 30);
+        let plan = plan(&items, 8, &limits(least)).unwrap();
+        assert_eq!((plan.cache_bytes, plan.ring_bytes), (110, 30));
+    }
+
+    #[test]
+    fn a_bound_on_resident_groups_bounds_the_cache() {
+        let items = layers(8);
+        let bounded = |groups| {
+            let limits = Limits {
+                resident_groups_max: Some(groups),
+                ..limits(1 << 20)
+            };
+            plan(&items, 8, &limits).unwrap()
+        };
+        assert_eq!(bounded(0).cache_bytes, 110);
+        assert_eq!(bounded(4).cache_bytes, 4 * 310);
+        assert_eq!(bounded(8).resident_bytes, 8 * 340);
+    }
+
+    proptest! {
+        #[test]
+        fn the_minimum_is_exact(
+            sizes in prop::collection::vec((0usize..4, 0usize..4, 0u64..50, prop::bool::ANY), 1..12),
+            budget in 0u64..400,
+            bound in prop::option::of(0u32..5),
+        ) {
+            let roles = ["gate_exps", "down_exps", "attn", "norm"];
+            let items: Vec<Item<'_>> = sizes
+                .iter()
+                .map(|&(group, role, bytes, pinned)| Item {
+                    pinned: pinned && role > 0,
+                    ..item(group, roles[role], bytes)
+                })
+                .collect();
+            let limits = |budget| Limits { resident_groups_max: bound, ..limits(budget) };
+            let total: u64 = items.iter().map(|item| item.bytes).sum();
+            match plan(&items, 4, &limits(budget)) {
+                Ok(plan) => {
+                    prop_assert!(plan.arena_bytes() <= budget && plan.minimum_bytes <= budget);
+                    let in_cache = items.iter().zip(&plan.placements);
+                    let in_cache = in_cache.filter(|(_, place)| **place == Placement::Cached);
+                    let in_cache: Vec<u64> = in_cache.map(|(item, _)| item.bytes).collect();
+                    prop_assert!(in_cache.iter().all(|bytes| *bytes <= plan.cache_bytes));
+                    let cached: u64 = in_cache.iter().sum();
+                    prop_assert_eq!(plan.resident_bytes + plan.streamed_bytes + cached, total);
+                }
+                Err(shortfall) => {
+                    let minimum = shortfall.minimum_bytes;
+                    prop_assert!(minimum > budget);
+                    prop_assert!(plan(&items, 4, &limits(minimum)).is_ok());
+                    prop_assert!(plan(&items, 4, &limits(minimum - 1)).is_err());
+                }
+            }
+        }
+    }
+}
