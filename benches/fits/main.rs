@@ -72,7 +72,7 @@ fn main() -> Result<()> {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench-models");
     fs::create_dir_all(&folder)?;
     let prompt = folder.join("prompt.txt");
-    fs::write(&prompt, measure::prompt(PREFILL_TOKENS)?)?;
+    measure::write_prompt(&prompt, PREFILL_TOKENS)?;
     for model in &options.models {
         let path = model.file(&folder)?;
         if !options.make_only {

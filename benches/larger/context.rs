@@ -6,7 +6,6 @@
 //! token move what the plan says? In the second, 32k tokens are allowed and 1k used: how much
 //! memory does the cache take? Weights stay in llama.cpp's own mapping throughout.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -15,7 +14,7 @@ use ggml_sys as ggml;
 use super::cache;
 use super::metrics::{Metrics, Plan};
 use super::options::Options;
-use super::rig::measure::{self, Speeds, Workload};
+use super::rig::measure::{Speeds, Workload, write_prompt};
 use super::rig::model::{Model, Shape};
 use super::runs::{Run, Runs, Spec, same_text, speeds_of, variant};
 use super::table::Spread;
@@ -112,7 +111,7 @@ impl Bench<'_> {
 
     fn prompt(&self, name: &str, tokens: u32) -> Result<PathBuf> {
         let path = self.folder.join(name);
-        fs::write(&path, measure::prompt(tokens)?)?;
+        write_prompt(&path, tokens)?;
         Ok(path)
     }
 

@@ -1,8 +1,8 @@
 //! The rate at which the storage gives the model's file, measured without our code: by fio
 //! where it is installed, else by a small reader of threads and direct reads.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use memmap2::MmapMut;
 
-use super::{group, interrupt};
+use super::{cache, group, interrupt};
 
 /// Bytes of one read.
 const BLOCK_BYTES: u64 = 1 << 20;
@@ -52,11 +52,26 @@ impl Reader {
 
     /// Bytes per second with `depth` reads in flight, in order, past the page cache.
     pub fn rate(self, path: &Path, depth: usize) -> Result<f64> {
+        // Direct reads look for pages of the file there all the same.
+        cache::empty(path)?;
         match self {
             Self::Fio => fio(path, depth),
             Self::Own => own(path, depth),
         }
     }
+}
+
+/// How far the kernel reads ahead on the disk of `path`, in KiB, for those who map it: stock
+/// depends on it, we do not.
+pub fn read_ahead_kib(path: &Path) -> Option<u64> {
+    let device = fs::metadata(path).ok()?.dev();
+    let device = format!("{}:{}", libc::major(device), libc::minor(device));
+    let device = Path::new("/sys/dev/block").join(device);
+    // A partition has its disk's.
+    let found = ["queue", "../queue"]
+        .iter()
+        .find_map(|queue| fs::read_to_string(device.join(queue).join("read_ahead_kb")).ok());
+    found?.trim().parse().ok()
 }
 
 fn fio(path: &Path, depth: usize) -> Result<f64> {

@@ -150,8 +150,13 @@ impl Runs<'_> {
             line.extend(what.clone());
         }
         let path = self.records();
-        let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-        Ok(writeln!(file, "{line}")?)
+        let written = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            // In one piece, so that a line is whole.
+            .and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
+        written.with_context(|| format!("could not write '{}'", path.display()))
     }
 
     /// The file of the records.

@@ -9,8 +9,8 @@ use serde_json::json;
 
 use super::group::{self, Controller};
 use super::options::Options;
-use super::reader::Reader;
-use super::rig::measure::{self, Speeds, Workload};
+use super::reader::{Reader, read_ahead_kib};
+use super::rig::measure::{Speeds, Workload, write_prompt};
 use super::rig::model::{Model, Shape};
 use super::runs::{Run, Runs, Spec, speeds_of, variant};
 use super::table::{Round, Size};
@@ -24,14 +24,15 @@ const SMOKE_ALLOWANCE_BYTES: u64 = 256 << 20;
 
 /// Measures all sizes of memory and prints the table.
 pub fn bench(options: &Options, folder: &Path) -> Result<()> {
-    let controller = controller(options)?;
     let model = model(options);
-    let path = model.file(folder)?;
     if options.make_only {
-        return cache::empty(&path);
+        return cache::empty(&model.file(folder)?);
     }
+    // A refusal comes before minutes of work.
+    let controller = controller(options)?;
+    let path = model.file(folder)?;
     let prompt = folder.join("prompt-larger.txt");
-    fs::write(&prompt, measure::prompt(options.prompt_tokens)?)?;
+    write_prompt(&prompt, options.prompt_tokens)?;
     let tokens = options.prompt_tokens + options.decode_tokens;
     let runs = Runs {
         options,
@@ -57,12 +58,15 @@ pub fn bench(options: &Options, folder: &Path) -> Result<()> {
     }
     let loaded = bench.loaded_whole(options.shares[0])?;
     table::print(options, bench.bytes, &sizes, &loaded);
+    if let Some(kibibytes) = read_ahead_kib(&path) {
+        println!("the kernel reads {kibibytes} KiB ahead for stock's mapping");
+    }
     println!("\nrecords: {}", bench.runs.records().display());
     Ok(())
 }
 
 /// Where groups are made; None in a smoke run without the rights to.
-pub fn controller(options: &Options) -> Result<Option<Controller>> {
+fn controller(options: &Options) -> Result<Option<Controller>> {
     if !options.smoke {
         group::check_root()?;
         return Controller::find().map(Some);
@@ -174,24 +178,22 @@ impl Bench<'_> {
         };
         let mut rounds = Vec::new();
         for round in 1..=options.rounds {
-            let there = [self.runs.run(&stock, round)?, self.runs.run(&ours, round)?];
+            let (stock_there, stock_speeds) = self.survivor(&stock, round)?;
+            let (ours_there, ours_speeds) = self.survivor(&ours, round)?;
             let rate_there = self.rate(round)?;
-            let all_resident = self.runs.run(&resident, round)?;
+            let (all_resident, resident_speeds) = self.survivor(&resident, round)?;
             let rate_back = self.rate(round)?;
             // And back again, so that no variant always follows the same other one.
-            let ours_back = self.runs.run(&ours, round)?;
-            let stock_back = self.runs.run(&stock, round)?;
-            let both = |there: &Run, back: &Run, name| -> Result<Speeds> {
-                Ok(speeds_of(there, name)?.mean(speeds_of(back, name)?))
-            };
+            let (ours_back, ours_speeds_back) = self.survivor(&ours, round)?;
+            let (stock_back, stock_speeds_back) = self.survivor(&stock, round)?;
             rounds.push(Round {
-                stock: both(&there[0], &stock_back, "stock")?,
-                ours: both(&there[1], &ours_back, "ours")?,
+                stock: stock_speeds.mean(stock_speeds_back),
+                ours: ours_speeds.mean(ours_speeds_back),
                 storage_rate: f64::midpoint(rate_there, rate_back),
-                compute_seconds: 1.0 / speeds_of(&all_resident, "resident")?.decode,
+                compute_seconds: 1.0 / resident_speeds.decode,
                 streamed_bytes: self.streamed_bytes(&ours_back, budget_bytes),
-                runs_of_ours: [there[1].clone(), ours_back],
-                runs_of_stock: [there[0].clone(), stock_back],
+                runs_of_ours: [ours_there, ours_back],
+                runs_of_stock: [stock_there, stock_back],
                 resident: all_resident,
             });
         }
@@ -203,6 +205,13 @@ impl Bench<'_> {
         })
     }
 
+    /// A run that must not be killed, and its speeds.
+    fn survivor(&self, spec: &Spec, round: usize) -> Result<(Run, Speeds)> {
+        let run = self.runs.run(spec, round)?;
+        let speeds = speeds_of(&run, spec.variant.name)?;
+        Ok((run, speeds))
+    }
+
     /// One measurement of the storage, which becomes a record.
     fn rate(&self, round: usize) -> Result<f64> {
         interrupt::check()?;
@@ -212,6 +221,7 @@ impl Bench<'_> {
             "variant": "reader",
             "reader": self.reader.name(),
             "depth": depth,
+            "read_ahead_kib": read_ahead_kib(path),
             "round": round,
             "bytes_per_s": rate,
         }))?;

@@ -61,12 +61,13 @@ impl Ended {
     }
 }
 
-/// A prompt of `tokens` tokens: the tokenizer makes one of each byte, and one begins the
-/// text.
-pub fn prompt(tokens: u32) -> Result<String> {
+/// Writes a prompt of `tokens` tokens to `path`: the tokenizer makes one of each byte, and
+/// one begins the text.
+pub fn write_prompt(path: &Path, tokens: u32) -> Result<()> {
     let bytes = usize::try_from(tokens)?.saturating_sub(1);
     let text = "once ".repeat(bytes / 5 + 1);
-    Ok(text.get(..bytes).unwrap_or_default().to_owned())
+    fs::write(path, text.get(..bytes).unwrap_or_default())
+        .with_context(|| format!("could not write '{}'", path.display()))
 }
 
 /// The command line of a run.
