@@ -33,6 +33,9 @@ pub struct Size {
     pub share: u64,
     pub limit_bytes: u64,
     pub budget_bytes: u64,
+    /// Weight bytes beyond the budget: a plan that had no need of anything else in it
+    /// would stream as much.
+    pub beyond_bytes: u64,
     pub rounds: Vec<Round>,
 }
 
@@ -186,8 +189,10 @@ fn group_peak(size: &Size) -> String {
 
 fn print_verdict(options: &Options, size: &Size) {
     println!(
-        "{} %: streamed {} MiB per token{}, storage {} GB/s, everything resident {} ms",
+        "{} %: {} MiB of weights beyond the budget, {} MiB streamed per token{}; storage \
+         {} GB/s, everything resident {} ms",
         size.share,
+        size.beyond_bytes >> 20,
         size.spread(|round| (round.streamed_bytes >> 20) as f64)
             .median,
         if options.metrics { "" } else { " (estimated)" },

@@ -201,6 +201,7 @@ impl Bench<'_> {
             share,
             limit_bytes,
             budget_bytes,
+            beyond_bytes: self.beyond_bytes(budget_bytes),
             rounds,
         })
     }
@@ -229,12 +230,19 @@ impl Bench<'_> {
         Ok(rate)
     }
 
+    /// Weight bytes that a pass reads and the budget cannot hold.
+    fn beyond_bytes(&self, budget_bytes: u64) -> u64 {
+        (self.bytes - self.unread_bytes).saturating_sub(budget_bytes)
+    }
+
     /// Weight bytes that travelled in each pass of `run`, as it says itself; without
     /// metrics, what the budget cannot hold.
     fn streamed_bytes(&self, run: &Run, budget_bytes: u64) -> u64 {
-        let estimate = (self.bytes - self.unread_bytes).saturating_sub(budget_bytes);
         let metrics = run.metrics.as_ref();
-        metrics.map_or(estimate, |metrics| metrics.plan.streamed_bytes)
+        metrics.map_or_else(
+            || self.beyond_bytes(budget_bytes),
+            |metrics| metrics.plan.streamed_bytes,
+        )
     }
 
     /// One run of stock that reads the model into memory of its own.
