@@ -71,3 +71,4 @@ pub mod llama;
 pub mod pager;
 pub mod planner;
 pub mod session;
+pub mod telemetry;
