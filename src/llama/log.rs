@@ -7,6 +7,8 @@ use std::io::Write;
 use std::sync::Once;
 
 use super::bytes;
+use crate::error::Error;
+use crate::telemetry::{self, metrics};
 
 /// Starts the logging and installs what turns an abort of ggml into a sentence.
 /// Calls after the first do nothing.
@@ -32,8 +34,17 @@ unsafe extern "C" fn on_abort(message: *const c_char) {
     let line = line
         .rsplit_once("/llama.cpp/")
         .map_or(line, |(_, rest)| rest);
-    let sentence = format!("\nerror: llama.cpp gave up: {line}\n");
-    drop(std::io::stderr().write_all(sentence.as_bytes()));
+    let sentence = format!("llama.cpp gave up: {line}");
+    let on_stderr = metrics::RUN.is_on_stderr();
+    if metrics::RUN.is_on() {
+        // What is queued comes first; whoever aborts has no lock of the log's.
+        stop();
+        telemetry::finish(Some(&Error::Bug(sentence.clone())));
+    }
+    if !on_stderr {
+        let sentence = format!("\nerror: {sentence}\n");
+        drop(std::io::stderr().write_all(sentence.as_bytes()));
+    }
     exit_at_once(70);
 }
 
