@@ -11,8 +11,17 @@ mod completion;
 #[path = "cli/flags.rs"]
 mod flags;
 #[cfg(unix)]
+#[path = "cli/metrics.rs"]
+mod metrics;
+#[cfg(unix)]
+#[path = "cli/schema.rs"]
+mod schema;
+#[cfg(unix)]
 #[path = "cli/unix.rs"]
 mod unix;
+#[cfg(unix)]
+#[path = "cli/while_running.rs"]
+mod while_running;
 
 use std::process::Output;
 

@@ -342,9 +342,7 @@ fn say(error: &clap::Error, args: &[String]) -> Error {
     let value = text(ContextKind::InvalidValue).unwrap_or_default();
     let reason = std::error::Error::source(error).map(ToString::to_string);
     let reason = reason.unwrap_or_else(|| error.kind().to_string());
-    let is_there = args
-        .iter()
-        .any(|arg| arg.split('=').next() == Some(option));
+    let is_there = args.iter().any(|arg| arg.split('=').next() == Some(option));
     let command = OwnFlags::command();
     let argument = command
         .get_arguments()
@@ -379,6 +377,17 @@ mod tests {
         assert_eq!(parse_share(" 1 "), Ok(1.0));
         for text in ["", "1.1", "-0.1", "NaN", "85%", "inf"] {
             assert!(parse_share(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_flag_has_its_variable() {
+        let command = OwnFlags::command();
+        for argument in command.get_arguments() {
+            let long = argument.get_long().unwrap();
+            let name = long.to_uppercase().replace('-', "_");
+            let variable = argument.get_env().unwrap().to_string_lossy();
+            assert_eq!(variable, format!("LLAMA_ARG_{name}"));
         }
     }
 

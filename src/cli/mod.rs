@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::llama::{self, OptionInfo, Params, Settings};
-use crate::session;
 use crate::session::demo::DemoModel;
+use crate::session::{self, signal};
+use crate::telemetry;
 use crate::telemetry::metrics::{self, Metrics};
 
 use flags::OwnFlags;
@@ -111,6 +112,7 @@ pub fn parse(
 /// Whatever ended the run before its time.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     llama::log::start();
+    signal::install();
     let result = understand(args.into_iter().collect()).and_then(|command| match command {
         Command::Print(what) => print(what),
         Command::Run(request) => session::run(request.resolve(&metrics::RUN)?),
@@ -126,6 +128,7 @@ fn understand(args: Vec<OsString>) -> Result<Command> {
     let options = llama::options()?;
     if words::asks_for_metrics(&args, &options) {
         catch_standard_error()?;
+        signal::end_with(last_words);
     }
     let command = parse(args, options)?;
     if let Command::Run(request) = &command {
@@ -133,9 +136,16 @@ fn understand(args: Vec<OsString>) -> Result<Command> {
         metrics::RUN.set_form(own.metrics_pretty, own.metrics_interval.unwrap_or(1));
         if let Some(path) = &own.metrics_file {
             metrics::RUN.add_file(metrics_file(path)?, path.display().to_string());
+            signal::end_with(last_words);
         }
     }
     Ok(command)
+}
+
+/// What is still to be written when a signal ends the process.
+fn last_words(signal: u8) {
+    llama::log::stop();
+    telemetry::finish(Some(&Error::Interrupted { signal }));
 }
 
 #[cfg(unix)]

@@ -68,39 +68,32 @@ impl Request {
         let mut settings = params.settings()?;
         check_numbers(&settings)?;
         self.check_settings(&settings, paged)?;
-        if settings.n_ctx != 0 && settings.n_ctx < 8 {
-            llama::log::warn("llama_completion: the smallest context is 8 tokens, using that\n");
-            params.set_n_ctx(8);
-            settings.n_ctx = 8;
-        }
-
+        raise_context(&mut params, &mut settings);
         let path = path_of(params.model_path()?);
         let file = llama::inspect(&path)?;
         check_template(&params, &settings, &file)?;
+        self.check_pins(&file)?;
+        self.check_spill_folder()?;
         let model_name = if demo.is_some() {
             "the demo model".into()
         } else {
             path.display().to_string()
         };
         let progress = !show && std::io::stderr().is_terminal();
-        let budget = match &self.own.vram_budget_file {
-            Some(path) => Some(read_budget(path)?),
-            None => self.own.vram_budget,
-        };
-        let default = if show {
-            Budget::ModelShare(0.5)
+        let paging = if paged {
+            let budget = self.budget(show)?;
+            Some(PagingConfig {
+                budget,
+                storage: storage(settings.load_mode),
+                resident_layers_max: given.unwrap_or_else(|| {
+                    // From a configuration file; negative: 'auto' and 'all'.
+                    u32::try_from(settings.n_gpu_layers).ok()
+                }),
+                ..self.paging(path)
+            })
         } else {
-            Budget::Auto
+            None
         };
-        let paging = paged.then(|| PagingConfig {
-            budget: budget.unwrap_or(default),
-            storage: storage(settings.load_mode),
-            resident_layers_max: given.unwrap_or_else(|| {
-                // From a configuration file; negative: 'auto' and 'all'.
-                u32::try_from(settings.n_gpu_layers).ok()
-            }),
-            ..self.paging(path)
-        });
         Ok(Config {
             params,
             settings,
@@ -113,6 +106,19 @@ impl Request {
             mem_pressure: self.own.mem_pressure.unwrap_or(pressure::THRESHOLD),
             metrics,
         })
+    }
+
+    /// The budget: from its file, else from its flag, else a default.
+    fn budget(&self, show: bool) -> Result<Budget> {
+        let default = if show {
+            Budget::ModelShare(0.5)
+        } else {
+            Budget::Auto
+        };
+        match &self.own.vram_budget_file {
+            Some(path) => read_budget(path),
+            None => Ok(self.own.vram_budget.unwrap_or(default)),
+        }
     }
 
     /// Whether the option that goes by `name` is on the command line.
@@ -142,6 +148,36 @@ impl Request {
         match self.words.used.iter().find(other) {
             Some((_, word)) if self.own.demo => Err(Error::Usage(format!(
                 "'{word}' and '--demo' both name a model; give one of them"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Layers that stay have to be there.
+    fn check_pins(&self, file: &ModelFile) -> Result<()> {
+        let last = self
+            .own
+            .pin_layers
+            .as_ref()
+            .and_then(|layers| layers.0.last());
+        match last {
+            Some(last) if self.own.dynamic_layers && *last >= file.layers => {
+                Err(Error::Usage(format!(
+                    "the model has {} layers, counted from 0: there is no layer '{last}' for \
+                     --pin-layers",
+                    file.layers
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Better now than when the first page is to be spilled.
+    fn check_spill_folder(&self) -> Result<()> {
+        match &self.own.spill_dir {
+            Some(folder) if self.own.paged_kv && !folder.is_dir() => Err(Error::Failed(format!(
+                "'{}' is no folder; the KV cache cannot spill there, see --spill-dir",
+                folder.display()
             ))),
             _ => Ok(()),
         }
@@ -358,6 +394,15 @@ fn resident_layers(name: &str, text: &str) -> Result<Option<u32>> {
         (_, Err(_)) => Err(Error::Usage(format!(
             "{name} got '{text}'; give a number of layers, 'auto' or 'all'"
         ))),
+    }
+}
+
+/// As llama-completion does.
+fn raise_context(params: &mut Params, settings: &mut Settings) {
+    if settings.n_ctx != 0 && settings.n_ctx < 8 {
+        llama::log::warn("llama_completion: the smallest context is 8 tokens, using that\n");
+        params.set_n_ctx(8);
+        settings.n_ctx = 8;
     }
 }
 

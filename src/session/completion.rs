@@ -199,11 +199,7 @@ struct Progress {
 /// # Errors
 /// `Interrupted` and `OutputClosed` when asked to stop, else what the model or the device
 /// failed with.
-pub(super) fn complete(
-    session: &mut Session,
-    job: &Job,
-    boundary: &mut Boundary,
-) -> Result<usize> {
+pub(super) fn complete(session: &mut Session, job: &Job, boundary: &mut Boundary) -> Result<usize> {
     let mut colour = output::Colour::prompt(job.settings.use_color);
     let mut prompt = job.prompt.clone();
     if session.has_encoder() {

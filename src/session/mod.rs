@@ -7,6 +7,8 @@ pub mod demo;
 mod loading;
 mod output;
 pub mod signal;
+#[cfg(test)]
+mod tests;
 
 use boundary::{Boundary, Paging};
 
@@ -14,7 +16,6 @@ use crate::cli::Config;
 use crate::device::PagedDevice;
 use crate::error::{Error, Result};
 use crate::llama::log;
-use crate::telemetry;
 use crate::telemetry::pressure::Sampler;
 
 /// Does the run that `config` describes.
@@ -22,9 +23,8 @@ use crate::telemetry::pressure::Sampler;
 /// # Errors
 /// Whatever ended it before its time.
 pub fn run(config: Config) -> Result<()> {
-    signal::install(config.paging.is_some());
-    if config.metrics.is_on() {
-        signal::end_with(last_words);
+    if config.paging.is_some() {
+        signal::install_reload();
     }
     let result = complete(config);
     // What is still queued comes before whatever the caller prints about the end.
@@ -33,12 +33,6 @@ pub fn run(config: Config) -> Result<()> {
         Some(lines) => closing::print(&lines),
         None => Ok(()),
     }
-}
-
-/// What is still to be written when a signal ends the process.
-fn last_words(signal: u8) {
-    log::stop();
-    telemetry::finish(Some(&Error::Interrupted { signal }));
 }
 
 /// Returns the closing lines of the show, if this is it.

@@ -71,15 +71,17 @@ pub fn ignore_file_size_limit() {
     };
 }
 
-/// Installs the handlers; `reload`: also that for SIGUSR1, which otherwise ends the
-/// process, as everywhere.
+/// Installs the handlers of the signals that end the process.
 #[cfg(unix)]
-pub fn install(reload: bool) {
+pub fn install() {
     handle(libc::SIGINT, on_signal);
     handle(libc::SIGTERM, on_signal);
-    if reload {
-        handle(libc::SIGUSR1, on_reload);
-    }
+}
+
+/// Installs the handler of SIGUSR1, which otherwise ends the process, as everywhere.
+#[cfg(unix)]
+pub fn install_reload() {
+    handle(libc::SIGUSR1, on_reload);
 }
 
 #[cfg(unix)]
@@ -99,7 +101,11 @@ fn handle(signal: i32, handler: extern "C" fn(i32)) {
 
 /// Installs nothing: here a signal ends the process.
 #[cfg(not(unix))]
-pub fn install(_reload: bool) {}
+pub fn install() {}
+
+/// Installs nothing: there is no such signal here.
+#[cfg(not(unix))]
+pub fn install_reload() {}
 
 #[cfg(unix)]
 extern "C" fn on_reload(_signal: i32) {
@@ -107,11 +113,15 @@ extern "C" fn on_reload(_signal: i32) {
 }
 
 /// From now on a signal that ends the process has `last_words` called first, with its
-/// number, on a thread of its own. Where there is no thread, the process ends without.
+/// number, on a thread of its own; the first call counts. Where there is no thread, the
+/// process ends without.
 #[cfg(unix)]
 pub fn end_with(last_words: fn(u8)) {
     use std::io::Read;
     use std::os::fd::IntoRawFd;
+    if WAKE.load(Ordering::Relaxed) >= 0 {
+        return;
+    }
     let Ok((mut reader, writer)) = std::io::pipe() else {
         return;
     };

@@ -18,10 +18,7 @@ struct Average(Option<f64>);
 
 impl Average {
     fn add(&mut self, value: f64) {
-        self.0 = Some(
-            self.0
-                .map_or(value, |old| old + WEIGHT * (value - old)),
-        );
+        self.0 = Some(self.0.map_or(value, |old| old + WEIGHT * (value - old)));
     }
 }
 
@@ -143,7 +140,11 @@ mod tests {
         rates.learn(&passage(400, 4.0));
         assert_eq!(rates.predict(500), Some(5.0));
         rates.learn(&passage(800, 4.0));
-        assert_eq!(rates.predict(500), Some(4.0), "100 and a quarter of 100 more");
+        assert_eq!(
+            rates.predict(500),
+            Some(4.0),
+            "100 and a quarter of 100 more"
+        );
     }
 
     #[test]

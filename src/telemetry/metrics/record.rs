@@ -304,7 +304,11 @@ impl PressureRecord {
             total_bytes: decision.level.total_bytes,
             threshold,
             budget_before_bytes: before,
-            budget_after_bytes: if refused { before } else { decision.after_bytes },
+            budget_after_bytes: if refused {
+                before
+            } else {
+                decision.after_bytes
+            },
             minimum_bytes,
         }
     }

@@ -3,8 +3,8 @@
 
 use super::histogram::Histogram;
 use super::record::{
-    PlanRecord, PressureRecord, Record, SummaryRecord, TokenRecord, between, exit_word, mib, ms,
-    move_record, reason_word, round,
+    PlanRecord, PressureRecord, Record, SummaryRecord, TokenRecord, between, exit_word, mib,
+    move_record, ms, reason_word, round,
 };
 use crate::device::Report;
 use crate::device::report::Change;
@@ -69,7 +69,11 @@ impl Recorder {
         self.begun = Some(now);
         self.open_since = now;
         // Counters begin anew with the first graph; a warm-up was one.
-        self.before = if report.graphs == 0 { Report::default() } else { report };
+        self.before = if report.graphs == 0 {
+            Report::default()
+        } else {
+            report
+        };
         self.rates = Rates::from_load(report.load_bytes, report.load_seconds);
         self.note(&report);
     }
@@ -232,7 +236,10 @@ impl Recorder {
 
     /// Generated tokens after the first by time since; None when there are none.
     fn average_rate(&self) -> Option<f64> {
-        let more = self.generated_tokens.checked_sub(1).filter(|more| *more > 0)?;
+        let more = self
+            .generated_tokens
+            .checked_sub(1)
+            .filter(|more| *more > 0)?;
         let seconds = (self.last_token - self.first_token?).max(SHORTEST);
         #[allow(clippy::cast_precision_loss, reason = "a rate")]
         let more = more as f64;
