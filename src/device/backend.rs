@@ -7,13 +7,15 @@
 
 use std::ffi::{CStr, c_char, c_void};
 use std::ops::Range;
+use std::time::Instant;
 
 use ggml_sys as sys;
 
 use super::guard::guard;
 use super::interface::shared_of_device;
+use super::report::Reason;
 use super::scan::{Scan, Touch};
-use super::schedule::{Schedule, Segment};
+use super::schedule::{Schedule, Segment, Shape, TooLarge};
 use super::shared::{Paged, Shared};
 use crate::error::{Error, Result};
 use crate::ggml::{Graph, InnerBackend, Tensor};
@@ -25,6 +27,10 @@ const NAME: &CStr = c"RPAGED0";
 static GUID: sys::ggml_guid = [
     0x72, 0x70, 0x61, 0x67, 0x65, 0x64, 0x5a, 0x1d, 0x93, 0x4e, 0xc7, 0x08, 0xb1, 0x6f, 0x24, 0xea,
 ];
+
+/// Said once when a state cannot be paged by rows.
+const READS_ACROSS: &str = "without flash attention the values of the KV cache are read across \
+                            their rows, so they are paged as a whole and not in pages; add -fa on";
 
 /// What a backend keeps between graphs.
 struct PagedBackend {
@@ -152,7 +158,7 @@ unsafe extern "C" fn backend_graph_compute(
         };
         let mut paged = shared.paged();
         shared.begin_graph(&mut paged.pager);
-        let outcome = context.compute(graph, &mut paged, shared.config.prefetch);
+        let outcome = context.compute(graph, &mut paged, shared);
         paged.pager.unpin();
         outcome
     })
@@ -163,25 +169,60 @@ impl PagedBackend {
         &mut self,
         graph: Graph<'_>,
         paged: &mut Paged,
-        prefetch: bool,
+        shared: &Shared,
     ) -> Result<sys::ggml_status> {
         paged.pager.check_states()?;
-        self.scan.rebuild(graph, paged);
-        let is_norm = |index| graph.node(index).is_norm();
-        self.schedule
-            .rebuild(graph.node_count(), &self.scan.uses, is_norm)
-            .map_err(|_| pager::ring_too_small())?;
+        self.prepare(graph, paged, shared)?;
+        let prefetch = shared.config.prefetch;
         for index in 0..self.schedule.segments().len() {
             let status = self.run_segment(graph, index, paged, prefetch)?;
             if status != sys::GGML_STATUS_SUCCESS {
                 return Ok(status);
             }
         }
-        if prefetch {
-            // The last segment may have held the slot that the next pass begins with.
-            fetch_ahead(&self.schedule, 0, &mut paged.pager)?;
+        if let Some(last) = self.schedule.segments().last().filter(|_| prefetch) {
+            // The last segment may have held the place that the next pass begins with.
+            paged.pager.prefetch(self.schedule.upcoming(last))?;
         }
         Ok(sys::GGML_STATUS_SUCCESS)
+    }
+
+    /// Scans and schedules the graph. What it uses may ask for another plan, and that for
+    /// another schedule.
+    fn prepare(&mut self, graph: Graph<'_>, paged: &mut Paged, shared: &Shared) -> Result<()> {
+        self.scan.rebuild(graph, paged);
+        if paged.pager.settle()? {
+            shared.note_change(Reason::Growth, paged);
+            self.scan.rebuild(graph, paged);
+        }
+        if self.scan.reads_across && shared.config.kv {
+            shared.note_once(READS_ACROSS);
+        }
+        if let Err(too_large) = self.schedule(graph, &paged.pager) {
+            paged.pager.need_ring(too_large.bytes)?;
+            shared.note_change(Reason::Growth, paged);
+            self.scan.rebuild(graph, paged);
+            self.schedule(graph, &paged.pager)
+                .map_err(|too_large| pager::ring_too_small(too_large.bytes))?;
+        }
+        let moving = self.schedule.moving();
+        paged.pass_bytes = moving.map(|need| paged.pager.bytes_moved(need)).sum();
+        Ok(())
+    }
+
+    fn schedule(&mut self, graph: Graph<'_>, pager: &Pager) -> std::result::Result<(), TooLarge> {
+        let (ring_bytes, segment_bytes) = pager.ring_shape();
+        let shape = Shape {
+            ring_bytes,
+            segment_bytes,
+        };
+        self.schedule.rebuild(
+            graph.node_count(),
+            &self.scan.uses,
+            shape,
+            |id, range| pager.ring_bytes_of(id, range),
+            |index| graph.node(index).is_norm(),
+        )
     }
 
     fn run_segment(
@@ -192,21 +233,18 @@ impl PagedBackend {
         prefetch: bool,
     ) -> Result<sys::ggml_status> {
         let segment = &self.schedule.segments()[index];
-        for (group, needs) in &segment.groups {
-            paged.pager.require(*group, self.schedule.needs(needs))?;
-        }
+        paged.pager.require(self.schedule.needs(segment))?;
         if prefetch {
-            fetch_ahead(&self.schedule, index + 1, &mut paged.pager)?;
+            paged.pager.prefetch(self.schedule.upcoming(segment))?;
         }
-        for (group, _) in &segment.groups {
-            paged.pager.wait_ready(*group)?;
-        }
+        paged.pager.wait_ready()?;
 
         translate(
             touches_of(&self.scan.touches, segment),
             &paged.pager,
             &mut self.moved,
         );
+        let start = Instant::now();
         let status = if segment.nodes == (0..graph.node_count()) {
             // SAFETY: the graph is live, every paged tensor in it has been translated.
             unsafe { self.inner.compute(graph.as_ptr()) }
@@ -215,20 +253,12 @@ impl PagedBackend {
             // SAFETY: as for the whole graph; the view is a local that outlives the call.
             unsafe { self.inner.compute(&raw mut part) }
         };
+        paged.compute_seconds += start.elapsed().as_secs_f64();
         restore(&mut self.moved);
         paged.pager.write_back(self.schedule.writes(segment))?;
         paged.pager.unpin();
         Ok(status)
     }
-}
-
-/// Fetches the next group that is not there yet, from segment `from` on, wrapping to the
-/// start of the pass: the next pass will begin like this one.
-fn fetch_ahead(schedule: &Schedule, from: usize, pager: &mut Pager) -> Result<()> {
-    let segments = schedule.segments();
-    let (done, ahead) = segments.split_at(from.min(segments.len()));
-    let groups = ahead.iter().chain(done).flat_map(|segment| &segment.groups);
-    pager.prefetch(groups.map(|(group, needs)| (*group, schedule.needs(needs))))
 }
 
 /// The touches of a segment's nodes.
@@ -251,10 +281,11 @@ fn translate(touches: &[Touch], pager: &Pager, moved: &mut Vec<Moved>) {
             continue;
         }
         let (address, buffer) = pager.locate(touch.tensor);
+        let address = address.wrapping_add(touch.offset);
         // SAFETY:
         // - the pager holds the tensor's bytes there until `unpin`, after `restore`;
         // - during the launch nobody but the inner backend uses the tensor.
-        let (address, buffer) = unsafe { tensor.relocate(address + touch.offset, buffer.as_ptr()) };
+        let (address, buffer) = unsafe { tensor.relocate(address, buffer.as_ptr()) };
         moved.push(Moved {
             raw: touch.raw,
             address,

@@ -4,16 +4,17 @@
 //! (scratch) makes a buffer of the inner device's own type.
 
 use std::ffi::{CStr, c_char, c_void};
-use std::sync::Arc;
 
 use ggml_sys as sys;
 
+use super::addresses::AddressRange;
 use super::guard::guard;
-use super::schedule::AddressRange;
+use super::report::Reason;
+use super::scratch;
 use super::shared::Shared;
 use crate::error::{Error, Result};
 use crate::ggml::Tensor;
-use crate::pager::memory::{HostMemory, Reservation};
+use crate::pager::memory::Reservation;
 use crate::pager::{Backing, GroupKey, TensorId, TensorSpec};
 
 const NAME: &CStr = c"RPAGED0";
@@ -52,8 +53,9 @@ unsafe extern "C" fn type_alloc_buffer(
 ) -> sys::ggml_backend_buffer_t {
     // SAFETY: ours.
     let shared = unsafe { shared_of_type(buffer_type) };
-    // SAFETY: the inner buffer type is static.
-    unsafe { sys::ggml_backend_buft_alloc_buffer(shared.inner.buffer_type(), size) }
+    guard(shared, std::ptr::null_mut(), |shared| {
+        scratch::allocate(shared, size)
+    })
 }
 
 unsafe extern "C" fn type_alignment(buffer_type: sys::ggml_backend_buffer_type_t) -> usize {
@@ -155,20 +157,11 @@ fn allocate(
             "could not reserve {total} bytes of address space ({error})"
         ))
     })?;
-    let store = match kind {
-        Kind::States => Some(Arc::new(HostMemory::new(total).map_err(|error| {
-            let what = "could not get memory for the KV cache";
-            Error::Memory(format!("{what} ({total} bytes: {error}); lower -c"))
-        })?)),
-        Kind::Weights | Kind::Inner => None,
-    };
-    let mut offset = 0;
-    let mut specs = Vec::with_capacity(tensors.len());
-    for (tensor, bytes) in tensors.iter().zip(&sizes) {
-        specs.push(spec_of(shared, *tensor, *bytes, store.as_ref(), offset)?);
-        offset += bytes;
-    }
-    let ids = shared.paged().pager.add_tensors(specs)?;
+    let specs = tensors.iter().zip(&sizes);
+    let specs = specs
+        .map(|(tensor, bytes)| spec_of(shared, &kind, *tensor, *bytes))
+        .collect::<Result<Vec<TensorSpec>>>()?;
+    let ids = take_in(shared, &kind, tensors, specs)?;
 
     let base = reservation.base();
     let mut ranges = Vec::with_capacity(ids.len());
@@ -199,6 +192,60 @@ fn allocate(
     Ok(buffer)
 }
 
+/// Has the pager take the tensors in, and the budget cover what they leave outside.
+fn take_in(
+    shared: &Shared,
+    kind: &Kind,
+    tensors: &[Tensor<'_>],
+    specs: Vec<TensorSpec>,
+) -> Result<Vec<TensorId>> {
+    let mut paged = shared.paged();
+    let reason = match kind {
+        Kind::Weights => {
+            check_pinned_layers(shared, &specs)?;
+            shared.set_unpaged(&mut paged, unpaged_bytes(shared, tensors))?;
+            Reason::Weights
+        }
+        Kind::States | Kind::Inner => Reason::Context,
+    };
+    let ids = paged.pager.add_tensors(specs)?;
+    shared.note_change(reason, &mut paged);
+    Ok(ids)
+}
+
+/// Bytes of the model's weights that llama.cpp keeps to itself: those that are not among
+/// `tensors`, and the token embedding when it is the output as well.
+fn unpaged_bytes(shared: &Shared, tensors: &[Tensor<'_>]) -> u64 {
+    let paged: u64 = tensors
+        .iter()
+        .map(|tensor| tensor.span_bytes() as u64)
+        .sum();
+    let tied = tensors
+        .iter()
+        .find(|tensor| tensor.name() == "token_embd.weight");
+    let tied = tied.map_or(0, |tensor| tensor.span_bytes() as u64);
+    shared.index.bytes().saturating_sub(paged) + tied
+}
+
+fn check_pinned_layers(shared: &Shared, specs: &[TensorSpec]) -> Result<()> {
+    let layer = |spec: &TensorSpec| match spec.group {
+        GroupKey::Layer(layer) => Some(layer),
+        _ => None,
+    };
+    let last = specs.iter().filter_map(layer).max().unwrap_or(0);
+    match shared
+        .config
+        .pinned_layers
+        .iter()
+        .find(|pinned| **pinned > last)
+    {
+        Some(pinned) => Err(Error::Usage(format!(
+            "'--pin-layers' names layer '{pinned}', and the model's layers are 0 to {last}"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// An ordinary buffer of the inner device, with the tensors laid out in it.
 fn allocate_inner(
     shared: &Shared,
@@ -206,13 +253,7 @@ fn allocate_inner(
     sizes: &[usize],
     total: usize,
 ) -> Result<sys::ggml_backend_buffer_t> {
-    // SAFETY: the inner buffer type is static.
-    let buffer = unsafe { sys::ggml_backend_buft_alloc_buffer(shared.inner.buffer_type(), total) };
-    if buffer.is_null() {
-        return Err(Error::Memory(format!(
-            "could not get {total} bytes for unpaged tensors"
-        )));
-    }
+    let buffer = scratch::allocate(shared, total)?;
     // SAFETY: the buffer was made just now.
     let base = unsafe { sys::ggml_backend_buffer_get_base(buffer) } as usize;
     let mut start = base;
@@ -243,20 +284,16 @@ fn place_view(view: Tensor<'_>) {
     }
 }
 
-fn spec_of(
-    shared: &Shared,
-    tensor: Tensor<'_>,
-    bytes: usize,
-    store: Option<&Arc<HostMemory>>,
-    offset: usize,
-) -> Result<TensorSpec> {
+fn spec_of(shared: &Shared, kind: &Kind, tensor: Tensor<'_>, bytes: usize) -> Result<TensorSpec> {
     let name = tensor.name();
-    let (group, backing) = match store {
-        Some(store) => {
+    let (group, backing) = match kind {
+        Kind::States => {
             let layer = state_layer(&name).map_or(GroupKey::Shared, GroupKey::Layer);
-            (layer, Backing::State(Arc::clone(store), offset))
+            let page_tokens = shared.config.kv_page_tokens as usize;
+            let page_bytes = tensor.stride(1).saturating_mul(page_tokens);
+            (layer, Backing::State { page_bytes })
         }
-        None => {
+        Kind::Weights | Kind::Inner => {
             let location = shared.index.find(&name).cloned();
             let location = location.ok_or_else(|| {
                 Error::Bug(format!("the weight '{name}' is not in the model's header"))
@@ -266,10 +303,21 @@ fn spec_of(
     };
     Ok(TensorSpec {
         group,
+        role: role_of(&name),
         bytes,
         span_bytes: tensor.span_bytes(),
         backing,
     })
+}
+
+/// What a tensor is to its layer: its name without the layer's number.
+fn role_of(name: &str) -> String {
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    if let Some((kind, _)) = name.rsplit_once("_l").filter(|(_, layer)| number(layer)) {
+        return kind.to_owned();
+    }
+    let parts: Vec<&str> = name.split('.').filter(|part| !number(part)).collect();
+    parts.join(".")
 }
 
 /// What a weight travels with, by its name in the GGUF.
@@ -405,7 +453,9 @@ unsafe extern "C" fn buffer_set_tensor(
     let bytes = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), size) };
     guard(shared, (), |shared| {
         let (id, start) = identify(shared, tensor)?;
-        shared.paged().pager.write(id, start + offset, bytes)
+        shared.paged().pager.write(id, start + offset, bytes)?;
+        shared.note_loaded(size);
+        Ok(())
     });
 }
 
@@ -460,6 +510,9 @@ mod tests {
         assert_eq!(weight_group("output_norm.weight"), GroupKey::Output);
         assert_eq!(weight_group("token_embd.weight"), GroupKey::Output);
         assert_eq!(weight_group("rope_freqs.weight"), GroupKey::Shared);
+        assert_eq!(role_of("blk.12.attn_q.weight"), "blk.attn_q.weight");
+        assert_eq!(role_of("cache_k_l7"), "cache_k");
+        assert_eq!(role_of("output_l.weight"), "output_l.weight");
         assert_eq!(state_layer("cache_k_l7"), Some(7));
         assert_eq!(state_layer("cache_s_l31"), Some(31));
         assert_eq!(state_layer("blk.0.attn_q.weight.lora_a"), None);

@@ -12,6 +12,7 @@
 
 #![allow(unsafe_code, reason = "thread pools are llama.cpp's, given by pointer")]
 
+mod addresses;
 mod backend;
 mod buffer;
 mod guard;
@@ -19,6 +20,7 @@ mod interface;
 pub mod report;
 mod scan;
 pub mod schedule;
+mod scratch;
 mod shared;
 
 use std::path::PathBuf;
@@ -154,6 +156,16 @@ impl PagedDevice {
     /// the plan is what it was before.
     pub fn set_budget(&self, bytes: u64, reason: Reason) -> Result<()> {
         self.shared.set_budget(bytes, reason)
+    }
+
+    /// Sentences that the user should read, each given once.
+    pub fn take_notices(&self) -> Vec<String> {
+        self.shared.take_notices()
+    }
+
+    /// Whether the model's files are read past the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.shared.direct
     }
 
     /// The plans that took effect since this was last asked, oldest first.

@@ -1,63 +1,8 @@
 //! What a device says about itself: sizes and counters at one moment, and what changed.
 
-/// Bytes moved and time spent, by where they went.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Traffic {
-    /// Bytes read from the model's files and from the KV cache's spill file.
-    pub storage_bytes: u64,
-    /// Bytes copied into the arena from host memory (over a GPU's link).
-    pub link_bytes: u64,
-    /// Bytes written back from the arena: rows of the KV cache, recurrent states.
-    pub write_back_bytes: u64,
-    /// Time the copy engine spent reading files, in seconds.
-    pub storage_seconds: f64,
-    /// Time it spent copying from host memory, in seconds.
-    pub link_seconds: f64,
-    /// Time it spent writing back, in seconds.
-    pub write_back_seconds: f64,
-}
-
-/// Time that the computation waited, by what it waited for, in seconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Stalls {
-    /// For bytes from the model's files or the spill file.
-    pub storage_seconds: f64,
-    /// For bytes from host memory.
-    pub link_seconds: f64,
-    /// For a write-back to end.
-    pub write_back_seconds: f64,
-}
-
-impl Stalls {
-    /// All of it.
-    pub fn seconds(&self) -> f64 {
-        self.storage_seconds + self.link_seconds + self.write_back_seconds
-    }
-}
-
-/// Fetches ahead of use, in tensors.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Prefetches {
-    /// On their way at this moment.
-    pub pending: u64,
-    /// That arrived, since the first graph.
-    pub completed: u64,
-    /// That failed, since the first graph.
-    pub failed: u64,
-}
-
-/// The KV cache in pages of `--kv-page-size` tokens of one tensor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KvPages {
-    /// In the arena, always.
-    pub resident: u64,
-    /// In the backing store; in the ring while in use.
-    pub stored: u64,
-    /// Moved from the arena to the store by changes of the plan, since the first graph.
-    pub evicted: u64,
-    /// Fetched ahead of use, since the first graph.
-    pub prefetched: u64,
-}
+use crate::pager::GroupKey;
+use crate::pager::usage;
+pub use crate::pager::usage::{KvPages, Prefetches, Stalls, Traffic};
 
 /// Sizes, and counters since the first graph.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -78,9 +23,14 @@ pub struct Report {
     pub kv_resident_bytes: u64,
     /// State bytes in use that live in the backing store.
     pub kv_streamed_bytes: u64,
+    /// Bytes (weights and states) that a pass over the last graph moves in: what is
+    /// streamed, but for tensors that have a place in the ring to themselves, and pages
+    /// that were never written.
+    pub pass_bytes: u64,
     /// Bytes of the ring.
     pub ring_bytes: u64,
-    /// Bytes of the inner device's own buffers: compute scratch, unpaged tensors.
+    /// Bytes of the inner device's own buffers: compute scratch, unpaged tensors; and of
+    /// weights that llama.cpp keeps to itself (the token embedding).
     pub scratch_bytes: u64,
     /// Layers of which everything stays in the arena, the output counted as one.
     pub resident_layers: u32,
@@ -156,6 +106,20 @@ pub struct Move {
     pub evicted: bool,
     /// How many bytes.
     pub bytes: u64,
+}
+
+impl From<usage::Move> for Move {
+    fn from(moved: usage::Move) -> Self {
+        Self {
+            layer: match moved.group {
+                GroupKey::EncoderLayer(layer) | GroupKey::Layer(layer) => Some(layer),
+                GroupKey::Shared | GroupKey::Output => None,
+            },
+            states: moved.states,
+            evicted: moved.evicted,
+            bytes: moved.bytes,
+        }
+    }
 }
 
 /// A plan that took effect.

@@ -12,7 +12,7 @@ use ggml_sys as sys;
 use super::schedule::Use;
 use super::shared::Paged;
 use crate::ggml::{Graph, Tensor};
-use crate::pager::{Need, TensorId};
+use crate::pager::TensorId;
 
 /// A tensor of the graph whose address is a promise: it must be translated while its
 /// segment runs.
@@ -37,6 +37,9 @@ pub struct Scan {
     pub touches: Vec<Touch>,
     /// By node.
     pub uses: Vec<Use>,
+    /// Whether a graph reads a state across its rows, as attention without flash attention
+    /// reads the values: then all of it is in use.
+    pub reads_across: bool,
     // Row indices of one SET_ROWS, as bytes and merged.
     index_bytes: Vec<u8>,
     rows: Vec<Range<usize>>,
@@ -46,13 +49,14 @@ pub struct Scan {
 // between callbacks the vectors are scratch memory.
 unsafe impl Send for Scan {}
 
-/// Rows this short (a transposed V cache) are written back as one range, not singly.
+/// Rows this short (a transposed V cache: single values) are not told apart.
 const ROW_BYTES_MIN: usize = 64;
 /// More written ranges than this in one node become one.
 const RANGES_MAX: usize = 64;
 
 impl Scan {
-    /// Walks the graph's nodes.
+    /// Walks the graph's nodes; tells the pager how far its states are used and which of
+    /// their pages are written.
     pub fn rebuild(&mut self, graph: Graph<'_>, paged: &mut Paged) {
         self.touches.clear();
         self.uses.clear();
@@ -67,19 +71,14 @@ impl Scan {
                 // The third source of SET_ROWS is where it writes, not what it reads.
                 let destination = node.op() == sys::GGML_OP_SET_ROWS && position == 2;
                 if let Some((id, offset)) = found.filter(|_| !destination) {
-                    let range = offset..offset + source.span_bytes();
-                    self.add_use(index, id, range, false, paged);
+                    self.add_read(index, id, source, offset, paged);
                 }
             }
             if let Some((id, offset)) = self.touch(index, node, paged) {
-                paged.pager.touch(id);
-                if paged.pager.streamed_group(id).is_none() {
-                    continue;
-                }
                 self.find_written_ranges(node, offset, paged);
                 for written in 0..self.rows.len() {
                     let range = self.rows[written].clone();
-                    self.add_use(index, id, range, true, paged);
+                    self.add_write(index, id, range, paged);
                 }
             }
         }
@@ -111,22 +110,43 @@ impl Scan {
         Some((id, offset))
     }
 
-    fn add_use(
+    fn add_read(
         &mut self,
         node: usize,
         tensor: TensorId,
-        range: Range<usize>,
-        writes: bool,
-        paged: &Paged,
+        view: Tensor<'_>,
+        offset: usize,
+        paged: &mut Paged,
     ) {
-        if let Some(group) = paged.pager.streamed_group(tensor) {
-            let range = paged.pager.unit_of_transfer(tensor, range);
+        let range = offset..offset + view.span_bytes();
+        let state = paged.pager.state_group(tensor);
+        if state.is_some() {
+            self.reads_across |= view.has_gaps();
+            paged.pager.note_use(tensor, range.end);
+        }
+        if paged.pager.is_streamed(tensor) {
             self.uses.push(Use {
                 node,
-                group,
-                need: Need { tensor, range },
-                writes,
+                tensor,
+                range: paged.pager.unit_of_transfer(tensor, &range),
+                written: None,
+                state,
             });
+        }
+    }
+
+    fn add_write(&mut self, node: usize, tensor: TensorId, range: Range<usize>, paged: &mut Paged) {
+        paged.pager.note_use(tensor, range.end);
+        if paged.pager.is_streamed(tensor) {
+            self.uses.push(Use {
+                node,
+                tensor,
+                range: paged.pager.unit_of_transfer(tensor, &range),
+                written: Some(range),
+                state: paged.pager.state_group(tensor),
+            });
+        } else {
+            paged.pager.note_written(tensor, &range);
         }
     }
 
@@ -156,6 +176,10 @@ impl Scan {
             && (2..4).all(|dim| node.extent(dim) == 1)
             && index.stride(0) == width;
         let elsewhere = paged.addresses.find(index.address()).is_none();
+        let (row_bytes, row_used) = (node.stride(1), element_row_bytes(node));
+        if row_bytes < ROW_BYTES_MIN {
+            return false;
+        }
         if !leaf || !flat || !elsewhere || index.buffer().is_null() {
             return false;
         }
@@ -166,8 +190,6 @@ impl Scan {
         // - the destination is as large as it.
         unsafe { sys::ggml_backend_tensor_get(index.as_ptr(), bytes, 0, index.span_bytes()) };
 
-        let row_bytes = node.stride(1);
-        let row_used = element_row_bytes(node);
         for entry in self.index_bytes.chunks_exact(width) {
             let row = match width {
                 8 => i64::from_le_bytes(entry.try_into().expect("eight bytes")),
@@ -182,21 +204,12 @@ impl Scan {
                 _ => self.rows.push(start..start + row_used),
             }
         }
-        if row_bytes < ROW_BYTES_MIN || self.rows.len() > RANGES_MAX {
-            let start = self
-                .rows
-                .iter()
-                .map(|range| range.start)
-                .min()
-                .unwrap_or(offset);
-            let end = self
-                .rows
-                .iter()
-                .map(|range| range.end)
-                .max()
-                .unwrap_or(offset);
+        if self.rows.len() > RANGES_MAX {
+            let start = self.rows.iter().map(|range| range.start).min();
+            let end = self.rows.iter().map(|range| range.end).max();
             self.rows.clear();
-            self.rows.push(start..end);
+            self.rows
+                .push(start.unwrap_or(offset)..end.unwrap_or(offset));
         }
         true
     }

@@ -1,29 +1,47 @@
-//! From a graph to segments: which nodes run together, which streamed groups must be
-//! in the ring while they do. Pure: it sees uses, not tensors.
+//! From a graph to segments: which nodes run together, which bytes of streamed tensors
+//! must be in the ring while they do, and where in the ring. Pure: it sees uses, not
+//! tensors.
 //!
 //! ```text
 //!  nodes   n n n n n n n n n n n n n n n n n
 //!  uses      A   A A       B B   B     C C
 //!  segments |----- A -----|---- B ----|- C -|
 //!                         ▲ cut before the norm in the gap, where no backend fuses
+//!  ring     |AAAAAAA|BBBBBBBBBB|        C begins anew at the ring's start, and is fetched
+//!           |CCCC|                      there as soon as A has run
 //! ```
+//!
+//! A segment takes no more than its share of the ring, so that what the next one needs
+//! fits beside it. The same graph gets the same places each time: addresses repeat from
+//! token to token.
 
 use std::ops::Range;
 
-use crate::pager::{GroupId, Need, TensorId};
-use crate::planner::RING_SLOTS;
+use crate::pager::{GroupKey, Need, TensorId};
 
 /// One access of a node to a streamed tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Use {
     /// Index of the node in the graph.
     pub node: usize,
-    /// The tensor's group.
-    pub group: GroupId,
-    /// The bytes accessed.
-    pub need: Need,
-    /// Whether the node writes them.
-    pub writes: bool,
+    /// The tensor.
+    pub tensor: TensorId,
+    /// The bytes that must be there, in units of transfer.
+    pub range: Range<usize>,
+    /// The bytes that the node writes.
+    pub written: Option<Range<usize>>,
+    /// The layer whose state it is; None for a weight. The states of a layer that are used
+    /// one after the other stay together, because attention reads them at once.
+    pub state: Option<GroupKey>,
+}
+
+/// What the schedule has to know of the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Its bytes.
+    pub ring_bytes: usize,
+    /// Bytes that one segment should take at most.
+    pub segment_bytes: usize,
 }
 
 /// Nodes that run in one launch of the inner backend.
@@ -31,8 +49,8 @@ pub struct Use {
 pub struct Segment {
     /// The nodes, by index in the graph.
     pub nodes: Range<usize>,
-    /// The groups that must be in the ring, each with its range of `Schedule::needs`.
-    pub groups: Vec<(GroupId, Range<usize>)>,
+    /// Its range of `Schedule::needs`.
+    pub needs: Range<usize>,
     /// Its range of `Schedule::writes`.
     pub writes: Range<usize>,
 }
@@ -42,170 +60,171 @@ pub struct Segment {
 pub struct Schedule {
     segments: Vec<Segment>,
     needs: Vec<Need>,
-    writes: Vec<Need>,
-    // How many of `segments` belong to the graph at hand; the rest keep their memory.
-    count: usize,
+    writes: Vec<(TensorId, Range<usize>)>,
+    // The segment at hand: its needs, and those it would have with the next node.
+    current: Vec<Need>,
+    candidate: Vec<Need>,
+    // Where in the ring the next segment may begin.
+    place: usize,
 }
 
-/// A node reads more groups at once than the ring can hold.
+/// A node reads more at once than the ring can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TooManyGroups {
-    /// The node, by index in the graph.
-    pub node: usize,
+pub struct TooLarge {
+    /// Bytes of the ring that it would take.
+    pub bytes: usize,
 }
 
 impl Schedule {
     /// The segments, in order; together they cover the graph.
     pub fn segments(&self) -> &[Segment] {
-        &self.segments[..self.count]
+        &self.segments
     }
 
-    /// What a segment needs of each of its groups.
-    pub fn needs(&self, range: &Range<usize>) -> &[Need] {
-        &self.needs[range.clone()]
+    /// What a segment needs.
+    pub fn needs(&self, segment: &Segment) -> &[Need] {
+        &self.needs[segment.needs.clone()]
     }
 
     /// What a segment writes to streamed tensors.
-    pub fn writes(&self, segment: &Segment) -> &[Need] {
+    pub fn writes(&self, segment: &Segment) -> &[(TensorId, Range<usize>)] {
         &self.writes[segment.writes.clone()]
     }
 
-    /// Schedules a graph of `node_count` nodes. `uses` is ordered by node; `is_norm`
-    /// says of a node whether a norm begins there.
+    /// What a pass moves in: all needs but those that keep their place to themselves, and so
+    /// are still there when the next pass asks for them.
+    pub fn moving(&self) -> impl Iterator<Item = &Need> {
+        let shares = |(index, need): &(usize, &Need)| {
+            let mut others = self.needs.iter().enumerate();
+            others.any(|(other, taker)| other != *index && taker.overlaps(&need.place()))
+        };
+        self.needs
+            .iter()
+            .enumerate()
+            .filter(shares)
+            .map(|(_, need)| need)
+    }
+
+    /// What will be needed after a segment, in the order of need, wrapping to the start
+    /// of the pass: the next pass will begin like this one.
+    pub fn upcoming(&self, segment: &Segment) -> impl Iterator<Item = &Need> {
+        let (before, after) = self.needs.split_at(segment.needs.end);
+        after.iter().chain(before)
+    }
+
+    /// Schedules a graph of `node_count` nodes. `uses` is ordered by node; `ring_bytes_of`
+    /// says how much of the ring a range of a tensor takes, `is_norm` of a node whether a
+    /// norm begins there.
     ///
     /// # Errors
-    /// When a node reads more groups than the ring has slots.
+    /// When a node reads more at once than the ring holds.
     pub fn rebuild(
         &mut self,
         node_count: usize,
         uses: &[Use],
+        shape: Shape,
+        ring_bytes_of: impl Fn(TensorId, &Range<usize>) -> usize,
         is_norm: impl Fn(usize) -> bool,
-    ) -> Result<(), TooManyGroups> {
+    ) -> Result<(), TooLarge> {
+        self.segments.clear();
         self.needs.clear();
         self.writes.clear();
-        self.count = 0;
-        let mut nodes_start = 0;
-        let mut uses_start = 0;
-        let mut index = 0;
-        let mut held: [Option<GroupId>; RING_SLOTS] = [None; RING_SLOTS];
-        while index < uses.len() {
-            let node = uses[index].node;
-            let next = index
-                + uses[index..]
-                    .iter()
-                    .take_while(|used| used.node == node)
-                    .count();
-            let of_node = &uses[index..next];
-            let known = of_node.iter().all(|used| held.contains(&Some(used.group)));
-            if !known {
-                if held[0].is_some() {
-                    let after_last = uses[index - 1].node + 1;
-                    let cut = (after_last..node)
-                        .find(|&node| is_norm(node))
-                        .unwrap_or(node);
-                    self.close(nodes_start..cut, &uses[uses_start..index]);
-                    (nodes_start, uses_start) = (cut, index);
-                    held = [None; RING_SLOTS];
-                }
-                for used in of_node {
-                    if !held.contains(&Some(used.group)) {
-                        let free = held.iter_mut().find(|slot| slot.is_none());
-                        *free.ok_or(TooManyGroups { node })? = Some(used.group);
-                    }
-                }
+        self.current.clear();
+        self.place = 0;
+        let bytes_of = |needs: &[Need]| -> usize {
+            let bytes = |need: &Need| ring_bytes_of(need.tensor, &need.range);
+            needs.iter().map(bytes).sum()
+        };
+        let (mut nodes_start, mut uses_start) = (0, 0);
+        let mut first = 0;
+        for of_node in uses.chunk_by(|a, b| a.node == b.node) {
+            let known = self.current.len();
+            self.candidate.clone_from(&self.current);
+            merge(&mut self.candidate, of_node);
+            let bytes = bytes_of(&self.candidate);
+            let layer = uses[..first].last().and_then(|last| last.state);
+            let joins = layer.is_some() && of_node.iter().all(|used| used.state == layer);
+            let too_much = bytes > shape.ring_bytes
+                || (bytes > shape.segment_bytes && self.candidate.len() > known && !joins);
+            if too_much && known > 0 {
+                let after_last = uses[first - 1].node + 1;
+                let mut gap = after_last..of_node[0].node;
+                let cut = gap.rfind(|node| is_norm(*node)).unwrap_or(of_node[0].node);
+                self.close(
+                    nodes_start..cut,
+                    &uses[uses_start..first],
+                    shape,
+                    &ring_bytes_of,
+                );
+                (nodes_start, uses_start) = (cut, first);
+                self.candidate.clear();
+                merge(&mut self.candidate, of_node);
             }
-            index = next;
+            let bytes = bytes_of(&self.candidate);
+            if bytes > shape.ring_bytes {
+                return Err(TooLarge { bytes });
+            }
+            std::mem::swap(&mut self.current, &mut self.candidate);
+            first += of_node.len();
         }
-        self.close(nodes_start..node_count, &uses[uses_start..]);
+        self.close(
+            nodes_start..node_count,
+            &uses[uses_start..],
+            shape,
+            &ring_bytes_of,
+        );
         Ok(())
     }
 
-    fn close(&mut self, nodes: Range<usize>, uses: &[Use]) {
-        if self.count == self.segments.len() {
-            self.segments.push(Segment::default());
+    /// Ends the segment at hand, and gives its needs their places.
+    fn close(
+        &mut self,
+        nodes: Range<usize>,
+        uses: &[Use],
+        shape: Shape,
+        ring_bytes_of: impl Fn(TensorId, &Range<usize>) -> usize,
+    ) {
+        let bytes = |need: &Need| ring_bytes_of(need.tensor, &need.range);
+        let total: usize = self.current.iter().map(bytes).sum();
+        if self.place + total > shape.ring_bytes {
+            self.place = 0;
         }
-        let segment = &mut self.segments[self.count];
-        self.count += 1;
-        segment.nodes = nodes;
-        segment.groups.clear();
-        for (index, used) in uses.iter().enumerate() {
-            let seen = uses[..index]
-                .iter()
-                .any(|earlier| earlier.group == used.group);
-            if seen {
-                continue;
+        let needs_start = self.needs.len();
+        for mut need in self.current.drain(..) {
+            need.at = self.place;
+            need.bytes = ring_bytes_of(need.tensor, &need.range);
+            self.place += need.bytes;
+            self.needs.push(need);
+        }
+        let writes_start = self.writes.len();
+        let written = uses.iter().filter_map(|used| {
+            let range = used.written.clone()?;
+            Some((used.tensor, range))
+        });
+        self.writes.extend(written);
+        self.segments.push(Segment {
+            nodes,
+            needs: needs_start..self.needs.len(),
+            writes: writes_start..self.writes.len(),
+        });
+    }
+}
+
+/// Adds uses to needs: one range per tensor, the hull of all.
+fn merge(needs: &mut Vec<Need>, uses: &[Use]) {
+    for used in uses {
+        match needs.iter_mut().find(|known| known.tensor == used.tensor) {
+            Some(known) => {
+                known.range.start = known.range.start.min(used.range.start);
+                known.range.end = known.range.end.max(used.range.end);
             }
-            let start = self.needs.len();
-            for used in uses.iter().filter(|other| other.group == used.group) {
-                merge(&mut self.needs, start, &used.need);
-            }
-            segment.groups.push((used.group, start..self.needs.len()));
+            None => needs.push(Need {
+                tensor: used.tensor,
+                range: used.range.clone(),
+                at: 0,
+                bytes: 0,
+            }),
         }
-        let start = self.writes.len();
-        self.writes.extend(
-            uses.iter()
-                .filter(|used| used.writes)
-                .map(|used| used.need.clone()),
-        );
-        segment.writes = start..self.writes.len();
-    }
-}
-
-/// Adds a need to those from `start` on: one range per tensor, the hull of all.
-fn merge(needs: &mut Vec<Need>, start: usize, need: &Need) {
-    match needs[start..]
-        .iter_mut()
-        .find(|known| known.tensor == need.tensor)
-    {
-        Some(known) => {
-            known.range.start = known.range.start.min(need.range.start);
-            known.range.end = known.range.end.max(need.range.end);
-        }
-        None => needs.push(need.clone()),
-    }
-}
-
-/// A tensor's place in the map of addresses: where llama.cpp believes it to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AddressRange {
-    /// First address.
-    pub start: usize,
-    /// Address behind the last byte, padding included.
-    pub end: usize,
-    /// The tensor.
-    pub tensor: TensorId,
-}
-
-/// Finds the paged tensor at an address.
-#[derive(Debug, Default)]
-pub struct AddressMap {
-    // Ordered by address, disjoint.
-    ranges: Vec<AddressRange>,
-}
-
-impl AddressMap {
-    /// Adds the tensors of a buffer. Those without bytes own no address: one at the end
-    /// of its buffer would hide whatever begins there.
-    pub fn insert(&mut self, ranges: impl IntoIterator<Item = AddressRange>) {
-        let owners = ranges.into_iter().filter(|range| range.start < range.end);
-        self.ranges.extend(owners);
-        self.ranges.sort_unstable_by_key(|range| range.start);
-    }
-
-    /// Removes tensors.
-    pub fn remove(&mut self, tensors: &[TensorId]) {
-        self.ranges.retain(|range| !tensors.contains(&range.tensor));
-    }
-
-    /// The tensor at `address`, and the address's offset in it in bytes.
-    pub fn find(&self, address: usize) -> Option<(TensorId, usize)> {
-        let (first, last) = (self.ranges.first()?, self.ranges.last()?);
-        if address < first.start || address >= last.end {
-            return None;
-        }
-        let index = self.ranges.partition_point(|range| range.start <= address);
-        let range = &self.ranges[index.checked_sub(1)?];
-        (address < range.end).then(|| (range.tensor, address - range.start))
     }
 }
 
@@ -214,109 +233,126 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn read(node: usize, group: u32) -> Use {
-        let need = Need {
-            tensor: TensorId(group),
-            range: 0..10,
-        };
+    const SHAPE: Shape = Shape {
+        ring_bytes: 40,
+        segment_bytes: 20,
+    };
+
+    fn read(node: usize, tensor: u32, bytes: usize) -> Use {
         Use {
             node,
-            group: GroupId(group),
-            need,
-            writes: false,
+            tensor: TensorId(tensor),
+            range: 0..bytes,
+            written: None,
+            state: None,
         }
+    }
+
+    fn bytes(_: TensorId, range: &Range<usize>) -> usize {
+        range.len()
+    }
+
+    fn cut_at(schedule: &Schedule) -> Vec<usize> {
+        let segments = schedule.segments()[1..].iter();
+        segments.map(|segment| segment.nodes.start).collect()
     }
 
     #[test]
     fn a_graph_without_streamed_tensors_is_one_segment() {
         let mut schedule = Schedule::default();
-        schedule.rebuild(7, &[], |_| false).unwrap();
+        schedule.rebuild(7, &[], SHAPE, bytes, |_| false).unwrap();
         assert_eq!(schedule.segments().len(), 1);
         assert_eq!(schedule.segments()[0].nodes, 0..7);
     }
 
     #[test]
-    fn the_cut_lies_before_the_norm_of_the_gap() {
-        let uses = [read(2, 0), read(3, 0), read(9, 1)];
+    fn the_cut_lies_before_the_last_norm_of_the_gap() {
+        let uses = [read(2, 0, 10), read(3, 1, 10), read(9, 2, 10)];
         let mut schedule = Schedule::default();
-        schedule.rebuild(12, &uses, |node| node == 7).unwrap();
-        let nodes: Vec<_> = schedule
-            .segments()
-            .iter()
-            .map(|s| s.nodes.clone())
-            .collect();
-        assert_eq!(nodes, [0..7, 7..12]);
-        schedule.rebuild(12, &uses, |_| false).unwrap();
-        assert_eq!(schedule.segments()[1].nodes, 9..12);
+        let norm = |node| node == 5 || node == 7;
+        schedule.rebuild(12, &uses, SHAPE, bytes, norm).unwrap();
+        assert_eq!(cut_at(&schedule), [7]);
+        schedule
+            .rebuild(12, &uses, SHAPE, bytes, |_| false)
+            .unwrap();
+        assert_eq!(cut_at(&schedule), [9]);
     }
 
     #[test]
     fn needs_of_one_tensor_become_their_hull_and_writes_stay_apart() {
-        let mut write = read(1, 0);
-        write.need.range = 40..50;
-        write.writes = true;
+        let mut write = read(1, 0, 10);
+        write.range = 20..30;
+        write.written = Some(22..25);
         let mut schedule = Schedule::default();
-        schedule
-            .rebuild(3, &[read(0, 0), write], |_| false)
-            .unwrap();
+        let uses = [read(0, 0, 10), write];
+        schedule.rebuild(3, &uses, SHAPE, bytes, |_| false).unwrap();
         let segment = &schedule.segments()[0];
-        assert_eq!(schedule.needs(&segment.groups[0].1)[0].range, 0..50);
-        assert_eq!(schedule.writes(segment)[0].range, 40..50);
+        assert_eq!(schedule.needs(segment)[0].range, 0..30);
+        assert_eq!(schedule.writes(segment), [(TensorId(0), 22..25)]);
     }
 
     #[test]
-    fn a_node_may_read_two_groups_but_not_three() {
+    fn the_states_of_a_layer_stay_together() {
+        let state = |node, layer, tensor| Use {
+            state: Some(GroupKey::Layer(layer)),
+            ..read(node, tensor, 15)
+        };
+        let uses = [
+            read(0, 0, 10),
+            state(1, 1, 1),
+            state(2, 1, 2),
+            state(3, 2, 3),
+            read(4, 4, 10),
+        ];
         let mut schedule = Schedule::default();
-        schedule
-            .rebuild(2, &[read(1, 0), read(1, 1)], |_| false)
-            .unwrap();
-        assert_eq!(schedule.segments()[0].groups.len(), 2);
-        let three = [read(1, 0), read(1, 1), read(1, 2)];
-        let refused = schedule.rebuild(2, &three, |_| false);
-        assert_eq!(refused, Err(TooManyGroups { node: 1 }));
+        schedule.rebuild(5, &uses, SHAPE, bytes, |_| false).unwrap();
+        assert_eq!(cut_at(&schedule), [1, 3, 4]);
+    }
+
+    #[test]
+    fn a_node_that_reads_more_than_the_ring_says_how_much() {
+        let mut schedule = Schedule::default();
+        let uses = [read(1, 0, 25), read(1, 1, 25)];
+        let refused = schedule.rebuild(2, &uses, SHAPE, bytes, |_| false);
+        assert_eq!(refused, Err(TooLarge { bytes: 50 }));
     }
 
     proptest! {
         #[test]
-        fn segments_cover_the_graph_and_hold_every_use(
-            mut nodes in prop::collection::vec((0usize..60, 0u32..5), 0..40),
+        fn segments_cover_the_graph_and_hold_every_use_in_a_place_of_its_own(
+            mut nodes in prop::collection::vec(
+                (0usize..60, 0u32..9, 1usize..20, prop::bool::weighted(0.2)), 0..40),
+            ring_bytes in 40usize..100,
         ) {
             nodes.sort_unstable();
             nodes.dedup_by_key(|used| used.0);
-            let uses: Vec<Use> = nodes.iter().map(|&(node, group)| read(node, group)).collect();
+            let uses: Vec<Use> = nodes
+                .iter()
+                .map(|&(node, tensor, bytes, state)| Use {
+                    state: state.then_some(GroupKey::Layer(tensor)),
+                    ..read(node, tensor, bytes)
+                })
+                .collect();
             let mut schedule = Schedule::default();
-            schedule.rebuild(60, &uses, |node| node % 3 == 0).unwrap();
+            let shape = Shape { ring_bytes, segment_bytes: ring_bytes / 2 };
+            schedule.rebuild(60, &uses, shape, bytes, |node| node % 3 == 0).unwrap();
             let mut end = 0;
             for segment in schedule.segments() {
                 prop_assert_eq!(segment.nodes.start, end);
                 end = segment.nodes.end;
+                let needs = schedule.needs(segment);
                 for used in uses.iter().filter(|used| segment.nodes.contains(&used.node)) {
-                    prop_assert!(segment.groups.iter().any(|(group, _)| *group == used.group));
+                    prop_assert!(needs.iter().any(|need| need.tensor == used.tensor
+                        && need.range.start <= used.range.start
+                        && used.range.end <= need.range.end));
                 }
-                prop_assert!(segment.groups.len() <= RING_SLOTS);
+                let mut places: Vec<Range<usize>> =
+                    needs.iter().map(|need| need.at..need.at + need.range.len()).collect();
+                places.sort_by_key(|place| place.start);
+                prop_assert!(places.windows(2).all(|pair| pair[0].end <= pair[1].start));
+                prop_assert!(places.last().is_none_or(|place| place.end <= ring_bytes));
             }
             prop_assert_eq!(end, 60);
-        }
-
-        #[test]
-        fn addresses_are_found_as_a_scan_finds_them(
-            lengths in prop::collection::vec((0usize..20, 0usize..5), 1..20),
-            address in 0usize..500,
-        ) {
-            let mut start = 50;
-            let mut ranges = Vec::new();
-            for (index, &(length, gap)) in lengths.iter().enumerate() {
-                let tensor = TensorId(u32::try_from(index).unwrap());
-                ranges.push(AddressRange { start, end: start + length, tensor });
-                start += length + gap;
-            }
-            let mut map = AddressMap::default();
-            map.insert(ranges.clone());
-            let scanned = ranges
-                .iter()
-                .find(|range| (range.start..range.end).contains(&address))
-                .map(|range| (range.tensor, address - range.start));
-            prop_assert_eq!(map.find(address), scanned);
         }
     }
 }

@@ -1,27 +1,39 @@
 //! What all callbacks of one paged device share.
 
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 use ggml_sys as sys;
 
+use super::addresses::AddressMap;
 use super::interface::Interface;
-use super::report::{Change, Reason, Stalls, Traffic};
-use super::schedule::AddressMap;
-use super::{Budget, PagingConfig, Report};
+use super::report::{Change, Move, Reason};
+use super::{Budget, PagingConfig, Report, Storage};
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
 use crate::pager::engine_host::HostEngine;
 use crate::pager::model_index::ModelIndex;
-use crate::pager::{Pager, PagerConfig};
-use crate::planner::Limits;
+use crate::pager::storage::{Access, BLOCK_BYTES};
+use crate::pager::{Pager, PagerConfig, StatesIn};
+use crate::planner::LookAhead;
+use crate::telemetry::memory::available_bytes;
 
 /// The pager, and the addresses under which llama.cpp knows its tensors.
 #[derive(Debug)]
 pub struct Paged {
     pub pager: Pager,
     pub addresses: AddressMap,
+    /// Time spent inside the inner backend, in seconds.
+    pub compute_seconds: f64,
+    /// Bytes that a pass over the last graph moves in.
+    pub pass_bytes: u64,
+    // Bytes of the inner device's own buffers, and of weights that llama.cpp keeps to
+    // itself: what the budget covers beside the arena.
+    scratch_bytes: u64,
+    unpaged_bytes: u64,
 }
 
 /// State of one paged device. Lock order: `paged` before `error`.
@@ -36,31 +48,43 @@ pub struct Shared {
     graphs: AtomicU64,
     // llama.cpp's thread pools and how many threads each has; null until attached.
     threadpools: [(AtomicPtr<sys::ggml_threadpool>, AtomicI32); 2],
-    budget_bytes: AtomicU64,
+    /// Whether files are read past the page cache.
+    pub direct: bool,
+    loading: Mutex<Loading>,
     // Plans that took effect and that nobody has asked for yet.
     changes: Mutex<Vec<Change>>,
+    // Sentences for the user that nobody has asked for yet, and those already said.
+    notices: Mutex<Notices>,
     // The structs that ggml holds pointers to; they point back to this object.
     interface: OnceLock<Pin<Box<Interface>>>,
 }
 
 impl Shared {
     pub fn new(config: PagingConfig) -> Result<Arc<Self>> {
-        let index = ModelIndex::read(&config.model)?;
+        let (index, direct) = open_model(&config)?;
         let inner = InnerDevice::cpu().map_err(Error::Failed)?;
         let budget_bytes = match config.budget {
             Budget::Bytes(bytes) => bytes,
             Budget::ModelShare(share) => share_of(index.bytes(), share),
-            Budget::Auto => share_of(available_memory_bytes(), 0.85),
+            Budget::Auto => share_of(available_bytes(), 0.85),
         };
         let engine = HostEngine::new(config.prefetch_threads, config.faults)
             .map_err(|error| Error::Failed(format!("could not start a copy thread ({error})")))?;
         let pager_config = PagerConfig {
-            limits: Limits {
-                budget_bytes,
-                resident_groups_max: config.resident_layers_max,
+            budget_bytes,
+            resident_groups_max: config.resident_layers_max,
+            look_ahead: match (config.prefetch, config.prefetch_depth) {
+                (false, _) => LookAhead::Nothing,
+                (true, None) => LookAhead::Tensor,
+                (true, Some(layers)) => LookAhead::Layers(layers),
             },
+            pinned_layers: config.pinned_layers.clone(),
+            states_in: StatesIn::Folder(spill_folder(&config)),
             poison: config.poison,
-            alignment: inner.arena_alignment(),
+            alignment: match direct {
+                true => BLOCK_BYTES,
+                false => inner.arena_alignment(),
+            },
             states_follow: config.kv,
         };
         let pager = Pager::new(pager_config, Box::new(engine));
@@ -71,13 +95,19 @@ impl Shared {
             paged: Mutex::new(Paged {
                 pager,
                 addresses: AddressMap::default(),
+                compute_seconds: 0.0,
+                pass_bytes: 0,
+                scratch_bytes: 0,
+                unpaged_bytes: 0,
             }),
+            direct,
             error: Mutex::new(None),
             broken: AtomicBool::new(false),
             graphs: AtomicU64::new(0),
             threadpools: Default::default(),
-            budget_bytes: AtomicU64::new(budget_bytes),
+            loading: Mutex::default(),
             changes: Mutex::default(),
+            notices: Mutex::default(),
             interface: OnceLock::new(),
         });
         let made = Interface::new(&shared);
@@ -154,52 +184,171 @@ impl Shared {
         }
     }
 
+    /// Notes that the loader has given bytes: the first estimate of the storage's rate.
+    pub fn note_loaded(&self, bytes: usize) {
+        let mut loading = lock(&self.loading);
+        match loading.started {
+            // What was read before the first call was not timed.
+            None => loading.started = Some(Instant::now()),
+            Some(started) => {
+                loading.bytes += bytes as u64;
+                loading.seconds = started.elapsed().as_secs_f64();
+            }
+        }
+    }
+
+    /// Has the budget cover `bytes` more, or less, of the inner device's own buffers.
+    pub fn change_scratch(&self, change: impl Fn(u64) -> u64) -> Result<()> {
+        let mut paged = self.paged();
+        let scratch_bytes = change(paged.scratch_bytes);
+        let outside = scratch_bytes + paged.unpaged_bytes;
+        paged.pager.set_outside(outside)?;
+        paged.scratch_bytes = scratch_bytes;
+        self.note_change(Reason::Context, &mut paged);
+        Ok(())
+    }
+
+    /// Has the budget cover the weights that llama.cpp keeps to itself.
+    pub fn set_unpaged(&self, paged: &mut Paged, bytes: u64) -> Result<()> {
+        paged.pager.set_outside(paged.scratch_bytes + bytes)?;
+        paged.unpaged_bytes = bytes;
+        Ok(())
+    }
+
     pub fn report(&self) -> Report {
-        let usage = self.paged().pager.usage();
+        self.report_of(&self.paged())
+    }
+
+    fn report_of(&self, paged: &Paged) -> Report {
+        let usage = paged.pager.usage();
+        let loading = *lock(&self.loading);
         Report {
             model_bytes: self.index.bytes(),
-            budget_bytes: self.budget_bytes.load(Ordering::Relaxed),
+            budget_bytes: usage.budget_bytes,
             minimum_bytes: usage.minimum_bytes,
             arena_bytes_used: usage.arena_bytes,
             resident_bytes: usage.resident_weight_bytes,
             streamed_bytes: usage.streamed_weight_bytes,
+            kv_resident_bytes: usage.resident_state_bytes,
+            kv_streamed_bytes: usage.streamed_state_bytes,
+            ring_bytes: usage.ring_bytes,
+            scratch_bytes: usage.outside_bytes,
+            pass_bytes: paged.pass_bytes,
             resident_layers: usage.resident_layers,
             layers: usage.layers,
-            traffic: Traffic {
-                storage_bytes: usage.engine.bytes_in,
-                storage_seconds: usage.engine.copy_seconds,
-                write_back_bytes: usage.engine.bytes_out,
-                ..Traffic::default()
-            },
-            stalls: Stalls {
-                storage_seconds: usage.stalled.as_secs_f64(),
-                ..Stalls::default()
-            },
+            layers_evicted: usage.layers_evicted,
+            layers_loaded: usage.layers_loaded,
+            kv_pages: usage.kv_pages,
+            prefetches: usage.prefetches,
+            traffic: usage.traffic,
+            stalls: usage.stalls,
+            compute_seconds: paged.compute_seconds,
+            load_bytes: loading.bytes,
+            load_seconds: loading.seconds,
+            direct: self.direct,
             graphs: self.graphs.load(Ordering::Relaxed),
-            ..Report::default()
         }
     }
 
     pub fn set_budget(&self, bytes: u64, reason: Reason) -> Result<()> {
-        self.paged().pager.set_budget(bytes)?;
-        self.budget_bytes.store(bytes, Ordering::Relaxed);
-        self.note_change(reason);
+        let mut paged = self.paged();
+        paged.pager.set_budget(bytes)?;
+        self.note_change(reason, &mut paged);
         Ok(())
     }
 
-    fn note_change(&self, reason: Reason) {
-        let report = self.report();
-        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Notes that a plan has taken effect. While the model loads, only the newest counts.
+    pub fn note_change(&self, reason: Reason, paged: &mut Paged) {
+        let moves = paged.pager.take_moves();
+        let loading = self.graphs.load(Ordering::Relaxed) == 0;
+        if reason == Reason::Growth && moves.is_empty() {
+            return;
+        }
+        let report = self.report_of(paged);
+        let moves = if loading {
+            Vec::new()
+        } else {
+            moves.into_iter().map(Move::from).collect()
+        };
+        let mut changes = lock(&self.changes);
+        if loading {
+            changes.clear();
+        }
         changes.push(Change {
             reason,
-            moves: Vec::new(),
+            moves,
             report,
         });
     }
 
     pub fn take_changes(&self) -> Vec<Change> {
-        std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.changes))
     }
+
+    /// Keeps a sentence for the user, the first time that it is said.
+    pub fn note_once(&self, sentence: &str) {
+        let mut notices = lock(&self.notices);
+        if !notices.said.iter().any(|said| said == sentence) {
+            notices.said.push(sentence.to_owned());
+            notices.waiting.push(sentence.to_owned());
+        }
+    }
+
+    pub fn take_notices(&self) -> Vec<String> {
+        for sentence in self.paged().pager.notices() {
+            self.note_once(&sentence);
+        }
+        std::mem::take(&mut lock(&self.notices).waiting)
+    }
+}
+
+/// What the loader has given so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Loading {
+    started: Option<Instant>,
+    bytes: u64,
+    seconds: f64,
+}
+
+#[derive(Debug, Default)]
+struct Notices {
+    waiting: Vec<String>,
+    said: Vec<String>,
+}
+
+/// A lock whose holder may have panicked: the device is marked as broken then.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The model's tensors, and whether their files are read past the page cache: when they
+/// do not fit in the memory there is, the cache would be emptied before each use.
+fn open_model(config: &PagingConfig) -> Result<(ModelIndex, bool)> {
+    let index = ModelIndex::read(&config.model, Access::Cached)?;
+    let direct = match config.storage {
+        Storage::Direct => true,
+        Storage::Cached => false,
+        Storage::Auto => index.bytes() > share_of(available_bytes(), 0.9),
+    };
+    if !direct || !config.weights {
+        return Ok((index, false));
+    }
+    let index = ModelIndex::read(&config.model, Access::Direct)?;
+    let direct = index.is_direct();
+    Ok((index, direct))
+}
+
+/// Where the spill file goes: `--spill-dir`, else TMPDIR, else a folder that lies on a
+/// disk even where /tmp is memory.
+fn spill_folder(config: &PagingConfig) -> PathBuf {
+    if let Some(folder) = &config.spill_folder {
+        return folder.clone();
+    }
+    let on_disk = PathBuf::from("/var/tmp");
+    if std::env::var_os("TMPDIR").is_none() && on_disk.is_dir() {
+        return on_disk;
+    }
+    std::env::temp_dir()
 }
 
 /// `share` of `bytes`, rounded down.
@@ -211,15 +360,4 @@ impl Shared {
 )]
 fn share_of(bytes: u64, share: f64) -> u64 {
     (bytes as f64 * share).max(0.0) as u64
-}
-
-/// Memory that could be taken without swapping, in bytes: the machine's, or what the
-/// control group leaves when that is less.
-fn available_memory_bytes() -> u64 {
-    let mut system = sysinfo::System::new();
-    system.refresh_memory();
-    let group = system
-        .cgroup_limits()
-        .map_or(u64::MAX, |limits| limits.free_memory);
-    system.available_memory().min(group)
 }

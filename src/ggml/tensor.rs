@@ -60,6 +60,22 @@ impl<'a> Tensor<'a> {
         unsafe { sys::ggml_nbytes(self.as_ptr()) }
     }
 
+    /// Whether bytes of something else lie between its rows, or between the rows' rows: it
+    /// is a view across another tensor's rows. (The outermost dimension is left out: there
+    /// lie the caches of other sequences.)
+    pub fn has_gaps(self) -> bool {
+        // SAFETY: no preconditions beyond a valid type, which a tensor has.
+        let row = unsafe { sys::ggml_row_size(self.element_type(), self.extent(0)) };
+        let dense = self.extent(0) * self.extent(1) * self.extent(2);
+        // SAFETY: as above.
+        let dense = unsafe { sys::ggml_row_size(self.element_type(), dense) };
+        let steps = (1..3).map(|dim| {
+            let count = usize::try_from(self.extent(dim)).unwrap_or(1).max(1);
+            (count - 1) * self.stride(dim)
+        });
+        steps.sum::<usize>() + row > dense
+    }
+
     /// The operation that computes it.
     pub fn op(self) -> sys::ggml_op {
         self.get().op

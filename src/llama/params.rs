@@ -158,12 +158,16 @@ impl Params {
     /// # Errors
     /// `Failed` when memory runs out.
     pub fn use_device(&mut self, device: &crate::device::PagedDevice) -> Result<()> {
+        let load_mode = match (device.keeps_mapping(), device.is_direct()) {
+            (true, _) => -1,
+            (false, true) => ggml_sys::LLAMA_LOAD_MODE_DIRECT_IO as i32,
+            (false, false) => ggml_sys::LLAMA_LOAD_MODE_NONE as i32,
+        };
         // SAFETY:
         // - the handle is alive as long as `self`, and borrowed alone;
         // - the session that is made of `self` keeps the device alive (`Session::new`).
-        let status = unsafe {
-            ggml_sys::rpaged_params_use_device(self.raw(), device.raw(), device.keeps_mapping())
-        };
+        let status =
+            unsafe { ggml_sys::rpaged_params_use_device(self.raw(), device.raw(), load_mode) };
         if status == ggml_sys::RPAGED_OK as i32 {
             Ok(())
         } else {

@@ -5,92 +5,185 @@
 //! Access from outside a graph: the model's loader, session files, sequence copies,
 //! clearing. Always sees, and makes, the newest bytes.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::memory::HostMemory;
+use super::state::Store;
+use super::storage::StoreFile;
 use super::{Backing, Pager, Place, TensorId};
 use crate::error::{Error, Result};
+
+/// Where the newest bytes of a tensor are.
+enum Newest {
+    /// In memory, from this offset on.
+    Memory(Arc<HostMemory>, usize),
+    /// In a file, from this offset on.
+    File(Arc<StoreFile>, u64),
+}
+
+/// Bytes that are written at once when a range of a file is filled.
+const FILL_BYTES: usize = 1 << 16;
 
 impl Pager {
     /// Gives a tensor bytes, from `offset` on. Weights that are streamed are not kept:
     /// the model's file has them.
     ///
     /// # Errors
-    /// `Failed` when an earlier copy failed.
+    /// `Failed` when an earlier copy failed or the spill file cannot be written; `Memory`
+    /// when no plan has room for what is in use now.
     pub fn write(&mut self, id: TensorId, offset: usize, bytes: &[u8]) -> Result<()> {
-        if let Some((memory, base)) = self.newest(id)? {
+        let range = offset..offset + bytes.len();
+        if !self.is_state(id) {
+            self.tensor_mut(id).loaded = true;
+            if self.is_streamed(id) {
+                return Ok(());
+            }
+        }
+        self.touch(id, &range)?;
+        match self.newest(id)? {
             // SAFETY:
             // - the bytes are llama.cpp's, not the arena's or the store's;
             // - the engine is drained and no graph runs: `newest` and `&mut self`.
-            unsafe { memory.write(base + offset, bytes) };
+            Newest::Memory(memory, base) => unsafe { memory.write(base + offset, bytes) },
+            Newest::File(file, base) => file
+                .write_all_at(bytes, base + offset as u64)
+                .map_err(|error| spill_failed("write", &file, &error))?,
         }
-        let tensor = self.tensor_mut(id);
-        tensor.loaded = true;
-        tensor.untouched = false;
-        self.slots.iter_mut().for_each(|slot| slot.invalidate(id));
+        self.ring.invalidate(id);
         Ok(())
     }
 
     /// Fills a range of a tensor with a value.
     ///
     /// # Errors
-    /// `Failed` when an earlier copy failed, or the tensor is a streamed weight.
+    /// As for `write`; `Bug` when the tensor is a streamed weight.
     pub fn fill(&mut self, id: TensorId, range: Range<usize>, value: u8) -> Result<()> {
-        let tensor = self.tensor_mut(id);
-        if value == 0 && tensor.untouched && tensor.spec.backing.is_state() {
+        let state = self.tensor(id).state.as_ref();
+        if value == 0 && state.is_some_and(|state| !state.is_written(&range)) {
             return Ok(());
         }
-        tensor.untouched = false;
-        let Some((memory, base)) = self.newest(id)? else {
+        if state.is_none() && self.is_streamed(id) {
             return Err(Error::Bug("a streamed weight cannot be filled".to_owned()));
-        };
-        // SAFETY: as in `write`.
-        unsafe { memory.fill(base + range.start..base + range.end, value) };
-        self.slots.iter_mut().for_each(|slot| slot.invalidate(id));
+        }
+        self.touch(id, &range)?;
+        match self.newest(id)? {
+            Newest::Memory(memory, base) => {
+                // SAFETY: as in `write`.
+                unsafe { memory.fill(base + range.start..base + range.end, value) };
+            }
+            Newest::File(file, base) => {
+                let piece = [value; FILL_BYTES];
+                for start in range.clone().step_by(FILL_BYTES) {
+                    let bytes = FILL_BYTES.min(range.end - start);
+                    file.write_all_at(&piece[..bytes], base + start as u64)
+                        .map_err(|error| spill_failed("write", &file, &error))?;
+                }
+            }
+        }
+        self.ring.invalidate(id);
         Ok(())
     }
 
-    /// Fills the whole tensor with a value.
+    /// Fills the whole tensor with a value. A state that becomes zero gives its pages back.
     ///
     /// # Errors
     /// As for `fill`.
     pub fn clear(&mut self, id: TensorId, value: u8) -> Result<()> {
         let bytes = self.tensor(id).spec.span_bytes;
-        self.fill(id, 0..bytes, value)
+        if value != 0 || !self.is_state(id) {
+            return self.fill(id, 0..bytes, value);
+        }
+        let in_use = self
+            .tensor(id)
+            .state
+            .as_ref()
+            .map_or(0, super::State::bytes_in_use);
+        if in_use == 0 {
+            return Ok(());
+        }
+        self.drain()?;
+        let tensor = self.tensor(id);
+        let store = tensor.state.as_ref().and_then(|state| state.store.clone());
+        match (&tensor.place, store) {
+            (Place::Resident(block, offset), _) => block.release(*offset..offset + bytes),
+            (_, Some(Store::File(file, base))) => file.release(base..base + in_use as u64),
+            // SAFETY: the engine is drained and no graph runs.
+            (_, Some(Store::Memory(memory))) => unsafe { memory.release(0..bytes) },
+            (_, None) => {}
+        }
+        if let Some(state) = &mut self.tensor_mut(id).state {
+            state.clear();
+        }
+        self.stale = true;
+        self.ring.invalidate(id);
+        Ok(())
     }
 
     /// Reads bytes of a tensor, from `offset` on.
     ///
     /// # Errors
-    /// `Failed` when an earlier copy failed or the model's file cannot be read.
+    /// `Failed` when an earlier copy failed or a file cannot be read.
     pub fn read(&mut self, id: TensorId, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        if let Some((memory, base)) = self.newest(id)? {
+        let range = offset..offset + bytes.len();
+        let state = self.tensor(id).state.as_ref();
+        let mut bytes = bytes;
+        if let Some(state) = state {
+            // What is not in use is zero, and nowhere.
+            let known = match state.is_written(&range) {
+                true => state.bytes_in_use().clamp(offset, range.end) - offset,
+                false => 0,
+            };
+            bytes[known..].fill(0);
+            bytes = &mut bytes[..known];
+        }
+        match self.newest(id)? {
             // SAFETY: as in `write`.
-            unsafe { memory.read(base + offset, bytes) };
-            return Ok(());
+            Newest::Memory(memory, base) => unsafe { memory.read(base + offset, bytes) },
+            Newest::File(file, base) => file
+                .read_exact_at(bytes, base + offset as u64)
+                .map_err(|error| spill_failed("read", &file, &error))?,
         }
-        match &self.tensor(id).spec.backing {
-            Backing::Weight(location) => location
-                .file
-                .read_exact_at(bytes, location.offset + offset as u64)
-                .map_err(|error| {
-                    let path = location.file.path().display();
-                    Error::Failed(format!("could not read weights of '{path}' ({error})"))
-                }),
-            Backing::State(..) => Err(Error::Bug("a state without memory was read".to_owned())),
-        }
+        Ok(())
     }
 
-    /// Where the newest bytes of a tensor are, once nothing is in flight; None when
-    /// that is the model's file.
-    fn newest(&mut self, id: TensorId) -> Result<Option<(Arc<HostMemory>, usize)>> {
+    /// Notes that a range of a state is about to be written, and makes room for it.
+    fn touch(&mut self, id: TensorId, range: &Range<usize>) -> Result<()> {
+        let grew = match &mut self.tensor_mut(id).state {
+            Some(state) => {
+                state.mark_written(range);
+                state.extend(range.end)
+            }
+            None => false,
+        };
+        self.stale |= grew;
+        if grew {
+            self.settle()?;
+        }
+        Ok(())
+    }
+
+    /// Where the newest bytes of a tensor are, once nothing is in flight.
+    fn newest(&mut self, id: TensorId) -> Result<Newest> {
         self.drain()?;
         let tensor = self.tensor(id);
-        Ok(match (&tensor.place, &tensor.spec.backing) {
-            (Place::Resident(block, offset), _) => Some((Arc::clone(block.memory()), *offset)),
-            (_, Backing::State(memory, base)) => Some((Arc::clone(memory), *base)),
-            (_, Backing::Weight(_)) => None,
-        })
+        if let Place::Resident(block, offset) = &tensor.place {
+            return Ok(Newest::Memory(Arc::clone(block.memory()), *offset));
+        }
+        let store = tensor.state.as_ref().and_then(|state| state.store.clone());
+        match (&tensor.spec.backing, store) {
+            (Backing::Weight(at), _) => Ok(Newest::File(Arc::clone(&at.file), at.offset)),
+            (_, Some(Store::Memory(memory))) => Ok(Newest::Memory(memory, 0)),
+            (_, Some(Store::File(file, base))) => Ok(Newest::File(file, base)),
+            (_, None) => Err(Error::Bug("a state without a store was used".to_owned())),
+        }
     }
+}
+
+fn spill_failed(what: &str, file: &StoreFile, error: &io::Error) -> Error {
+    Error::Failed(format!(
+        "could not {what} '{}' ({error}); give another folder with --spill-dir",
+        file.path().display()
+    ))
 }

@@ -1,10 +1,10 @@
 //! The contract of a copy engine: what moves bytes between the backing store and the
 //! arena while the inner backend computes.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use super::memory::{HostMemory, ModelFile};
+use super::memory::HostMemory;
+use super::storage::StoreFile;
 
 /// Names a request; tickets grow, and a smaller one finishes first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,10 +22,10 @@ pub enum Direction {
 /// Where the bytes of a copy come from.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// A part of the model, at an offset in bytes.
+    /// A file, at an offset in bytes.
     File {
-        /// The part.
-        file: Arc<ModelFile>,
+        /// The file.
+        file: Arc<StoreFile>,
         /// Where the bytes begin in it.
         offset: u64,
     },
@@ -40,15 +40,39 @@ pub enum Source {
     Pattern(u8),
 }
 
+/// Where the bytes of a copy go to.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// Host memory, at an offset in bytes.
+    Memory {
+        /// The memory.
+        memory: Arc<HostMemory>,
+        /// Where the bytes begin in it.
+        offset: usize,
+    },
+    /// A file, at an offset in bytes.
+    File {
+        /// The file.
+        file: Arc<StoreFile>,
+        /// Where the bytes begin in it.
+        offset: u64,
+    },
+}
+
 /// One contiguous copy.
 #[derive(Clone, Debug)]
 pub struct Copy {
     /// Where the bytes come from.
     pub from: Source,
-    /// The memory they go to.
-    pub to: Arc<HostMemory>,
-    /// The range they go to, in bytes; its length is the length of the copy.
-    pub range: Range<usize>,
+    /// Where they go to.
+    pub to: Target,
+    /// How many there are.
+    pub bytes: usize,
+    /// The rest of the blocks (of `BLOCK_BYTES`) that the destination's first and last
+    /// byte lie in belongs to the copy too, and may be overwritten with anything. A file
+    /// read past the page cache then needs no second copy, if destination and source lie
+    /// at the same place in their blocks.
+    pub whole_blocks: bool,
 }
 
 /// Copies that belong together. The request owns, by reference counts, everything it
@@ -57,7 +81,7 @@ pub struct Copy {
 pub struct Request {
     /// Which counter the bytes belong to.
     pub direction: Direction,
-    /// The copies, done in this order.
+    /// The copies; they appear to be done in this order.
     pub copies: Vec<Copy>,
 }
 
@@ -74,28 +98,43 @@ pub struct Failure {
 }
 
 /// What an engine has done so far.
+///
+/// *Storage* is `Direction::In` from files, *link* is `Direction::In` from memory,
+/// *write-back* is `Direction::Out`. Bytes are those that requests asked for, counted when
+/// their request is done without failure. Seconds are the time during which at least one
+/// such copy was being done, so bytes divided by seconds is a rate.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Counters {
-    /// Bytes copied into the arena.
-    pub bytes_in: u64,
+    /// Bytes read from files.
+    pub storage_bytes: u64,
+    /// Bytes copied into the arena from host memory.
+    pub link_bytes: u64,
     /// Bytes copied out of the arena.
-    pub bytes_out: u64,
-    /// Time spent copying, in seconds.
-    pub copy_seconds: f64,
+    pub write_back_bytes: u64,
+    /// Time spent reading files, in seconds.
+    pub storage_seconds: f64,
+    /// Time spent copying from host memory, in seconds.
+    pub link_seconds: f64,
+    /// Time spent writing back, in seconds.
+    pub write_back_seconds: f64,
     /// Requests that failed.
     pub failed: u64,
 }
 
 /// Moves bytes asynchronously, like a stream of a GPU:
 ///
-/// - requests run in the order of submission: a request begins after the one before it
-///   has finished, so a write-back and the fetch that reuses its slot need no wait
-///   between them;
+/// - requests appear to run in the order of submission, and so do the copies of one: a
+///   copy begins before an earlier one has finished only if neither writes what the other
+///   reads or writes (the same `HostMemory` or `StoreFile` object and an overlapping
+///   range, with whole blocks where the copy says so). So a write-back and the fetch that
+///   reuses its slot need no wait between them, and fetches of different slots overlap;
+/// - tickets complete in the order of submission;
 /// - between `submit` and the completion of its ticket the destination of a request is
 ///   undefined, and neither side may be touched by anybody else;
 /// - a failed request leaves its destination undefined; later requests still run. The
 ///   failure is reported by every `wait` for its ticket or a later one, until
 ///   `forget_failures` is called;
+/// - an engine that dies fails everything that is not done, at once and for good;
 /// - `drop` finishes what was submitted.
 pub trait CopyEngine: Send + std::fmt::Debug {
     /// Queues `request`.
@@ -110,6 +149,10 @@ pub trait CopyEngine: Send + std::fmt::Debug {
     /// The oldest failure up to `ticket` that has not been forgotten.
     fn wait(&self, ticket: Ticket) -> Result<(), Failure>;
 
+    /// Whether `wait` for `ticket` would return without blocking: it is done, or will
+    /// never be. Never blocks.
+    fn is_done(&self, ticket: Ticket) -> bool;
+
     /// The newest ticket given out; waiting for it drains the engine.
     fn newest(&self) -> Ticket;
 
@@ -122,4 +165,8 @@ pub trait CopyEngine: Send + std::fmt::Debug {
 
     /// What has been done so far.
     fn counters(&self) -> Counters;
+
+    /// Sentences about what works in another way than was asked for, each given once: a
+    /// file system that refuses to be read past the page cache.
+    fn notices(&mut self) -> Vec<String>;
 }

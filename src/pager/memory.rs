@@ -2,14 +2,14 @@
     unsafe_code,
     reason = "memory that copy workers and the inner backend share"
 )]
-//! Memory of the arena and of the backing store for states, and the model's files.
+//! Memory of the arena and of the backing store for states.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 
-use memmap2::{MmapMut, MmapRaw};
+use memmap2::{MmapMut, MmapOptions, MmapRaw};
+
+use super::storage::BLOCK_BYTES;
 
 /// Zeroed host memory, shared by address between the pager, the copy workers and the
 /// inner backend. Who may touch which bytes when is the pager's schedule: a range is
@@ -28,12 +28,14 @@ pub struct HostMemory {
 unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
-    /// Reserves `bytes` of zeroed memory; pages are committed when first written.
+    /// Reserves `bytes` of zeroed memory; pages are committed when first written. The
+    /// mapping is made of whole blocks of direct I/O, so that the last one can be read.
     ///
     /// # Errors
     /// When the system does not give the memory.
     pub fn new(bytes: usize) -> io::Result<Self> {
-        let map = MmapMut::map_anon(bytes.max(1))?;
+        let mapped = bytes.max(1).checked_next_multiple_of(BLOCK_BYTES);
+        let map = MmapMut::map_anon(mapped.ok_or(io::ErrorKind::OutOfMemory)?)?;
         #[cfg(target_os = "linux")]
         if bytes >= 2 << 20 {
             // Large pages save a tenth of the time of a matrix product. Advice only:
@@ -44,6 +46,63 @@ impl HostMemory {
             map: map.into(),
             bytes,
         })
+    }
+
+    /// Reserves `bytes` of zeroed memory of which only a part may ever be used: small pages,
+    /// and no promise by the system that all of it can be had.
+    ///
+    /// # Errors
+    /// When the address space is exhausted.
+    pub fn sparse(bytes: usize) -> io::Result<Self> {
+        let map = MmapOptions::new()
+            .len(bytes.max(1))
+            .no_reserve_swap()
+            .map_anon()?;
+        Ok(Self {
+            map: map.into(),
+            bytes,
+        })
+    }
+
+    /// Gives the memory of a range back to the system; its whole pages are zero afterwards,
+    /// what is left of other pages at both ends is filled with zero.
+    ///
+    /// # Safety
+    /// - nobody else reads or writes that range meanwhile.
+    pub unsafe fn release(&self, range: Range<usize>) {
+        let page = region::page::size();
+        let first = range.start.next_multiple_of(page).min(range.end);
+        let last = (range.end / page * page).max(first);
+        for edge in [range.start..first, last..range.end] {
+            // SAFETY: nobody else touches the range: the caller's promise.
+            unsafe { self.fill(edge, 0) };
+        }
+        if first < last && !self.discard(first..last) {
+            // SAFETY: as above.
+            unsafe { self.fill(first..last, 0) };
+        }
+    }
+
+    /// Has the system take whole pages away; whether it does that here.
+    #[cfg(target_os = "linux")]
+    fn discard(&self, pages: Range<usize>) -> bool {
+        // SAFETY:
+        // - the pages are inside our private anonymous mapping, and read as zero
+        //   afterwards;
+        // - nobody else touches them: `release`'s caller's promise.
+        unsafe {
+            libc::madvise(
+                self.address(pages.start).cast(),
+                pages.len(),
+                libc::MADV_DONTNEED,
+            ) == 0
+        }
+    }
+
+    /// Has the system take whole pages away; whether it does that here.
+    #[cfg(not(target_os = "linux"))]
+    fn discard(&self, _pages: Range<usize>) -> bool {
+        false
     }
 
     /// Size in bytes.
@@ -91,6 +150,21 @@ impl HostMemory {
         unsafe { std::ptr::copy_nonoverlapping(self.address(offset), to.as_mut_ptr(), to.len()) };
     }
 
+    /// Copies `bytes` bytes at `from_offset` of `from`, which may be this memory, to
+    /// `offset`.
+    ///
+    /// # Safety
+    /// - nobody writes the source meanwhile, nobody else reads or writes the destination.
+    pub unsafe fn copy(&self, offset: usize, from: &Self, from_offset: usize, bytes: usize) {
+        assert!(bytes <= self.bytes && offset <= self.bytes - bytes);
+        assert!(bytes <= from.bytes && from_offset <= from.bytes - bytes);
+        let (to, from) = (self.address(offset), from.address(from_offset));
+        // SAFETY:
+        // - source and destination are valid for `bytes` bytes: asserted above;
+        // - they may overlap; nobody else touches them: the caller's promise.
+        unsafe { std::ptr::copy(from, to, bytes) };
+    }
+
     /// Fills `range` with `value`.
     ///
     /// # Safety
@@ -102,61 +176,6 @@ impl HostMemory {
         // - nobody else touches it: the caller's promise.
         unsafe { std::ptr::write_bytes(self.address(range.start), value, range.len()) };
     }
-}
-
-/// A part of the model on disk, open for as long as the device lives, so that a file
-/// renamed or deleted meanwhile still reads.
-#[derive(Debug)]
-pub struct ModelFile {
-    file: File,
-    path: PathBuf,
-}
-
-impl ModelFile {
-    /// Opens `path` for reading.
-    ///
-    /// # Errors
-    /// When the file cannot be opened.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            file: File::open(path)?,
-            path: path.to_owned(),
-        })
-    }
-
-    /// Where the file was when it was opened.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Reads exactly `to.len()` bytes at `offset`, without moving a cursor.
-    ///
-    /// # Errors
-    /// When the file ends before, or the system fails to read.
-    pub fn read_exact_at(&self, mut to: &mut [u8], mut offset: u64) -> io::Result<()> {
-        while !to.is_empty() {
-            match read_at(&self.file, to, offset) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => {
-                    to = &mut to[count..];
-                    offset += count as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, to: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::unix::fs::FileExt::read_at(file, to, offset)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, to: &mut [u8], offset: u64) -> io::Result<usize> {
-    std::os::windows::fs::FileExt::seek_read(file, to, offset)
 }
 
 /// Address space that nobody can read or write: the addresses llama.cpp is given for

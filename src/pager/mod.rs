@@ -1,9 +1,15 @@
-//! The pager: keeps the bytes of paged tensors in the arena (resident, or in a ring
-//! slot while a segment of the graph uses them) and in the backing store (the model's
-//! files for weights, host memory for states).
+//! The pager: keeps the bytes of paged tensors in the arena (resident, or in the ring
+//! while a segment of the graph uses them) and in the backing store (the model's files for
+//! weights; a spill file or host memory for states).
 //!
 //! It knows nothing of graphs: the device tells it which ranges of which tensors a
 //! segment needs and writes.
+//!
+//! ```text
+//!  add_tensors, set_budget, settle ─► replan: planner's plan ─► what leaves, what comes
+//!  require, prefetch, wait_ready, locate, write_back, unpin   ─► transfers, in the ring
+//!  write, fill, clear, read ─► access from outside a graph
+//! ```
 
 mod access;
 mod block;
@@ -12,32 +18,36 @@ pub mod engine_host;
 pub mod memory;
 pub mod model_index;
 mod replan;
-mod ring;
+pub mod ring;
+mod state;
+pub mod storage;
 #[cfg(test)]
 mod tests;
+mod transfers;
+pub mod usage;
 
+use std::collections::VecDeque;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use self::block::Block;
-use self::engine::{Copy, CopyEngine, Counters, Direction, Failure, Request, Source};
-use self::memory::HostMemory;
+use self::engine::{Copy, CopyEngine, Counters, Ticket};
 use self::model_index::TensorLocation;
-use self::ring::Slot;
-use crate::error::{Error, Result};
+pub use self::ring::Need;
+use self::ring::Ring;
+use self::state::State;
+use self::storage::StoreFile;
+pub use self::transfers::ring_too_small;
+use self::usage::{KvPages, Move, Prefetches, Stalls, Traffic, Usage};
 use crate::ggml::HostBuffer;
-use crate::planner::{Limits, Placement};
+use crate::planner::LookAhead;
 
 /// Names a paged tensor for as long as its buffer lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TensorId(pub u32);
 
-/// Names a group: its place in the order in which a pass uses the groups.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct GroupId(pub u32);
-
-/// What travels together. The order is the order of use in a pass.
+/// What belongs together. The order is the order of use in a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum GroupKey {
     /// Tensors used all over the graph: always resident.
@@ -55,23 +65,21 @@ pub enum GroupKey {
 pub enum Backing {
     /// In the model's files: never written.
     Weight(TensorLocation),
-    /// In host memory at an offset: written back by each pass.
-    State(Arc<HostMemory>, usize),
-}
-
-impl Backing {
-    /// Whether the tensor is a state: what passes write, and must not be lost.
-    fn is_state(&self) -> bool {
-        matches!(self, Self::State(..))
-    }
+    /// Where states live: written back by each pass, in pages of this many bytes.
+    State {
+        /// Bytes of a page.
+        page_bytes: usize,
+    },
 }
 
 /// A tensor to be paged.
 #[derive(Clone, Debug)]
 pub struct TensorSpec {
-    /// What it travels with.
+    /// What it belongs to.
     pub group: GroupKey,
-    /// Bytes that it takes in the arena, the inner device's padding included.
+    /// What it is to its group: its name without the layer.
+    pub role: String,
+    /// Bytes that the inner device wants for it, padding included.
     pub bytes: usize,
     /// Its own bytes.
     pub span_bytes: usize,
@@ -79,23 +87,33 @@ pub struct TensorSpec {
     pub backing: Backing,
 }
 
-/// What a segment needs of a streamed tensor: these bytes, in the arena.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Need {
-    /// The tensor.
-    pub tensor: TensorId,
-    /// The range, in bytes from the tensor's start.
-    pub range: Range<usize>,
+/// Where streamed states live.
+#[derive(Clone, Debug)]
+pub enum StatesIn {
+    /// In host memory: the arena is elsewhere.
+    Memory,
+    /// In a file without a name in this folder: the arena is host memory itself.
+    Folder(PathBuf),
 }
 
 /// How the pager is set up; fixed at start.
 #[derive(Clone, Debug)]
 pub struct PagerConfig {
-    /// Bytes of the arena and bound on resident layers.
-    pub limits: Limits,
-    /// Fill a slot with a poison pattern when another group claims it.
+    /// Bytes that tensors, ring and what lies outside may take together.
+    pub budget_bytes: u64,
+    /// Upper bound on resident layers, the output counted as one.
+    pub resident_groups_max: Option<u32>,
+    /// What the ring should hold.
+    pub look_ahead: LookAhead,
+    /// Layers whose weights stay.
+    pub pinned_layers: Vec<u32>,
+    /// Where streamed states live.
+    pub states_in: StatesIn,
+    /// Fill a place of the ring with a poison pattern before it is fetched into.
     pub poison: bool,
-    /// Alignment of tensors in the arena, in bytes.
+    /// Alignment of tensors in the arena, in bytes: the unit in which the model's files
+    /// are read. A weight lies as far from it as its bytes do in the file, so that whole
+    /// blocks can be read into place.
     pub alignment: usize,
     /// States will be paged too: a minimum stated before they are known is not the last.
     pub states_follow: bool,
@@ -104,12 +122,11 @@ pub struct PagerConfig {
 #[derive(Debug)]
 struct PagedTensor {
     spec: TensorSpec,
-    group: GroupId,
     place: Place,
+    // Its page table; None for a weight.
+    state: Option<State>,
     // Its bytes have been given by the model's loader; a plan may reload them.
     loaded: bool,
-    // Nobody has written to it: it is zero, and clearing it need not touch memory.
-    untouched: bool,
 }
 
 /// Where a tensor's bytes are while a segment uses them.
@@ -119,40 +136,9 @@ enum Place {
     Nowhere,
     /// In this block of the arena, at this offset.
     Resident(Arc<Block>, usize),
-    /// At this offset in whichever slot holds the group.
-    Streamed(usize),
+    /// In the ring.
+    Streamed,
 }
-
-#[derive(Clone, Debug)]
-struct Group {
-    key: GroupKey,
-    placement: Placement,
-    home_slot: usize,
-}
-
-/// Sizes and counters of a pager at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Usage {
-    /// Bytes of the arena in use: resident blocks and ring slots.
-    pub arena_bytes: u64,
-    /// The smallest budget that would do.
-    pub minimum_bytes: u64,
-    /// Weight bytes that stay in the arena.
-    pub resident_weight_bytes: u64,
-    /// Weight bytes that each pass moves through the ring.
-    pub streamed_weight_bytes: u64,
-    /// Layers (the output counted as one) that stay, and all.
-    pub resident_layers: u32,
-    /// Layers, the output counted as one.
-    pub layers: u32,
-    /// Time a segment waited for its copies.
-    pub stalled: Duration,
-    /// What the copy engine has done.
-    pub engine: Counters,
-}
-
-/// The byte with which a claimed slot is filled: NaN in every floating-point type.
-const POISON: u8 = 0xFF;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -161,14 +147,29 @@ pub struct Pager {
     // Before the memory it copies to and from; drained on drop.
     engine: Box<dyn CopyEngine>,
     tensors: Vec<Option<PagedTensor>>,
-    groups: Vec<Group>,
-    slots: Vec<Slot>,
+    ring: Ring,
+    // The largest streamed tensor, in bytes of the ring.
+    largest_bytes: usize,
+    // What one operation is known to read at once, though the plan did not foresee it.
+    ring_bytes_min: u64,
+    spill: Option<(Arc<StoreFile>, u64)>,
+    // The spill file could not take what it should: states stay from now on.
+    spill_refused: Option<String>,
+    // Bytes that the budget covers and that lie outside.
+    outside_bytes: u64,
+    // Sizes have changed since the plan was made.
+    stale: bool,
     minimum_bytes: u64,
-    stalled: Duration,
+    // What has happened, since the first graph where not said otherwise.
+    baseline: Counters,
+    stalls: Stalls,
+    prefetches: Prefetches,
+    kv_pages: KvPages,
+    ahead: VecDeque<(Ticket, u64)>,
+    moves: Vec<Move>,
+    layers_moved: (u64, u64),
     // A vector that a request did not need after all.
     spare: Option<Vec<Copy>>,
-    // Copies before the first pass belong to loading.
-    baseline: Counters,
     // A write-back failed: states are no longer what the graph computed.
     lost: Option<String>,
 }
@@ -180,12 +181,22 @@ impl Pager {
             config,
             engine,
             tensors: Vec::new(),
-            groups: Vec::new(),
-            slots: Vec::new(),
+            ring: Ring::default(),
+            largest_bytes: 0,
+            ring_bytes_min: 0,
+            spill: None,
+            spill_refused: None,
+            outside_bytes: 0,
+            stale: false,
             minimum_bytes: 0,
-            stalled: Duration::ZERO,
-            spare: None,
             baseline: Counters::default(),
+            stalls: Stalls::default(),
+            prefetches: Prefetches::default(),
+            kv_pages: KvPages::default(),
+            ahead: VecDeque::new(),
+            moves: Vec::new(),
+            layers_moved: (0, 0),
+            spare: None,
             lost: None,
         }
     }
@@ -202,318 +213,200 @@ impl Pager {
             .expect("a tensor id outlived its buffer")
     }
 
-    /// The group of a tensor when it is streamed; None for a resident one.
-    pub fn streamed_group(&self, id: TensorId) -> Option<GroupId> {
+    /// Whether the tensor is streamed.
+    pub fn is_streamed(&self, id: TensorId) -> bool {
+        matches!(self.tensor(id).place, Place::Streamed)
+    }
+
+    fn is_state(&self, id: TensorId) -> bool {
+        self.tensor(id).state.is_some()
+    }
+
+    /// The group of a state; None for a weight.
+    pub fn state_group(&self, id: TensorId) -> Option<GroupKey> {
         let tensor = self.tensor(id);
-        matches!(tensor.place, Place::Streamed(_)).then_some(tensor.group)
+        tensor.state.as_ref().map(|_| tensor.spec.group)
     }
 
-    /// The range of bytes that must be there for a use of `range`: weights travel
-    /// whole, states only where they are used.
-    pub fn unit_of_transfer(&self, id: TensorId, range: Range<usize>) -> Range<usize> {
-        let spec = &self.tensor(id).spec;
-        match spec.backing {
-            Backing::Weight(_) => 0..spec.span_bytes,
-            Backing::State(..) => range,
+    /// The range of bytes that must be there for a use of `range`: weights travel whole,
+    /// states in the pages that are used.
+    pub fn unit_of_transfer(&self, id: TensorId, range: &Range<usize>) -> Range<usize> {
+        let tensor = self.tensor(id);
+        match &tensor.state {
+            None => 0..tensor.spec.span_bytes,
+            Some(state) => state.pages_around(range),
         }
     }
 
-    /// Has the bytes in `needs` fetched for the group: a slot is Filling or Clean, and
-    /// pinned, when this returns. All needs belong to `group`.
-    ///
-    /// # Errors
-    /// `Memory` when all slots are pinned; `Failed` when the engine refuses the copies.
-    pub fn require(&mut self, group: GroupId, needs: &[Need]) -> Result<()> {
-        let home = self.groups[group.0 as usize].home_slot;
-        let Some(index) = ring::choose(&self.slots, group, home) else {
-            return Err(ring_too_small());
+    /// Bytes of the ring that a range of a tensor takes.
+    pub fn ring_bytes_of(&self, id: TensorId, range: &Range<usize>) -> usize {
+        let tensor = self.tensor(id);
+        match &tensor.state {
+            None => self.arena_bytes(&tensor.spec),
+            Some(_) => range.len().next_multiple_of(self.config.alignment),
+        }
+    }
+
+    /// The ring's size, and how much of it one segment should take at most, so that the
+    /// next one fits beside it.
+    pub fn ring_shape(&self) -> (usize, usize) {
+        let bytes = self.ring.bytes();
+        (bytes, self.largest_bytes.max(bytes / 4))
+    }
+
+    /// How far from a multiple of the alignment the tensor begins.
+    fn lead(&self, spec: &TensorSpec) -> usize {
+        match &spec.backing {
+            Backing::Weight(location) => {
+                let alignment = self.config.alignment as u64;
+                usize::try_from(location.offset % alignment).expect("less than the alignment")
+            }
+            Backing::State { .. } => 0,
+        }
+    }
+
+    /// Bytes that a tensor takes in the arena: of a state, when it is in use as a whole.
+    fn arena_bytes(&self, spec: &TensorSpec) -> usize {
+        (self.lead(spec) + spec.bytes.max(spec.span_bytes)).next_multiple_of(self.config.alignment)
+    }
+
+    /// Bytes that a tensor takes of the budget.
+    fn budget_bytes_of(&self, tensor: &PagedTensor) -> u64 {
+        let bytes = match &tensor.state {
+            None => self.arena_bytes(&tensor.spec),
+            Some(state) => state.bytes_in_use().next_multiple_of(self.config.alignment),
         };
-        self.fetch(index, group, needs)?;
-        self.slots[index].pinned = true;
-        Ok(())
+        bytes as u64
     }
 
-    /// Has the first group in `upcoming` that is not there yet fetched, as far as a slot
-    /// is free: neither pinned, nor holding a group that is needed sooner.
-    ///
-    /// # Errors
-    /// `Failed` when the engine refuses the copies.
-    pub fn prefetch<'a>(
-        &mut self,
-        upcoming: impl Iterator<Item = (GroupId, &'a [Need])>,
-    ) -> Result<()> {
-        let mut outcome = Ok(false);
-        for (group, needs) in upcoming {
-            let home = self.groups[group.0 as usize].home_slot;
-            let Some(index) = ring::choose(&self.slots, group, home) else {
-                break;
-            };
-            outcome = self.fetch(index, group, needs);
-            self.slots[index].reserved = true;
-            if !matches!(outcome, Ok(false)) {
-                break;
-            }
-        }
-        self.slots.iter_mut().for_each(|slot| slot.reserved = false);
-        outcome.map(drop)
+    /// Notes that a graph uses the tensor up to `end`, in bytes from its start.
+    pub fn note_use(&mut self, id: TensorId, end: usize) {
+        let grew = match &mut self.tensor_mut(id).state {
+            Some(state) => state.extend(end),
+            None => false,
+        };
+        self.stale |= grew;
     }
 
-    /// A vector for the copies of a request.
-    fn new_copies(&mut self) -> Vec<Copy> {
-        let spare = self.spare.take();
-        spare.unwrap_or_else(|| self.engine.recycled())
-    }
-
-    /// Submits what is missing of `needs`; whether anything was.
-    fn fetch(&mut self, index: usize, group: GroupId, needs: &[Need]) -> Result<bool> {
-        let mut copies = self.new_copies();
-        let slot = &mut self.slots[index];
-        let block = Arc::clone(&slot.block);
-        if slot.group != Some(group) {
-            slot.clear();
-            slot.group = Some(group);
-            if self.config.poison {
-                let range = 0..block.bytes();
-                let to = Arc::clone(block.memory());
-                copies.push(Copy {
-                    from: Source::Pattern(POISON),
-                    to,
-                    range,
-                });
-            }
-        }
-        for need in needs {
-            let tensor = self.tensors[need.tensor.0 as usize].as_ref();
-            let tensor = tensor.expect("a need names a live tensor");
-            let Place::Streamed(place) = tensor.place else {
-                continue;
-            };
-            for missing in slot.extend(need.tensor, &need.range) {
-                if !missing.is_empty() {
-                    copies.push(Copy {
-                        from: source_of(&tensor.spec.backing, missing.start),
-                        to: Arc::clone(block.memory()),
-                        range: place + missing.start..place + missing.end,
-                    });
-                }
-            }
-        }
-        if copies.is_empty() {
-            self.spare = Some(copies);
-            return Ok(false);
-        }
-        match self.engine.submit(Request {
-            direction: Direction::In,
-            copies,
-        }) {
-            Ok(ticket) => {
-                self.slots[index].ticket = ticket;
-                Ok(true)
-            }
-            Err((sentence, _refused)) => {
-                self.slots[index].clear();
-                Err(Error::Failed(format!(
-                    "could not fetch a layer: {sentence}"
-                )))
-            }
+    /// Notes that a graph writes a range of a resident state.
+    pub fn note_written(&mut self, id: TensorId, range: &Range<usize>) {
+        if let Some(state) = &mut self.tensor_mut(id).state {
+            state.mark_written(range);
         }
     }
 
-    /// Notes that a graph writes to the tensor.
-    pub fn touch(&mut self, id: TensorId) {
-        self.tensor_mut(id).untouched = false;
-    }
-
-    /// Waits until everything fetched for `group` is there: its slot is Clean.
-    ///
-    /// # Errors
-    /// `Failed` when a copy failed; the ring is empty afterwards.
-    pub fn wait_ready(&mut self, group: GroupId) -> Result<()> {
-        let ticket = self.slot_of(group).ticket;
-        let start = Instant::now();
-        let outcome = self.engine.wait(ticket);
-        self.stalled += start.elapsed();
-        outcome.map_err(|failure| self.fail(&failure))
-    }
-
-    /// Where the tensor's first byte is now, and the inner buffer it lies in.
+    /// Where the tensor's first byte is now (or would be, when only a part of it is in the
+    /// ring), and the inner buffer it lies in.
     ///
     /// # Panics
-    /// When the tensor is streamed and no slot holds its group.
+    /// When the tensor is streamed and nobody has required it.
     pub fn locate(&self, id: TensorId) -> (usize, &HostBuffer) {
         let tensor = self.tensor(id);
-        let (block, offset) = match &tensor.place {
+        match &tensor.place {
             Place::Nowhere => panic!("a tensor is used before it was planned"),
-            Place::Resident(block, offset) => (block, *offset),
-            Place::Streamed(offset) => (&self.slot_of(tensor.group).block, *offset),
-        };
-        (block.memory().address(offset) as usize, block.buffer())
-    }
-
-    /// Queues the write-back of what a segment wrote to streamed states: Dirty becomes
-    /// Clean when the engine gets there, before anything that is queued later.
-    ///
-    /// # Errors
-    /// `Failed` when the engine refuses; the states are lost then.
-    pub fn write_back(&mut self, writes: &[Need]) -> Result<()> {
-        if writes.is_empty() {
-            return Ok(());
-        }
-        let mut copies = self.new_copies();
-        for write in writes {
-            let tensor = self.tensor(write.tensor);
-            let Place::Streamed(place) = tensor.place else {
-                continue;
-            };
-            let Backing::State(store, base) = &tensor.spec.backing else {
-                return Err(Error::Bug("a graph writes to a weight".to_owned()));
-            };
-            let memory = self.slot_of(tensor.group).block.memory();
-            let offset = place + write.range.start;
-            copies.push(Copy {
-                from: Source::Memory {
-                    memory: Arc::clone(memory),
-                    offset,
-                },
-                to: Arc::clone(store),
-                range: base + write.range.start..base + write.range.end,
-            });
-        }
-        let request = Request {
-            direction: Direction::Out,
-            copies,
-        };
-        let ticket = self
-            .engine
-            .submit(request)
-            .map_err(|(sentence, _refused)| {
-                let sentence = format!("could not write the KV cache back: {sentence}");
-                self.lost = Some(sentence.clone());
-                Error::Failed(sentence)
-            })?;
-        // A group that stays in its slot must not be written again before this is done.
-        for slot in self.slots.iter_mut().filter(|slot| slot.pinned) {
-            slot.ticket = ticket;
-        }
-        Ok(())
-    }
-
-    /// The slot that holds a group.
-    ///
-    /// # Panics
-    /// When none does: the group has not been required.
-    fn slot_of(&self, group: GroupId) -> &Slot {
-        let slot = self.slots.iter().find(|slot| slot.group == Some(group));
-        slot.expect("a group in use is in a slot")
-    }
-
-    /// Lets all slots be claimed again.
-    pub fn unpin(&mut self) {
-        self.slots.iter_mut().for_each(|slot| slot.pinned = false);
-    }
-
-    /// Whether states were lost by a failed write-back.
-    ///
-    /// # Errors
-    /// `Failed` with what happened.
-    pub fn check_states(&self) -> Result<()> {
-        match &self.lost {
-            Some(sentence) => Err(Error::Failed(sentence.clone())),
-            None => Ok(()),
+            Place::Resident(block, offset) => {
+                (block.memory().address(*offset) as usize, block.buffer())
+            }
+            Place::Streamed => {
+                let held = self.ring.pinned(id);
+                let held = held.expect("a streamed tensor in use is in the ring");
+                let block = self.ring.block().expect("what is held is in a block");
+                let place = held.need.at + self.lead(&tensor.spec);
+                let start = block.memory().address(place) as usize;
+                (start.wrapping_sub(held.need.range.start), block.buffer())
+            }
         }
     }
 
-    /// Drains the engine.
-    ///
-    /// # Errors
-    /// `Failed` when a copy failed; the ring is empty afterwards.
-    pub fn drain(&mut self) -> Result<()> {
-        self.engine
-            .wait(self.engine.newest())
-            .map_err(|failure| self.fail(&failure))
-    }
-
-    /// After a failed copy: nothing in the ring is trusted any more.
-    fn fail(&mut self, failure: &Failure) -> Error {
-        // Waits for whatever is still in flight; its failures are looked at below.
-        let _ = self.engine.wait(self.engine.newest());
-        self.slots.iter_mut().for_each(Slot::clear);
-        if let Some(lost) = self.engine.forget_failures() {
-            self.lost = Some(lost.sentence);
-        }
-        Error::Failed(failure.sentence.clone())
-    }
-
-    /// Counts copies from now on; those before belong to loading.
+    /// Counts from now on; what was before belongs to loading.
     pub fn start_counting(&mut self) {
         self.baseline = self.engine.counters();
-        self.stalled = Duration::ZERO;
+        self.stalls = Stalls::default();
+        self.prefetches = Prefetches::default();
+        self.kv_pages = KvPages::default();
+        self.layers_moved = (0, 0);
+    }
+
+    /// Sentences that the user should read, each given once.
+    pub fn notices(&mut self) -> Vec<String> {
+        self.engine.notices()
+    }
+
+    /// What the plans made since this was last asked did.
+    pub fn take_moves(&mut self) -> Vec<Move> {
+        std::mem::take(&mut self.moves)
     }
 
     /// Sizes and counters at this moment.
     pub fn usage(&self) -> Usage {
         let mut usage = Usage {
+            budget_bytes: self.config.budget_bytes,
             minimum_bytes: self.minimum_bytes,
-            stalled: self.stalled,
-            engine: since(self.engine.counters(), self.baseline),
-            arena_bytes: self
-                .slots
-                .iter()
-                .map(|slot| slot.block.bytes() as u64)
-                .sum(),
+            arena_bytes: self.ring.bytes() as u64 + self.outside_bytes,
+            ring_bytes: self.ring.bytes() as u64,
+            outside_bytes: self.outside_bytes,
+            layers_evicted: self.layers_moved.0,
+            layers_loaded: self.layers_moved.1,
+            kv_pages: self.kv_pages,
+            prefetches: self.prefetches,
+            stalls: self.stalls,
+            traffic: since(self.engine.counters(), self.baseline),
             ..Usage::default()
         };
-        for tensor in self.tensors.iter().flatten() {
-            let weight = match tensor.spec.backing {
-                Backing::Weight(_) => tensor.spec.span_bytes as u64,
-                Backing::State(..) => 0,
-            };
-            match tensor.place {
-                Place::Streamed(_) => usage.streamed_weight_bytes += weight,
-                Place::Resident(..) | Place::Nowhere => {
-                    usage.arena_bytes += tensor.spec.bytes as u64;
-                    usage.resident_weight_bytes += weight;
-                }
-            }
-        }
-        let layers = self
-            .groups
+        let done = |(ticket, _): &&(Ticket, u64)| self.engine.is_done(*ticket);
+        let arrived: u64 = self
+            .ahead
             .iter()
-            .filter(|group| group.key != GroupKey::Shared);
-        for group in layers {
+            .take_while(done)
+            .map(|(_, count)| count)
+            .sum();
+        usage.prefetches.pending -= arrived.min(usage.prefetches.pending);
+        usage.prefetches.completed += arrived;
+        let mut layers: Vec<(GroupKey, bool)> = Vec::new();
+        for tensor in self.tensors.iter().flatten() {
+            let streamed = matches!(tensor.place, Place::Streamed);
+            self.count_tensor(tensor, streamed, &mut usage);
+            layers.push((tensor.spec.group, streamed));
+        }
+        layers.retain(|(key, _)| *key != GroupKey::Shared);
+        layers.sort_unstable();
+        for layer in layers.chunk_by(|a, b| a.0 == b.0) {
             usage.layers += 1;
-            usage.resident_layers += u32::from(group.placement == Placement::Resident);
+            usage.resident_layers += u32::from(layer.iter().all(|(_, streamed)| !streamed));
         }
         usage
     }
-}
 
-/// The error of an operation that reads more groups than the ring has slots.
-pub fn ring_too_small() -> Error {
-    let sentence = "one operation reads more streamed layers than the ring has slots; \
-                    raise --vram-budget";
-    Error::Memory(sentence.to_owned())
-}
-
-fn since(now: Counters, then: Counters) -> Counters {
-    Counters {
-        bytes_in: now.bytes_in - then.bytes_in,
-        bytes_out: now.bytes_out - then.bytes_out,
-        copy_seconds: now.copy_seconds - then.copy_seconds,
-        failed: now.failed - then.failed,
+    fn count_tensor(&self, tensor: &PagedTensor, streamed: bool, usage: &mut Usage) {
+        if !streamed {
+            usage.arena_bytes += self.budget_bytes_of(tensor);
+        }
+        let (bytes, pages) = match &tensor.state {
+            None => (tensor.spec.span_bytes as u64, 0),
+            Some(state) => (state.bytes_in_use() as u64, state.pages_written()),
+        };
+        let sum = match (tensor.state.is_some(), streamed) {
+            (false, false) => &mut usage.resident_weight_bytes,
+            (false, true) => &mut usage.streamed_weight_bytes,
+            (true, false) => &mut usage.resident_state_bytes,
+            (true, true) => &mut usage.streamed_state_bytes,
+        };
+        *sum += bytes;
+        if streamed {
+            usage.kv_pages.stored += pages;
+        } else {
+            usage.kv_pages.resident += pages;
+        }
     }
 }
 
-/// The bytes of a backing store from `start` on.
-fn source_of(backing: &Backing, start: usize) -> Source {
-    match backing {
-        Backing::Weight(location) => Source::File {
-            file: Arc::clone(&location.file),
-            offset: location.offset + start as u64,
-        },
-        Backing::State(memory, base) => Source::Memory {
-            memory: Arc::clone(memory),
-            offset: base + start,
-        },
+fn since(now: Counters, then: Counters) -> Traffic {
+    Traffic {
+        storage_bytes: now.storage_bytes - then.storage_bytes,
+        link_bytes: now.link_bytes - then.link_bytes,
+        write_back_bytes: now.write_back_bytes - then.write_back_bytes,
+        storage_seconds: now.storage_seconds - then.storage_seconds,
+        link_seconds: now.link_seconds - then.link_seconds,
+        write_back_seconds: now.write_back_seconds - then.write_back_seconds,
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::memory::ModelFile;
+use super::storage::{Access, StoreFile};
 use crate::error::{Error, Result};
 use crate::ggml::Header;
 
@@ -12,7 +12,7 @@ use crate::ggml::Header;
 #[derive(Clone, Debug)]
 pub struct TensorLocation {
     /// The part it lies in.
-    pub file: Arc<ModelFile>,
+    pub file: Arc<StoreFile>,
     /// Where its bytes begin, from the start of the part.
     pub offset: u64,
     /// How many bytes it has.
@@ -22,19 +22,21 @@ pub struct TensorLocation {
 /// All tensors of a model, by name.
 #[derive(Debug, Default)]
 pub struct ModelIndex {
+    files: Vec<Arc<StoreFile>>,
     tensors: HashMap<String, TensorLocation>,
 }
 
 impl ModelIndex {
-    /// Reads the headers of the model at `path` and, when it is split, of its other parts.
+    /// Reads the headers of the model at `path` and, when it is split, of its other parts;
+    /// tensors will be read as `access` says.
     ///
     /// # Errors
     /// `Failed`, naming the file which is missing, unreadable or not a GGUF.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub fn read(path: &Path, access: Access) -> Result<Self> {
         let mut index = Self::default();
         for header in Header::read_all(path)? {
             let path = header.path();
-            let file = ModelFile::open(path).map_err(|error| {
+            let file = StoreFile::open(path, access).map_err(|error| {
                 Error::Failed(format!("could not open '{}' ({error})", path.display()))
             })?;
             let file = Arc::new(file);
@@ -46,13 +48,25 @@ impl ModelIndex {
                 };
                 index.tensors.insert(tensor.name, location);
             }
+            index.files.push(file);
         }
         Ok(index)
+    }
+
+    /// The model's parts, in their order.
+    pub fn files(&self) -> &[Arc<StoreFile>] {
+        &self.files
     }
 
     /// Where the tensor called `name` lies.
     pub fn find(&self, name: &str) -> Option<&TensorLocation> {
         self.tensors.get(name)
+    }
+
+    /// Whether all parts are read past the page cache.
+    pub fn is_direct(&self) -> bool {
+        let mut tensors = self.tensors.values();
+        tensors.all(|tensor| tensor.file.is_direct())
     }
 
     /// Bytes of all tensors together.

@@ -1,19 +1,20 @@
-#![allow(
-    unsafe_code,
-    reason = "states move between memories that are shared by address"
-)]
-//! Tensors come and go; each time the plan is made anew and the arena follows it.
+//! Tensors come and go, contexts grow, budgets change; each time the plan is made anew
+//! and the arena follows it.
 
 use std::sync::Arc;
 
 use super::block::Block;
-use super::engine::{Copy, Direction, Request};
-use super::ring::Slot;
-use super::{
-    Backing, Group, GroupId, GroupKey, PagedTensor, Pager, Place, TensorId, TensorSpec, source_of,
-};
+use super::engine::{Copy, Direction, Request, Source, Target};
+use super::memory::HostMemory;
+use super::state::{State, Store};
+use super::storage::StoreFile;
+use super::usage::Move;
+use super::{Backing, GroupKey, PagedTensor, Pager, Place, StatesIn, TensorId, TensorSpec};
 use crate::error::{Error, Result};
-use crate::planner::{self, GroupSize, Placement, Plan, RING_SLOTS, Shortfall};
+use crate::planner::{self, Item, Limits, Placement, Plan, Shortfall};
+
+/// Resident tensors of a group that are smaller than this share one block.
+const OWN_BLOCK_BYTES: usize = 1 << 20;
 
 impl Pager {
     /// Takes tensors in and plans for all that there are. Resident weights are empty
@@ -24,16 +25,17 @@ impl Pager {
     /// also when the system does not give the memory that the plan needs; the tensors
     /// that were there before can then only be removed.
     pub fn add_tensors(&mut self, specs: Vec<TensorSpec>) -> Result<Vec<TensorId>> {
-        self.drain()?;
         let mut ids = Vec::with_capacity(specs.len());
-        for mut spec in specs {
-            spec.bytes = spec.bytes.next_multiple_of(self.config.alignment);
+        for spec in specs {
+            let state = match spec.backing {
+                Backing::Weight(_) => None,
+                Backing::State { page_bytes } => Some(State::new(spec.span_bytes, page_bytes)),
+            };
             let tensor = PagedTensor {
                 spec,
-                group: GroupId(0),
                 place: Place::Nowhere,
+                state,
                 loaded: false,
-                untouched: true,
             };
             let free = self.tensors.iter().position(Option::is_none);
             let index = free.unwrap_or(self.tensors.len());
@@ -56,14 +58,17 @@ impl Pager {
     pub fn remove_tensors(&mut self, ids: &[TensorId]) {
         // A failed copy of a tensor that nobody will use again is no failure.
         let _ = self.drain();
-        self.slots.iter_mut().for_each(Slot::clear);
+        self.ring.clear();
         for id in ids {
             self.tensors[id.0 as usize] = None;
         }
         if !self.has_states() {
             // The states that were lost are gone.
             self.lost = None;
+            self.spill = None;
+            self.spill_refused = None;
         }
+        self.stale = true;
     }
 
     /// Plans anew for another budget.
@@ -71,22 +76,76 @@ impl Pager {
     /// # Errors
     /// `Memory` when no plan fits it, or its memory is not given: the budget stays.
     pub fn set_budget(&mut self, bytes: u64) -> Result<()> {
-        self.drain()?;
-        let before = std::mem::replace(&mut self.config.limits.budget_bytes, bytes);
+        let before = std::mem::replace(&mut self.config.budget_bytes, bytes);
         let outcome = self.replan();
         if outcome.is_err() {
-            self.config.limits.budget_bytes = before;
+            self.config.budget_bytes = before;
             self.replan()?;
         }
         outcome
     }
 
-    fn has_states(&self) -> bool {
+    /// Has the budget cover this many bytes that lie outside the pager.
+    ///
+    /// # Errors
+    /// `Memory` when no plan leaves them: nothing has changed then.
+    pub fn set_outside(&mut self, bytes: u64) -> Result<()> {
+        let before = std::mem::replace(&mut self.outside_bytes, bytes);
+        if bytes <= before {
+            self.stale |= bytes < before;
+            return Ok(());
+        }
+        let outcome = self.replan();
+        if outcome.is_err() {
+            self.outside_bytes = before;
+        }
+        outcome
+    }
+
+    /// Has the ring hold at least what one operation reads at once.
+    ///
+    /// # Errors
+    /// `Memory` when no plan leaves that much.
+    pub fn need_ring(&mut self, bytes: usize) -> Result<()> {
+        self.ring_bytes_min = self.ring_bytes_min.max(bytes as u64);
+        self.replan()
+    }
+
+    /// Plans anew if sizes have changed; whether they had.
+    ///
+    /// # Errors
+    /// As for `add_tensors`.
+    pub fn settle(&mut self) -> Result<bool> {
+        let stale = self.stale;
+        if stale {
+            self.replan()?;
+        }
+        Ok(stale)
+    }
+
+    pub(super) fn has_states(&self) -> bool {
         let mut tensors = self.tensors.iter().flatten();
-        tensors.any(|tensor| tensor.spec.backing.is_state())
+        tensors.any(|tensor| tensor.state.is_some())
     }
 
     fn replan(&mut self) -> Result<()> {
+        // Until all is where the plan wants it.
+        self.stale = true;
+        let plan = self.plan()?;
+        match self.apply(&plan) {
+            // The spill file is full: what it would have taken has to stay.
+            Err(Error::Failed(_)) if self.spill_refused.is_some() => {
+                let plan = self.plan()?;
+                self.apply(&plan)?;
+            }
+            outcome => outcome?,
+        }
+        self.stale = false;
+        Ok(())
+    }
+
+    /// The planner's answer for the tensors as they are.
+    fn plan(&mut self) -> Result<Plan> {
         let mut keys: Vec<GroupKey> = self
             .tensors
             .iter()
@@ -95,153 +154,397 @@ impl Pager {
             .collect();
         keys.sort_unstable();
         keys.dedup();
-        let mut sizes: Vec<GroupSize> = keys
+        let items: Vec<Item<'_>> = self
+            .tensors
             .iter()
-            .map(|key| GroupSize {
-                bytes: 0,
-                pinned: *key == GroupKey::Shared,
-            })
+            .flatten()
+            .map(|tensor| self.item_of(tensor, &keys))
             .collect();
-        for tensor in self.tensors.iter().flatten() {
-            let group = keys
-                .binary_search(&tensor.spec.group)
-                .expect("all keys are listed");
-            sizes[group].bytes += tensor.spec.bytes as u64;
-        }
-        let limits = self.config.limits;
-        let count_max = limits
-            .resident_groups_max
-            .map_or(usize::MAX, |max| max as usize);
-        let shortfall = planner::shortfall(&sizes, count_max);
-        // What is loaded in between may need more than what is loaded in the end.
-        self.minimum_bytes = self.minimum_bytes.max(shortfall.minimum_bytes);
-        let plan = planner::plan(&sizes, &limits).map_err(|shortfall| {
-            let states_follow = self.config.states_follow && !self.has_states();
-            too_small(limits.budget_bytes, &shortfall, states_follow)
-        })?;
-        self.apply(&keys, &plan)
+        let outside = self.outside_bytes;
+        let limits = Limits {
+            budget_bytes: self.config.budget_bytes.saturating_sub(outside),
+            resident_groups_max: self.config.resident_groups_max,
+            look_ahead: self.config.look_ahead,
+            ring_bytes_min: self.ring_bytes_min,
+        };
+        let outcome = planner::plan(&items, keys.len(), &limits);
+        let least = match &outcome {
+            Ok(plan) => plan.minimum_bytes,
+            Err(shortfall) => shortfall.minimum_bytes,
+        };
+        // What is there in between may need more than what is there in the end.
+        self.minimum_bytes = self.minimum_bytes.max(least + outside);
+        outcome.map_err(|shortfall| self.too_small(&shortfall))
     }
 
-    fn apply(&mut self, keys: &[GroupKey], plan: &Plan) -> Result<()> {
-        let mut rank = 0;
-        self.groups.clear();
-        for (key, placement) in keys.iter().zip(&plan.placements) {
-            let home_slot = planner::home_slot(rank);
-            rank += usize::from(*placement == Placement::Streamed);
-            self.groups.push(Group {
-                key: *key,
-                placement: *placement,
-                home_slot,
-            });
+    fn item_of<'a>(&self, tensor: &'a PagedTensor, keys: &[GroupKey]) -> Item<'a> {
+        let spec = &tensor.spec;
+        let group = keys
+            .binary_search(&spec.group)
+            .expect("all keys are listed");
+        let is_state = tensor.state.is_some();
+        let pinned_layer = match spec.group {
+            GroupKey::Layer(layer) => !is_state && self.config.pinned_layers.contains(&layer),
+            _ => false,
+        };
+        let stuck = is_state && self.spill_refused.is_some();
+        Item {
+            group,
+            role: match spec.group {
+                GroupKey::Output => "output",
+                _ => &spec.role,
+            },
+            bytes: self.budget_bytes_of(tensor),
+            state: is_state,
+            pinned: spec.group == GroupKey::Shared || pinned_layer || stuck,
+            streamed: tensor.loaded && matches!(tensor.place, Place::Streamed),
         }
+    }
+
+    /// Moves the tensors to where `plan` wants them.
+    fn apply(&mut self, plan: &Plan) -> Result<()> {
+        let wanted: Vec<(TensorId, Placement)> = self.ids().zip(plan.placements.clone()).collect();
+        let moves = |(id, placement): &&(TensorId, Placement)| match self.tensor(*id).place {
+            Place::Nowhere => true,
+            Place::Resident(..) => *placement == Placement::Streamed,
+            Place::Streamed => *placement == Placement::Resident,
+        };
+        let moving: Vec<(TensorId, Placement)> = wanted.iter().filter(moves).copied().collect();
+        let ring_bytes = usize::try_from(plan.ring_bytes).expect("a ring fits the address space");
+        self.reserve_stores(&wanted)?;
+        self.largest_bytes = usize::try_from(plan.largest_bytes).expect("it fits the ring");
+        if moving.is_empty() && ring_bytes == self.ring.bytes() {
+            return Ok(());
+        }
+        self.drain()?;
+        let before = self.moves.len();
         // What leaves makes room before anything new is taken.
-        self.slots.clear();
-        self.stream_out(keys);
-        self.bring_in()?;
-        let bytes = usize::try_from(plan.slot_bytes).expect("a slot fits the address space");
-        let count = if bytes == 0 { 0 } else { RING_SLOTS };
-        for _ in 0..count {
-            self.slots.push(Slot::new(Arc::new(new_block(bytes)?)));
+        for (id, _) in moving.iter().filter(|(_, to)| *to == Placement::Streamed) {
+            self.stream_out(*id)?;
+        }
+        if ring_bytes != self.ring.bytes() {
+            self.ring.remove();
+            if ring_bytes > 0 {
+                self.ring.replace(new_block(ring_bytes)?);
+            }
+        }
+        self.ring.clear();
+        let coming = moving.iter().filter(|(_, to)| *to == Placement::Resident);
+        let coming: Vec<TensorId> = coming.map(|(id, _)| *id).collect();
+        let outcome = self.bring_in(&coming);
+        self.count_layers(before);
+        outcome
+    }
+
+    fn ids(&self) -> impl Iterator<Item = TensorId> {
+        let indexed = self.tensors.iter().enumerate();
+        let live: Vec<usize> = indexed
+            .filter(|(_, tensor)| tensor.is_some())
+            .map(|(index, _)| index)
+            .collect();
+        live.into_iter()
+            .map(|index| TensorId(u32::try_from(index).expect("fewer than 2^32 tensors")))
+    }
+
+    /// Sees to it that each state that is or will be streamed has a store with room for
+    /// what is in use.
+    fn reserve_stores(&mut self, wanted: &[(TensorId, Placement)]) -> Result<()> {
+        for (id, _) in wanted.iter().filter(|(_, to)| *to == Placement::Streamed) {
+            if self.tensor(*id).state.is_none() {
+                continue;
+            }
+            if let Err(sentence) = self.reserve_store(*id) {
+                self.spill_refused = Some(sentence.clone());
+                return Err(Error::Failed(sentence));
+            }
         }
         Ok(())
     }
 
-    /// Gives each tensor its group, and each streamed one its place in a slot.
-    fn stream_out(&mut self, keys: &[GroupKey]) {
-        let mut ends = vec![0usize; keys.len()];
-        for tensor in self.tensors.iter_mut().flatten() {
-            let group = keys
-                .binary_search(&tensor.spec.group)
-                .expect("all keys are listed");
-            tensor.group = GroupId(u32::try_from(group).expect("fewer than 2^32 groups"));
-            if self.groups[group].placement == Placement::Resident {
-                if let Place::Streamed(_) = tensor.place {
-                    tensor.place = Place::Nowhere;
+    fn reserve_store(&mut self, id: TensorId) -> std::result::Result<(), String> {
+        let bytes = self.tensor(id).spec.span_bytes;
+        let store = match self.tensor(id).state.as_ref().and_then(|s| s.store.clone()) {
+            Some(store) => store,
+            None => self.new_store(bytes)?,
+        };
+        let state = self.tensor_mut(id).state.as_mut();
+        let state = state.expect("only states have stores");
+        if let Store::File(file, base) = &store {
+            let end = base + state.bytes_in_use() as u64;
+            file.reserve(*base..end)
+                .map_err(|error| spill_full(file, end - base, &error))?;
+        }
+        state.store = Some(store);
+        Ok(())
+    }
+
+    fn new_store(&mut self, bytes: usize) -> std::result::Result<Store, String> {
+        match &self.config.states_in {
+            StatesIn::Memory => HostMemory::sparse(bytes)
+                .map(|memory| Store::Memory(Arc::new(memory)))
+                .map_err(|error| {
+                    format!("could not get memory for the KV cache ({error}); lower -c")
+                }),
+            StatesIn::Folder(folder) => {
+                if self.spill.is_none() {
+                    let made = StoreFile::spill(folder).map_err(|error| {
+                        let folder = folder.display();
+                        format!(
+                            "could not make a spill file for the KV cache in '{folder}' ({error}); \
+                             give another folder with --spill-dir"
+                        )
+                    })?;
+                    self.spill = Some((Arc::new(made), 0));
                 }
-                continue;
+                let (file, end) = self.spill.as_mut().expect("it was made above");
+                let base = *end;
+                *end += (bytes as u64).next_multiple_of(super::storage::BLOCK_BYTES as u64);
+                Ok(Store::File(Arc::clone(file), base))
             }
-            if let (Place::Resident(block, offset), Backing::State(store, base)) =
-                (&tensor.place, &tensor.spec.backing)
-            {
-                let from = block.memory().address(*offset);
-                // SAFETY:
-                // - the tensor's bytes lie inside its block;
-                // - the engine is drained and nothing computes: nobody writes them.
-                let bytes = unsafe { std::slice::from_raw_parts(from, tensor.spec.span_bytes) };
-                // SAFETY:
-                // - the store is idle for the same reason;
-                // - block and store are different mappings.
-                unsafe { store.write(*base, bytes) };
-            }
-            tensor.place = Place::Streamed(ends[group]);
-            ends[group] += tensor.spec.bytes;
         }
     }
 
-    /// Takes memory for what is now resident, and fills it from the backing store.
-    fn bring_in(&mut self) -> Result<()> {
-        let mut copies = Vec::new();
-        for (index, group) in self.groups.iter().enumerate() {
-            let mut members: Vec<&mut PagedTensor> = self
-                .tensors
-                .iter_mut()
-                .flatten()
-                .filter(|tensor| tensor.group.0 as usize == index)
-                .filter(|tensor| matches!(tensor.place, Place::Nowhere))
-                .collect();
-            if group.placement == Placement::Streamed || members.is_empty() {
-                continue;
+    /// Moves one tensor out of the arena; a state's pages go to its store.
+    fn stream_out(&mut self, id: TensorId) -> Result<()> {
+        let bytes = self.budget_bytes_of(self.tensor(id));
+        let place = self.tensor(id).place.clone();
+        if let (Place::Resident(block, offset), Some(state)) = (&place, &self.tensor(id).state) {
+            let mut copies = Vec::new();
+            let store = state.store.as_ref().expect("a streamed state has a store");
+            for (_, run) in state
+                .runs(&(0..state.bytes_in_use()))
+                .filter(|(written, _)| *written)
+            {
+                copies.push(Copy {
+                    from: Source::Memory {
+                        memory: Arc::clone(block.memory()),
+                        offset: offset + run.start,
+                    },
+                    to: store.target(run.start),
+                    bytes: run.len(),
+                    whole_blocks: false,
+                });
             }
-            let bytes = members.iter().map(|tensor| tensor.spec.bytes).sum();
-            let block = Arc::new(new_block(bytes)?);
-            let mut offset = 0;
-            for tensor in &mut members {
-                tensor.place = Place::Resident(Arc::clone(&block), offset);
-                let known = tensor.loaded || tensor.spec.backing.is_state();
-                if known {
-                    copies.push(Copy {
-                        from: source_of(&tensor.spec.backing, 0),
-                        to: Arc::clone(block.memory()),
-                        range: offset..offset + tensor.spec.span_bytes,
-                    });
-                }
-                offset += tensor.spec.bytes;
+            let pages = state.pages_written();
+            if let Err(error) = self.copy_now(Direction::Out, copies) {
+                // The arena still has the bytes.
+                self.spill_refused = Some(error.to_string());
+                self.lost = None;
+                return Err(error);
+            }
+            self.kv_pages.evicted += pages;
+        }
+        if let Place::Resident(block, offset) = &place {
+            let spec = &self.tensor(id).spec;
+            let start = offset - self.lead(spec);
+            block.release(start..start + self.arena_bytes(spec));
+            self.note_move(id, true, bytes);
+        }
+        self.tensor_mut(id).place = Place::Streamed;
+        Ok(())
+    }
+
+    fn note_move(&mut self, id: TensorId, evicted: bool, bytes: u64) {
+        let tensor = self.tensor(id);
+        let (group, states) = (tensor.spec.group, tensor.state.is_some());
+        let of_layer = |known: &&mut Move| {
+            (known.group, known.states, known.evicted) == (group, states, evicted)
+        };
+        match self.moves.iter_mut().find(of_layer) {
+            Some(known) => known.bytes += bytes,
+            None => self.moves.push(Move {
+                group,
+                states,
+                evicted,
+                bytes,
+            }),
+        }
+    }
+
+    /// Counts the layers that the moves since `before` touch.
+    fn count_layers(&mut self, before: usize) {
+        for evicted in [true, false] {
+            let moved = self.moves[before.min(self.moves.len())..].iter();
+            let mut layers: Vec<GroupKey> = moved
+                .filter(|moved| moved.evicted == evicted)
+                .map(|moved| moved.group)
+                .collect();
+            layers.sort_unstable();
+            layers.dedup();
+            match evicted {
+                true => self.layers_moved.0 += layers.len() as u64,
+                false => self.layers_moved.1 += layers.len() as u64,
             }
         }
+    }
+
+    /// Takes memory for what is now resident, and fills it from the backing store. When
+    /// that fails, all is where it was before.
+    fn bring_in(&mut self, coming: &[TensorId]) -> Result<()> {
+        let before: Vec<Place> = coming
+            .iter()
+            .map(|id| self.tensor(*id).place.clone())
+            .collect();
+        let mut copies = Vec::new();
+        let filled = self
+            .place_all(coming, &mut copies)
+            .and_then(|()| self.copy_now(Direction::In, copies));
+        for (id, place) in coming.iter().zip(before) {
+            if filled.is_err() {
+                self.tensor_mut(*id).place = place;
+                continue;
+            }
+            if matches!(place, Place::Streamed) {
+                let bytes = self.budget_bytes_of(self.tensor(*id));
+                self.note_move(*id, false, bytes);
+            }
+            if let Some(Store::File(file, base)) = self.release_store(*id) {
+                file.release(base..base + self.tensor(*id).spec.span_bytes as u64);
+            }
+        }
+        filled
+    }
+
+    /// Makes tensors resident, the small ones of a group in one block.
+    fn place_all(&mut self, coming: &[TensorId], copies: &mut Vec<Copy>) -> Result<()> {
+        let mut small: Vec<TensorId> = Vec::new();
+        for id in coming {
+            let tensor = self.tensor(*id);
+            let bytes = self.arena_bytes(&tensor.spec);
+            if tensor.state.is_some() {
+                // Memory comes page by page, as it is written.
+                let block = Block::sparse(bytes).map_err(Error::Memory)?;
+                self.place(*id, &Arc::new(block), 0, copies);
+            } else if bytes >= OWN_BLOCK_BYTES {
+                self.place(*id, &Arc::new(new_block(bytes)?), 0, copies);
+            } else {
+                small.push(*id);
+            }
+        }
+        let group = |id: &TensorId| self.tensor(*id).spec.group;
+        small.sort_by_key(group);
+        let same = |a: &TensorId, b: &TensorId| group(a) == group(b);
+        let groups: Vec<Vec<TensorId>> = small.chunk_by(same).map(<[TensorId]>::to_vec).collect();
+        for group in groups {
+            let sizes = group
+                .iter()
+                .map(|id| self.arena_bytes(&self.tensor(*id).spec));
+            let sizes: Vec<usize> = sizes.collect();
+            let block = Arc::new(new_block(sizes.iter().sum())?);
+            let mut start = 0;
+            for (id, bytes) in group.iter().zip(sizes) {
+                self.place(*id, &block, start, copies);
+                start += bytes;
+            }
+        }
+        Ok(())
+    }
+
+    /// A resident state needs no store; its place in the spill file stays its own.
+    fn release_store(&mut self, id: TensorId) -> Option<Store> {
+        let state = self.tensor_mut(id).state.as_mut()?;
+        match state.store.clone()? {
+            Store::Memory(_) => state.store.take(),
+            file @ Store::File(..) => Some(file),
+        }
+    }
+
+    /// Makes a tensor resident at `start` of `block`, and adds what fills it.
+    fn place(&mut self, id: TensorId, block: &Arc<Block>, start: usize, copies: &mut Vec<Copy>) {
+        let was_streamed = self.is_streamed(id);
+        let whole_blocks = self.reads_whole_blocks();
+        let tensor = self.tensor(id);
+        let at = start + self.lead(&tensor.spec);
+        let mut add = |from, offset: usize, bytes| {
+            copies.push(Copy {
+                from,
+                to: Target::Memory {
+                    memory: Arc::clone(block.memory()),
+                    offset: at + offset,
+                },
+                bytes,
+                whole_blocks,
+            });
+        };
+        match (&tensor.spec.backing, &tensor.state) {
+            (Backing::Weight(location), _) if tensor.loaded => add(
+                Source::File {
+                    file: Arc::clone(&location.file),
+                    offset: location.offset,
+                },
+                0,
+                tensor.spec.span_bytes,
+            ),
+            (_, Some(state)) if was_streamed => {
+                let store = state.store.as_ref().expect("a streamed state has a store");
+                let in_use = 0..state.bytes_in_use();
+                let runs = state.runs(&in_use);
+                for (_, run) in runs.filter(|(written, _)| *written) {
+                    add(store.source(run.start), run.start, run.len());
+                }
+            }
+            _ => {}
+        }
+        self.tensor_mut(id).place = Place::Resident(Arc::clone(block), at);
+    }
+
+    /// Does copies and waits for them.
+    fn copy_now(&mut self, direction: Direction, copies: Vec<Copy>) -> Result<()> {
         if copies.is_empty() {
             return Ok(());
         }
         self.engine
-            .submit(Request {
-                direction: Direction::In,
-                copies,
-            })
+            .submit(Request { direction, copies })
             .map_err(|(sentence, _refused)| Error::Failed(sentence))?;
         self.drain()
     }
+
+    fn too_small(&self, shortfall: &Shortfall) -> Error {
+        let states_follow = self.config.states_follow && !self.has_states();
+        let before = match states_follow {
+            true => ", the KV cache not counted",
+            false => "",
+        };
+        let ring = match shortfall.ring_bytes {
+            0 => String::new(),
+            bytes => format!("{} for what is streamed", mib(bytes)),
+        };
+        let outside = match self.outside_bytes {
+            0 => String::new(),
+            bytes => format!("{} for what llama.cpp computes with", mib(bytes)),
+        };
+        let parts: Vec<&str> = [&*ring, &*outside]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect();
+        let parts = match parts.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", parts.join(", ")),
+        };
+        let stuck = match &self.spill_refused {
+            Some(sentence) => format!("; {sentence}"),
+            None => String::new(),
+        };
+        Error::Memory(format!(
+            "VRAM budget of {} is below the minimum of {}{before}{parts}; raise --vram-budget or \
+             lower -c or -ub{stuck}",
+            mib(self.config.budget_bytes),
+            mib(shortfall.minimum_bytes + self.outside_bytes),
+        ))
+    }
+}
+
+fn spill_full(file: &StoreFile, bytes: u64, error: &std::io::Error) -> String {
+    format!(
+        "no room for {} of KV cache in the spill file in '{}' ({error}); give another folder with \
+         --spill-dir, raise --vram-budget or lower -c",
+        mib(bytes),
+        file.path().display()
+    )
 }
 
 fn new_block(bytes: usize) -> Result<Block> {
     Block::new(bytes).map_err(Error::Memory)
-}
-
-fn too_small(budget_bytes: u64, shortfall: &Shortfall, states_follow: bool) -> Error {
-    let pinned = match shortfall.pinned_bytes {
-        0 => String::new(),
-        bytes => format!(", {} that cannot be streamed", mib(bytes)),
-    };
-    let before = if states_follow {
-        ", the KV cache not counted"
-    } else {
-        ""
-    };
-    Error::Memory(format!(
-        "VRAM budget of {} is below the minimum of {}{before} (two slots of a layer: {}{pinned}); \
-         raise --vram-budget or lower -c",
-        mib(budget_bytes),
-        mib(shortfall.minimum_bytes),
-        mib(shortfall.ring_bytes),
-    ))
 }
 
 /// Bytes in MiB, rounded up to the next hundredth, so that the figure given is enough.

@@ -1,135 +1,215 @@
-//! The ring: slots that streamed groups take turns in.
+//! The ring: memory that streamed tensors take turns in.
 //!
 //! ```text
-//!   Absent ──claim──► Filling ──ticket done──► Clean ──segment wrote──► Dirty
+//!   Absent ──fetch──► Filling ──ticket done──► Clean ──segment wrote──► Dirty
 //!     ▲                                          ▲                        │
-//!     └──────── claimed by another group ────────┴──── written back ◄─────┘
+//!     └──────── another tensor's fetch ──────────┴──── written back ◄─────┘
 //! ```
-//! A slot knows which byte ranges of which tensors are valid in it, or will be once its
-//! ticket is done. Write-back is submitted as soon as a segment has written; the engine
-//! runs in order, so whatever claims the slot next is queued behind it.
+//! Where in the ring a tensor goes is the schedule's decision; the ring only knows what
+//! it holds. Write-back is submitted as soon as a segment has written; the engine keeps
+//! the order of what conflicts, so whatever claims the place next is behind it.
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::TensorId;
 use super::block::Block;
 use super::engine::Ticket;
-use super::{GroupId, TensorId};
 
-/// One slot of the ring.
-#[derive(Debug)]
-pub struct Slot {
-    /// Its memory, large enough for any group that streams.
-    pub block: Arc<Block>,
-    /// The group whose tensors it holds.
-    pub group: Option<GroupId>,
-    /// In use by the segment at hand: must not be claimed.
-    pub pinned: bool,
-    /// Holds what is needed sooner than the group being fetched ahead.
-    pub reserved: bool,
-    /// The valid range of each tensor in it, once `ticket` is done.
-    pub valid: Vec<(TensorId, Range<usize>)>,
-    /// The newest fetch into it.
+/// What a segment needs of a streamed tensor: these bytes, at this place of the ring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// The tensor.
+    pub tensor: TensorId,
+    /// The bytes, from the tensor's start.
+    pub range: Range<usize>,
+    /// The place, in bytes from the ring's start.
+    pub at: usize,
+    /// Bytes of the ring that it takes.
+    pub bytes: usize,
+}
+
+impl Need {
+    /// The part of the ring that it takes.
+    pub fn place(&self) -> Range<usize> {
+        self.at..self.at + self.bytes
+    }
+
+    /// Whether the two cannot be in the ring at once.
+    pub fn overlaps(&self, place: &Range<usize>) -> bool {
+        self.at < place.end && place.start < self.at + self.bytes
+    }
+}
+
+/// Bytes of a tensor in the ring, or on their way.
+#[derive(Clone, Debug)]
+pub struct Holding {
+    /// Which bytes, and where.
+    pub need: Need,
+    /// Its fetch.
     pub ticket: Ticket,
+    /// Whether the fetch reads a file.
+    pub from_file: bool,
+    /// In use by the segment at hand: must not be overwritten.
+    pub pinned: bool,
+    // The search for something to fetch ahead that has found it to be needed sooner.
+    mark: u64,
 }
 
-impl Slot {
-    /// A slot with `block` as its memory, empty.
-    pub fn new(block: Arc<Block>) -> Self {
-        Self {
-            block,
-            group: None,
-            pinned: false,
-            reserved: false,
-            valid: Vec::new(),
-            ticket: Ticket(0),
-        }
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub struct Ring {
+    block: Option<Arc<Block>>,
+    holdings: Vec<Holding>,
+    search: u64,
+}
+
+impl Ring {
+    /// Its size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.block.as_ref().map_or(0, |block| block.bytes())
     }
 
-    /// Forgets what it holds.
+    /// Its memory; None while nothing is streamed.
+    pub fn block(&self) -> Option<&Arc<Block>> {
+        self.block.as_ref()
+    }
+
+    /// Forgets everything and gives the memory back.
+    pub fn remove(&mut self) {
+        self.holdings.clear();
+        self.block = None;
+    }
+
+    /// Takes memory; empty afterwards.
+    pub fn replace(&mut self, block: Block) {
+        self.holdings.clear();
+        self.block = Some(Arc::new(block));
+    }
+
+    /// Forgets everything.
     pub fn clear(&mut self) {
-        self.group = None;
-        self.valid.clear();
+        self.holdings.clear();
     }
 
-    /// Declares `need` of `tensor` valid; gives the parts of it that must be fetched.
-    /// A tensor keeps one valid range: a gap between old and new is fetched too.
-    pub fn extend(&mut self, tensor: TensorId, need: &Range<usize>) -> [Range<usize>; 2] {
-        let Some((_, valid)) = self.valid.iter_mut().find(|(id, _)| *id == tensor) else {
-            self.valid.push((tensor, need.clone()));
-            return [need.clone(), 0..0];
-        };
-        if need.is_empty() {
-            return [0..0, 0..0];
-        }
-        let missing = [
-            need.start..valid.start.max(need.start),
-            valid.end..need.end.max(valid.end),
-        ];
-        *valid = valid.start.min(need.start)..valid.end.max(need.end);
-        missing
+    /// Pins what is held for `need`; whether anything was.
+    pub fn pin(&mut self, need: &Need) -> bool {
+        let held = self.holdings.iter_mut().find(|held| held.need == *need);
+        held.map(|held| held.pinned = true).is_some()
     }
 
-    /// Declares nothing of `tensor` valid: its bytes changed in the backing store.
+    /// Lets everything be overwritten again.
+    pub fn unpin(&mut self) {
+        self.holdings
+            .iter_mut()
+            .for_each(|held| held.pinned = false);
+    }
+
+    /// Begins a search for something to fetch ahead.
+    pub fn begin_search(&mut self) {
+        self.search += 1;
+    }
+
+    /// Whether `need` is held; it is needed sooner than whatever the search asks next.
+    pub fn reserve(&mut self, need: &Need) -> bool {
+        let held = self.holdings.iter_mut().find(|held| held.need == *need);
+        held.map(|held| held.mark = self.search).is_some()
+    }
+
+    /// Whether `place` holds nothing in use, nor anything the search found to be needed
+    /// sooner.
+    pub fn is_free(&self, place: &Range<usize>) -> bool {
+        let taken = |held: &Holding| held.pinned || held.mark == self.search;
+        !self
+            .holdings
+            .iter()
+            .any(|held| held.need.overlaps(place) && taken(held))
+    }
+
+    /// Whether `place` holds nothing in use.
+    pub fn is_unpinned(&self, place: &Range<usize>) -> bool {
+        !self
+            .holdings
+            .iter()
+            .any(|held| held.need.overlaps(place) && held.pinned)
+    }
+
+    /// Notes a fetch; what was in its place is gone.
+    pub fn hold(&mut self, need: &Need, ticket: Ticket, from_file: bool) {
+        let place = need.place();
+        self.holdings.retain(|held| !held.need.overlaps(&place));
+        self.holdings.push(Holding {
+            need: need.clone(),
+            ticket,
+            from_file,
+            pinned: false,
+            mark: self.search,
+        });
+    }
+
+    /// What is held of a tensor that is in use.
+    pub fn pinned(&self, tensor: TensorId) -> Option<&Holding> {
+        let mut holdings = self.holdings.iter();
+        holdings.find(|held| held.pinned && held.need.tensor == tensor)
+    }
+
+    /// All that is in use.
+    pub fn all_pinned(&self) -> impl Iterator<Item = &Holding> {
+        self.holdings.iter().filter(|held| held.pinned)
+    }
+
+    /// Forgets a tensor, but for what is in use: its bytes changed.
     pub fn invalidate(&mut self, tensor: TensorId) {
-        self.valid.retain(|(id, _)| *id != tensor);
+        self.holdings
+            .retain(|held| held.need.tensor != tensor || held.pinned);
     }
-}
 
-/// The slot to use for a group: the one that holds it, else its home, else any other;
-/// never a pinned or reserved one that holds something else.
-pub fn choose(slots: &[Slot], group: GroupId, home: usize) -> Option<usize> {
-    let holds = slots.iter().position(|slot| slot.group == Some(group));
-    let usable = |index: &usize| !slots[*index].pinned && !slots[*index].reserved;
-    holds
-        .or_else(|| Some(home).filter(usable))
-        .or_else(|| (0..slots.len()).find(usable))
+    /// Nothing may write what `tensor` holds before `ticket` is done.
+    pub fn delay(&mut self, tensor: TensorId, ticket: Ticket) {
+        let mut holdings = self.holdings.iter_mut();
+        if let Some(held) = holdings.find(|held| held.pinned && held.need.tensor == tensor) {
+            held.ticket = ticket;
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
-    const TENSOR: TensorId = TensorId(3);
-
-    fn slot() -> Slot {
-        Slot::new(Arc::new(Block::new(64).unwrap()))
-    }
-
-    #[test]
-    fn a_first_need_is_fetched_whole_and_a_second_not_at_all() {
-        let mut slot = slot();
-        assert_eq!(slot.extend(TENSOR, &(10..20)), [10..20, 0..0]);
-        let missing = slot.extend(TENSOR, &(12..18));
-        assert!(missing.iter().all(|range| range.is_empty()), "{missing:?}");
-    }
-
-    #[test]
-    fn a_pinned_slot_is_not_claimed_by_another_group() {
-        let mut slots = [slot(), slot()];
-        slots[0].pinned = true;
-        assert_eq!(choose(&slots, GroupId(1), 0), Some(1));
-        slots[1].pinned = true;
-        assert_eq!(choose(&slots, GroupId(1), 0), None);
-        slots[0].group = Some(GroupId(1));
-        assert_eq!(choose(&slots, GroupId(1), 0), Some(0));
-    }
-
-    proptest! {
-        #[test]
-        fn every_byte_needed_is_fetched_exactly_once(
-            needs in prop::collection::vec((0usize..60, 1usize..30), 1..12),
-        ) {
-            let mut slot = slot();
-            let mut fetched = [0u32; 100];
-            for (start, length) in needs {
-                let need = start..start + length;
-                for range in slot.extend(TENSOR, &need) {
-                    range.for_each(|byte| fetched[byte] += 1);
-                }
-                prop_assert!(need.clone().all(|byte| fetched[byte] == 1), "{need:?}");
-            }
+    fn need(tensor: u32, at: usize) -> Need {
+        Need {
+            tensor: TensorId(tensor),
+            range: 0..10,
+            at,
+            bytes: 10,
         }
+    }
+
+    #[test]
+    fn what_is_in_use_or_needed_sooner_is_not_free() {
+        let mut ring = Ring::default();
+        ring.hold(&need(1, 0), Ticket(1), true);
+        ring.hold(&need(2, 10), Ticket(2), true);
+        assert!(ring.pin(&need(1, 0)) && !ring.pin(&need(1, 5)));
+        ring.begin_search();
+        assert!(!ring.is_free(&(5..15)) && ring.is_free(&(10..30)));
+        assert!(ring.reserve(&need(2, 10)) && !ring.is_free(&(15..25)));
+        ring.unpin();
+        assert!(ring.is_free(&(0..10)));
+    }
+
+    #[test]
+    fn a_fetch_takes_the_place_of_whatever_it_overlaps() {
+        let mut ring = Ring::default();
+        ring.hold(&need(1, 0), Ticket(1), true);
+        ring.hold(&need(2, 10), Ticket(2), true);
+        ring.hold(&need(3, 8), Ticket(3), true);
+        assert!(!ring.pin(&need(1, 0)) && !ring.pin(&need(2, 10)) && ring.pin(&need(3, 8)));
+        ring.invalidate(TensorId(3));
+        assert!(ring.pinned(TensorId(3)).is_some(), "what is in use stays");
+        ring.unpin();
+        ring.invalidate(TensorId(3));
+        assert!(!ring.pin(&need(3, 8)));
     }
 }

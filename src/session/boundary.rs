@@ -89,9 +89,13 @@ impl Boundary {
     }
 
     fn note_changes(&self, device: Option<&PagedDevice>) {
-        let changes = device.map(PagedDevice::take_changes).unwrap_or_default();
+        let Some(device) = device else { return };
+        let changes = device.take_changes();
         if self.metrics.is_on() {
             self.metrics.changes(&changes);
+        }
+        for sentence in device.take_notices() {
+            log::warn(format!("{sentence}\n"));
         }
     }
 

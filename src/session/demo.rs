@@ -25,6 +25,8 @@ pub const SHOW: &[(&str, &[&CStr])] = &[
     ("--conversation", &[c"-no-cnv"]),
     // So small a model computes for less time than threads need to meet.
     ("--threads", &[c"-t", c"1"]),
+    // The budget covers what llama.cpp computes with; that grows with the batch.
+    ("--ubatch-size", &[c"-ub", c"16"]),
 ];
 
 /// The demo model's file.

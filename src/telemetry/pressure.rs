@@ -384,7 +384,10 @@ mod tests {
             wanted in 1_u64..20_000,
             minimum in 1_u64..20_000,
             threshold in 0.0..=1.0,
-            samples in proptest::collection::vec((0_u64..20_000, 0_u64..20_000, any::<bool>()), 200),
+            samples in proptest::collection::vec(
+                (0_u64..20_000, 0_u64..20_000, any::<bool>()),
+                200,
+            ),
         ) {
             prop_assume!(minimum <= wanted);
             let mut governor = Governor::new(threshold, wanted);

@@ -81,7 +81,10 @@ fn arena_stays_within_every_budget() {
 
 #[test]
 fn share_of_the_model_is_a_budget() {
-    let spec = spec(Model::Dense);
+    let spec = RunSpec {
+        ubatch: 8,
+        ..spec(Model::Dense)
+    };
     let half = config(Model::Dense, Paging::Weights, Budget::ModelShare(0.5));
     let report = report_of(&half, &spec);
     assert_eq!(report.budget_bytes, Model::Dense.file().tensor_bytes / 2);

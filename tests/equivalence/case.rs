@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use rpaged::device::{Budget, Faults, PagedDevice, PagingConfig, Storage};
 
 use crate::harness::{
-    Cache, Flash, LlamaContext, LlamaModel, Placement, RunSpec, difference, run, run_paged, stock,
+    Cache, Flash, LlamaContext, LlamaModel, Placement, RunSpec, difference, run, run_paged,
+    run_steps, stock,
 };
 use crate::models::Model;
 
@@ -54,28 +55,35 @@ pub fn config(model: Model, paging: Paging, budget: Budget) -> PagingConfig {
 /// More than any of the models and its states needs, in bytes.
 pub const AMPLE_BYTES: u64 = 256 << 20;
 
-/// The smallest legal budget for `spec` in bytes, as the device reports it under an ample
-/// one.
-pub fn minimum_budget(spec: &RunSpec, paging: Paging) -> u64 {
-    type Minima = Mutex<HashMap<(RunSpec, Paging), Arc<OnceLock<u64>>>>;
-    static MINIMA: OnceLock<Minima> = OnceLock::new();
-    let minima = MINIMA.get_or_init(Mutex::default);
+/// The smallest legal budget for `spec`, and the one that keeps everything, in bytes, as
+/// the device reports them under an ample one.
+pub fn budgets(spec: &RunSpec, paging: Paging) -> (u64, u64) {
+    type Known = Mutex<HashMap<(RunSpec, Paging), Arc<OnceLock<(u64, u64)>>>>;
+    static KNOWN: OnceLock<Known> = OnceLock::new();
+    let known = KNOWN.get_or_init(Mutex::default);
     let key = (spec.clone(), paging);
-    let slot = Arc::clone(minima.lock().unwrap().entry(key).or_default());
+    let slot = Arc::clone(known.lock().unwrap().entry(key).or_default());
     *slot.get_or_init(|| {
         let ample = config(spec.model, paging, Budget::Bytes(AMPLE_BYTES));
         let device = PagedDevice::new(ample).unwrap();
         let model = LlamaModel::load(&spec.model.file().path, Placement::Paged(&device));
         let model = model.unwrap();
-        let context = LlamaContext::new(&model, spec).unwrap();
-        let minimum = device.report().minimum_bytes;
-        drop(context);
+        let mut context = LlamaContext::new(&model, spec).unwrap();
+        // What is in use, and so the minimum, grows with the context.
+        run_steps(&mut context, &spec.steps).unwrap();
+        let report = device.report();
+        assert!(report.minimum_bytes > 0, "no minimum for {spec:?}");
         assert!(
-            minimum > 0 || paging == Paging::States,
-            "no minimum for {spec:?}"
+            report.minimum_bytes <= report.arena_bytes_used,
+            "{report:?}"
         );
-        minimum
+        (report.minimum_bytes, report.arena_bytes_used)
     })
+}
+
+/// The smallest legal budget for `spec` in bytes.
+pub fn minimum_budget(spec: &RunSpec, paging: Paging) -> u64 {
+    budgets(spec, paging).0
 }
 
 /// One case.
@@ -117,15 +125,10 @@ impl Case {
 
     /// The budget in bytes.
     pub fn budget_bytes(&self) -> u64 {
-        let minimum = minimum_budget(&self.spec, self.paging);
-        let everything = match self.paging {
-            // The smallest holds two of up to six layers.
-            Paging::States => 3 * minimum,
-            Paging::Weights | Paging::Both => self.spec.model.file().tensor_bytes,
-        };
+        let (minimum, everything) = budgets(&self.spec, self.paging);
         match self.size {
             Size::Smallest => minimum,
-            Size::Percent(percent) => minimum + everything.saturating_sub(minimum) * percent / 100,
+            Size::Percent(percent) => minimum + (everything - minimum) * percent / 100,
             Size::Above => AMPLE_BYTES,
         }
     }

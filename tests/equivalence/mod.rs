@@ -7,4 +7,4 @@ mod matrix;
 mod sequences;
 mod states;
 
-pub use self::case::{AMPLE_BYTES, Paging, config, minimum_budget};
+pub use self::case::{AMPLE_BYTES, Paging, budgets, config, minimum_budget};

@@ -125,9 +125,9 @@ struct rpaged_bytes rpaged_params_text(const struct rpaged_params * params, enum
 struct rpaged_bytes rpaged_params_antiprompt(const struct rpaged_params * params, size_t index);
 
 // `device` becomes the model's only one and gets all layers; nothing is fitted to free
-// memory, nothing is warmed up. Unless `keep_mapping`, the load mode becomes NONE.
+// memory, nothing is warmed up. A `load_mode` that is not negative replaces the given one.
 int32_t rpaged_params_use_device(struct rpaged_params * params,
-                                 struct ggml_backend_device * device, bool keep_mapping);
+                                 struct ggml_backend_device * device, int32_t load_mode);
 // Called with 0.0 .. 1.0 while the model loads; returns whether to go on.
 void rpaged_params_on_progress(struct rpaged_params * params,
                                bool (*callback)(float progress, void * data), void * data);

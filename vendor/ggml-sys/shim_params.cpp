@@ -498,13 +498,13 @@ extern "C" rpaged_bytes rpaged_params_antiprompt(const rpaged_params * handle, s
 }
 
 extern "C" int32_t rpaged_params_use_device(rpaged_params * handle, ggml_backend_device * device,
-                                            bool keep_mapping) {
+                                            int32_t load_mode) {
     return rpaged_guard<int32_t>(RPAGED_FAILED, [&]() -> int32_t {
         common_params & p = handle->params;
         p.devices      = {device, nullptr};
         p.n_gpu_layers = -2; // all
-        if (!keep_mapping) {
-            p.load_mode = LLAMA_LOAD_MODE_NONE;
+        if (load_mode >= 0) {
+            p.load_mode = (llama_load_mode) load_mode;
         }
         p.fit_params   = false;
         p.warmup       = false;

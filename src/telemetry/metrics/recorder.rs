@@ -152,9 +152,7 @@ impl Recorder {
                     compute_seconds,
                 });
             }
-            self.predicted = self
-                .rates
-                .predict(report.streamed_bytes + report.kv_streamed_bytes);
+            self.predicted = self.rates.predict(report.pass_bytes);
         }
         self.before = report;
         self.open_since = now;

@@ -1,0 +1,779 @@
+//! The engine alone against a naive one that does everything in order, and each failure
+//! that it can be told to have.
+
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+
+use super::super::engine::{Source, Target};
+use super::super::memory::HostMemory;
+use super::super::storage::{Access, StoreFile};
+use super::*;
+
+/// Small pieces, so that small copies have many, and cuts at every kind of place.
+const SMALL: Tuning = Tuning {
+    piece_bytes: 2 * BLOCK_BYTES,
+    reads_max: 3,
+};
+
+const MEMORIES: usize = 2;
+const MEMORY_BYTES: usize = 70_001;
+const MODEL_BYTES: usize = 90_123;
+const SPILL_BYTES: usize = 50_000;
+
+fn memory(bytes: usize) -> Arc<HostMemory> {
+    Arc::new(HostMemory::new(bytes).unwrap())
+}
+
+fn bytes_of(memory: &HostMemory) -> Vec<u8> {
+    let mut bytes = vec![0; memory.bytes()];
+    // SAFETY: the engine has been drained, nobody writes.
+    unsafe { memory.read(0, &mut bytes) };
+    bytes
+}
+
+fn in_memory(memory: &Arc<HostMemory>, offset: usize) -> Target {
+    let memory = Arc::clone(memory);
+    Target::Memory { memory, offset }
+}
+
+fn from_memory(memory: &Arc<HostMemory>, offset: usize) -> Source {
+    let memory = Arc::clone(memory);
+    Source::Memory { memory, offset }
+}
+
+fn in_file(file: &Arc<StoreFile>, offset: u64) -> Target {
+    let file = Arc::clone(file);
+    Target::File { file, offset }
+}
+
+fn from_file(file: &Arc<StoreFile>, offset: u64) -> Source {
+    let file = Arc::clone(file);
+    Source::File { file, offset }
+}
+
+fn request(direction: Direction, from: Source, to: Target, bytes: usize) -> Request {
+    let copies = vec![Copy {
+        from,
+        to,
+        bytes,
+        whole_blocks: false,
+    }];
+    Request { direction, copies }
+}
+
+fn fill(to: &Arc<HostMemory>, value: u8) -> Request {
+    let from = Source::Pattern(value);
+    request(Direction::In, from, in_memory(to, 0), to.bytes())
+}
+
+fn duplicate(from: &Arc<HostMemory>, to: &Arc<HostMemory>) -> Request {
+    let from = from_memory(from, 0);
+    request(Direction::Out, from, in_memory(to, 0), to.bytes())
+}
+
+/// The n-th byte of the model's file.
+fn model_byte(index: usize) -> u8 {
+    u8::try_from(index * 31 % 251).unwrap()
+}
+
+/// A model's file in a folder that goes with it.
+struct Model {
+    folder: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl Model {
+    fn new(place: &Path, bytes: usize) -> Self {
+        let folder = tempfile::tempdir_in(place).unwrap();
+        let path = folder.path().join("model.gguf");
+        let content: Vec<u8> = (0..bytes).map(model_byte).collect();
+        std::fs::write(&path, content).unwrap();
+        Self { folder, path }
+    }
+
+    fn open(&self, access: Access) -> Arc<StoreFile> {
+        Arc::new(StoreFile::open(&self.path, access).unwrap())
+    }
+
+    fn spill(&self) -> Arc<StoreFile> {
+        Arc::new(StoreFile::spill(self.folder.path()).unwrap())
+    }
+}
+
+/// Where the build is: a disk.
+fn on_disk() -> PathBuf {
+    let program = std::env::current_exe().unwrap();
+    program.parent().unwrap().to_owned()
+}
+
+/// A file system in memory, where there is one.
+fn in_ram() -> PathBuf {
+    let shm = PathBuf::from("/dev/shm");
+    if shm.is_dir() {
+        shm
+    } else {
+        std::env::temp_dir()
+    }
+}
+
+/// With the kernel's ring, where there is one, and without.
+fn both_readers(faults: Faults) -> [Faults; 2] {
+    [false, true].map(|no_ring| Faults { no_ring, ..faults })
+}
+
+mod oracle {
+    use super::*;
+
+    /// Where bytes of a random copy are.
+    #[derive(Clone, Copy, Debug)]
+    enum Place {
+        Direct,
+        Cached,
+        Spill,
+        Memory(usize),
+        Pattern(u8),
+    }
+
+    /// A copy, with offsets that are made to fit when the sizes are known.
+    #[derive(Clone, Debug)]
+    struct Draft {
+        from: Place,
+        from_offset: usize,
+        to: Place,
+        to_offset: usize,
+        bytes: usize,
+        congruent: bool,
+        whole_blocks: bool,
+    }
+
+    fn source() -> impl Strategy<Value = Place> {
+        prop_oneof![
+            4 => Just(Place::Direct),
+            1 => Just(Place::Cached),
+            2 => Just(Place::Spill),
+            3 => (0..MEMORIES).prop_map(Place::Memory),
+            1 => any::<u8>().prop_map(Place::Pattern),
+        ]
+    }
+
+    fn target() -> impl Strategy<Value = Place> {
+        prop_oneof![
+            4 => (0..MEMORIES).prop_map(Place::Memory),
+            1 => Just(Place::Spill),
+        ]
+    }
+
+    fn draft() -> impl Strategy<Value = Draft> {
+        let bytes = prop_oneof![
+            0usize..300,
+            1usize..40_000,
+            (1usize..8).prop_map(|blocks| blocks * BLOCK_BYTES),
+        ];
+        let offset = || prop_oneof![any::<usize>(), (0usize..20).prop_map(|at| at * BLOCK_BYTES)];
+        (
+            source(),
+            offset(),
+            target(),
+            offset(),
+            bytes,
+            any::<(bool, bool)>(),
+        )
+            .prop_map(
+                |(from, from_offset, to, to_offset, bytes, (congruent, whole_blocks))| Draft {
+                    from,
+                    from_offset,
+                    to,
+                    to_offset,
+                    bytes,
+                    congruent,
+                    whole_blocks,
+                },
+            )
+    }
+
+    fn requests() -> impl Strategy<Value = Vec<(bool, Vec<Draft>)>> {
+        let request = (any::<bool>(), prop::collection::vec(draft(), 0..5));
+        prop::collection::vec(request, 1..16)
+    }
+
+    /// The engine's world, and what it should hold; None: anything.
+    struct World {
+        model: [Arc<StoreFile>; 2],
+        spill: Arc<StoreFile>,
+        memories: Vec<Arc<HostMemory>>,
+        expected_spill: Vec<Option<u8>>,
+        expected: Vec<Vec<Option<u8>>>,
+        expected_bytes: [u64; 3],
+        _files: Model,
+    }
+
+    impl World {
+        fn new(place: &Path) -> Self {
+            let files = Model::new(place, MODEL_BYTES);
+            let spill = files.spill();
+            spill.reserve(0..SPILL_BYTES as u64).unwrap();
+            Self {
+                model: [Access::Direct, Access::Cached].map(|access| files.open(access)),
+                spill,
+                memories: (0..MEMORIES).map(|_| memory(MEMORY_BYTES)).collect(),
+                expected_spill: vec![Some(0); SPILL_BYTES],
+                expected: vec![vec![Some(0); MEMORY_BYTES]; MEMORIES],
+                expected_bytes: [0; 3],
+                _files: files,
+            }
+        }
+
+        fn size_of(place: Place) -> usize {
+            match place {
+                Place::Direct | Place::Cached => MODEL_BYTES,
+                Place::Spill => SPILL_BYTES,
+                Place::Memory(_) => MEMORY_BYTES,
+                Place::Pattern(_) => usize::MAX,
+            }
+        }
+
+        /// Makes the draft fit, does it in the expected world, and gives the copy.
+        fn copy(&mut self, direction: Direction, draft: &Draft) -> Copy {
+            let bytes = draft.bytes;
+            let start = draft.from_offset % (Self::size_of(draft.from) - bytes).max(1);
+            let room = Self::size_of(draft.to) - bytes;
+            let mut end = draft.to_offset % room.max(1);
+            let same_place = end / BLOCK_BYTES * BLOCK_BYTES + start % BLOCK_BYTES;
+            if draft.congruent && same_place <= room {
+                end = same_place;
+            }
+            let from = match draft.from {
+                Place::Direct => from_file(&self.model[0], start as u64),
+                Place::Cached => from_file(&self.model[1], start as u64),
+                Place::Spill => from_file(&self.spill, start as u64),
+                Place::Memory(index) => from_memory(&self.memories[index], start),
+                Place::Pattern(value) => Source::Pattern(value),
+            };
+            let content: Vec<Option<u8>> = match draft.from {
+                Place::Direct | Place::Cached => (start..start + bytes)
+                    .map(|at| Some(model_byte(at)))
+                    .collect(),
+                Place::Spill => self.expected_spill[start..start + bytes].to_vec(),
+                Place::Memory(index) => self.expected[index][start..start + bytes].to_vec(),
+                Place::Pattern(value) => vec![Some(value); bytes],
+            };
+            if let Some(kind) = progress::Kind::of(direction, &from) {
+                self.expected_bytes[kind as usize] += bytes as u64;
+            }
+            let to = match draft.to {
+                Place::Memory(index) => {
+                    if draft.whole_blocks && bytes > 0 {
+                        let first = end / BLOCK_BYTES * BLOCK_BYTES;
+                        let last = (end + bytes).next_multiple_of(BLOCK_BYTES);
+                        self.expected[index][first..last.min(MEMORY_BYTES)].fill(None);
+                    }
+                    self.expected[index][end..end + bytes].copy_from_slice(&content);
+                    in_memory(&self.memories[index], end)
+                }
+                _ => {
+                    self.expected_spill[end..end + bytes].copy_from_slice(&content);
+                    in_file(&self.spill, end as u64)
+                }
+            };
+            Copy {
+                from,
+                to,
+                bytes,
+                whole_blocks: draft.whole_blocks,
+            }
+        }
+
+        fn check(&self) {
+            let mut spill = vec![0; SPILL_BYTES];
+            self.spill.read_exact_at(&mut spill, 0).unwrap();
+            let found = self.memories.iter().map(|memory| bytes_of(memory));
+            let expected = self.expected.iter().chain([&self.expected_spill]);
+            for (found, expected) in found.chain([spill]).zip(expected) {
+                let wrong = found
+                    .iter()
+                    .zip(expected)
+                    .position(|(found, expected)| expected.is_some_and(|byte| byte != *found));
+                assert_eq!(wrong, None, "the first wrong byte");
+            }
+        }
+    }
+
+    fn check(place: &Path, no_ring: bool, cases: u32) {
+        let config = ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::with_cases(cases)
+        };
+        let input = (
+            requests(),
+            1usize..=4,
+            prop::option::of(any::<u64>()),
+            any::<u32>(),
+        );
+        proptest!(config, |((requests, workers, delay_seed, drains) in input)| {
+            let faults = Faults { delay_seed, delay_us_max: 80, no_ring, ..Faults::default() };
+            let mut engine = HostEngine::tuned(workers, faults, SMALL).unwrap();
+            let mut world = World::new(place);
+            for (index, (inwards, drafts)) in requests.iter().enumerate() {
+                let direction = if *inwards { Direction::In } else { Direction::Out };
+                let mut copies = engine.recycled();
+                copies.extend(drafts.iter().map(|draft| world.copy(direction, draft)));
+                let ticket = engine.submit(Request { direction, copies }).unwrap();
+                if drains >> (index % 32) & 7 == 0 {
+                    engine.wait(ticket).unwrap();
+                    assert!(engine.is_done(ticket));
+                    world.check();
+                }
+            }
+            engine.wait(engine.newest()).unwrap();
+            world.check();
+            let now = engine.counters();
+            let moved = [now.storage_bytes, now.link_bytes, now.write_back_bytes];
+            assert_eq!(moved, world.expected_bytes);
+            assert_eq!(engine.notices(), [""; 0]);
+        });
+    }
+
+    #[test]
+    fn random_requests_on_a_disk_with_the_ring() {
+        check(&on_disk(), false, 150);
+    }
+
+    #[test]
+    fn random_requests_on_a_disk_with_threads() {
+        check(&on_disk(), true, 150);
+    }
+
+    #[test]
+    fn random_requests_in_ram_with_the_ring() {
+        check(&in_ram(), false, 150);
+    }
+
+    #[test]
+    fn random_requests_in_ram_with_threads() {
+        check(&in_ram(), true, 150);
+    }
+}
+
+#[test]
+fn requests_run_in_order_with_any_number_of_workers() {
+    for workers in 1..=4 {
+        let faults = Faults {
+            delay_seed: Some(7),
+            delay_us_max: 50,
+            ..Faults::default()
+        };
+        let mut engine = HostEngine::new(workers, faults).unwrap();
+        let (a, b) = (memory(3 << 20), memory(3 << 20));
+        for value in 0..20 {
+            engine.submit(fill(&a, value)).unwrap();
+            engine.submit(duplicate(&a, &b)).unwrap();
+        }
+        engine.wait(engine.newest()).unwrap();
+        assert!(bytes_of(&b).iter().all(|&byte| byte == 19));
+        let counters = engine.counters();
+        assert_eq!(counters.write_back_bytes, 20 * (3 << 20));
+        assert!(counters.write_back_seconds > 0.0);
+        let in_bytes = counters.storage_bytes + counters.link_bytes;
+        assert_eq!(in_bytes, 0, "patterns are not moved bytes");
+    }
+}
+
+#[test]
+fn a_failed_request_is_reported_and_later_ones_still_run() {
+    let faults = Faults {
+        fail_request: Some(0),
+        ..Faults::default()
+    };
+    let mut engine = HostEngine::new(1, faults).unwrap();
+    let (a, b) = (memory(100), memory(100));
+    let failed = engine.submit(fill(&a, 1)).unwrap();
+    let later = engine.submit(fill(&b, 2)).unwrap();
+    assert_eq!(engine.wait(failed).unwrap_err().ticket, failed);
+    let still = engine.wait(later);
+    assert!(still.is_err(), "a failure shows until it is forgotten");
+    assert_eq!(engine.forget_failures(), None, "no write-back failed");
+    assert!(engine.wait(later).is_ok());
+    assert_eq!(bytes_of(&a), [0; 100]);
+    assert_eq!(bytes_of(&b), [2; 100]);
+    assert_eq!(engine.counters().failed, 1);
+}
+
+#[test]
+fn a_refused_request_comes_back_and_the_next_is_taken() {
+    let faults = Faults {
+        refuse_request: Some(0),
+        ..Faults::default()
+    };
+    let mut engine = HostEngine::new(1, faults).unwrap();
+    let (_, request) = engine.submit(fill(&memory(10), 1)).unwrap_err();
+    let ticket = engine.submit(request).unwrap();
+    engine.wait(ticket).unwrap();
+}
+
+#[test]
+fn dropping_the_engine_finishes_what_was_submitted() {
+    let model = Model::new(&on_disk(), 1 << 20);
+    let file = model.open(Access::Direct);
+    for faults in both_readers(Faults::default()) {
+        let to: Vec<_> = (0..20).map(|_| memory(1 << 20)).collect();
+        let mut engine = HostEngine::tuned(2, faults, SMALL).unwrap();
+        for to in &to {
+            let from = from_file(&file, 0);
+            let request = request(Direction::In, from, in_memory(to, 0), 1 << 20);
+            engine.submit(request).unwrap();
+        }
+        drop(engine);
+        for to in to {
+            let found = bytes_of(&to);
+            assert!((0..1 << 20).all(|at| found[at] == model_byte(at)));
+        }
+    }
+}
+
+#[test]
+fn a_request_frees_what_it_owned_before_it_is_done() {
+    let model = Model::new(&on_disk(), 100_000);
+    for faults in both_readers(Faults::default()) {
+        let mut engine = HostEngine::tuned(3, faults, SMALL).unwrap();
+        for access in [Access::Direct, Access::Cached] {
+            let (file, to) = (model.open(access), memory(100_000));
+            let from = from_file(&file, 0);
+            let request = request(Direction::In, from, in_memory(&to, 0), 100_000);
+            let ticket = engine.submit(request).unwrap();
+            engine.wait(ticket).unwrap();
+            assert_eq!((Arc::strong_count(&file), Arc::strong_count(&to)), (1, 1));
+            assert!(engine.recycled().capacity() > 0);
+        }
+    }
+}
+
+#[test]
+fn a_copy_past_the_end_of_its_memory_is_a_sentence() {
+    let mut engine = HostEngine::new(1, Faults::default()).unwrap();
+    let (a, b) = (memory(10), memory(20));
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        let to = in_memory(to, 0);
+        let request = request(Direction::In, from_memory(from, 0), to, 11);
+        let ticket = engine.submit(request).unwrap();
+        let sentence = engine.wait(ticket).unwrap_err().sentence;
+        assert!(sentence.contains("outside of its"), "{sentence}");
+        engine.forget_failures();
+    }
+}
+
+/// Reads all of a model's file of 100,003 bytes, twice, on an engine with this fault in
+/// the first request; the sentence of the failure, and whether both reads were right.
+fn read_twice(faults: Faults, access: Access, whole_blocks: bool) -> (Option<String>, bool) {
+    let bytes = 100_003;
+    let model = Model::new(&on_disk(), bytes);
+    let file = model.open(access);
+    let mut engine = HostEngine::tuned(2, faults, SMALL).unwrap();
+    let mut failure = None;
+    let mut is_right = true;
+    for _ in 0..2 {
+        let to = memory(bytes);
+        let mut request = request(Direction::In, from_file(&file, 0), in_memory(&to, 0), bytes);
+        request.copies[0].whole_blocks = whole_blocks;
+        let ticket = engine.submit(request).unwrap();
+        match engine.wait(ticket) {
+            Ok(()) => is_right &= bytes_of(&to) == (0..bytes).map(model_byte).collect::<Vec<_>>(),
+            Err(failed) => {
+                assert_eq!((failed.ticket, failed.direction), (ticket, Direction::In));
+                failure = Some(failed.sentence);
+                engine.forget_failures();
+            }
+        }
+    }
+    (failure, is_right)
+}
+
+#[test]
+fn a_short_read_is_read_on() {
+    let faults = Faults {
+        short_read: Some(0),
+        ..Faults::default()
+    };
+    for faults in both_readers(faults) {
+        for access in [Access::Direct, Access::Cached] {
+            for whole_blocks in [false, true] {
+                assert_eq!(read_twice(faults, access, whole_blocks), (None, true));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_device_that_cannot_read_is_a_sentence() {
+    let faults = Faults {
+        failed_read: Some(0),
+        ..Faults::default()
+    };
+    for faults in both_readers(faults) {
+        for access in [Access::Direct, Access::Cached] {
+            let (sentence, is_right) = read_twice(faults, access, true);
+            let sentence = sentence.expect("the first read fails");
+            assert!(is_right, "the second one works");
+            for part in [
+                "8192 bytes at offset 0 of '",
+                "model.gguf'",
+                "was the model file changed",
+            ] {
+                assert!(sentence.contains(part), "{sentence}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_system_that_refuses_direct_reads_is_noticed_once() {
+    let faults = Faults {
+        refused_direct_read: Some(0),
+        ..Faults::default()
+    };
+    for faults in both_readers(faults) {
+        let model = Model::new(&on_disk(), MODEL_BYTES);
+        let file = model.open(Access::Direct);
+        if !file.is_direct() {
+            continue;
+        }
+        let mut engine = HostEngine::tuned(2, faults, SMALL).unwrap();
+        for _ in 0..2 {
+            let to = memory(MODEL_BYTES);
+            let from = from_file(&file, 0);
+            let request = request(Direction::In, from, in_memory(&to, 0), MODEL_BYTES);
+            let ticket = engine.submit(request).unwrap();
+            engine.wait(ticket).unwrap();
+            let expected: Vec<u8> = (0..MODEL_BYTES).map(model_byte).collect();
+            assert_eq!(bytes_of(&to), expected);
+        }
+        assert!(!file.is_direct());
+        let notices = engine.notices();
+        assert_eq!(notices.len(), 1, "{notices:?}");
+        assert!(
+            notices[0].contains("model.gguf' cannot be read past"),
+            "{notices:?}"
+        );
+        assert_eq!(engine.notices(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_full_disk_is_a_lost_write_back() {
+    let faults = Faults {
+        full_disk: Some(0),
+        ..Faults::default()
+    };
+    let model = Model::new(&on_disk(), 10);
+    let spill = model.spill();
+    let mut engine = HostEngine::new(2, faults).unwrap();
+    let write = |bytes| {
+        let from = from_memory(&memory(bytes), 0);
+        request(Direction::Out, from, in_file(&spill, 0), bytes)
+    };
+    let ticket = engine.submit(write(100)).unwrap();
+    let failure = engine.wait(ticket).unwrap_err();
+    for part in [
+        "100 bytes at offset 0 of the spill file in '",
+        "--spill-dir",
+    ] {
+        assert!(failure.sentence.contains(part), "{failure}");
+    }
+    assert_eq!(engine.forget_failures(), Some(failure));
+    let ticket = engine.submit(write(3 << 20)).unwrap();
+    engine.wait(ticket).unwrap();
+    assert_eq!(engine.counters().write_back_bytes, 3 << 20);
+}
+
+#[test]
+fn a_file_that_ends_too_early_is_a_sentence() {
+    let model = Model::new(&on_disk(), 5000);
+    for faults in both_readers(Faults::default()) {
+        for access in [Access::Direct, Access::Cached] {
+            // The second one asks for a block in which there is nothing at all.
+            for (offset, bytes) in [(4000, 1001), (9000, 10)] {
+                let file = model.open(access);
+                let mut engine = HostEngine::tuned(2, faults, SMALL).unwrap();
+                let to = in_memory(&memory(bytes), 0);
+                let request = request(Direction::In, from_file(&file, offset), to, bytes);
+                let ticket = engine.submit(request).unwrap();
+                let sentence = engine.wait(ticket).unwrap_err().sentence;
+                let part = format!("could not read {bytes} bytes at offset {offset} of '");
+                assert!(sentence.contains(&part), "{sentence}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_that_changes_while_it_is_in_use_is_a_sentence() {
+    let model = Model::new(&on_disk(), 100_000);
+    for faults in both_readers(Faults::default()) {
+        for access in [Access::Direct, Access::Cached] {
+            let file = model.open(access);
+            let mut engine = HostEngine::new(2, faults).unwrap();
+            let read = || {
+                let to = in_memory(&memory(1000), 0);
+                request(Direction::In, from_file(&file, 10), to, 1000)
+            };
+            let ticket = engine.submit(read()).unwrap();
+            engine.wait(ticket).unwrap();
+            let handle = std::fs::File::options()
+                .write(true)
+                .open(&model.path)
+                .unwrap();
+            handle.set_len(90_000).unwrap();
+            let ticket = engine.submit(read()).unwrap();
+            let sentence = engine.wait(ticket).unwrap_err().sentence;
+            assert!(
+                sentence.contains("changed while it is in use"),
+                "{sentence}"
+            );
+            handle.set_len(100_000).unwrap();
+        }
+    }
+}
+
+/// An engine of which a thread died, and which then must not hang: waits say so at once,
+/// also those that had begun, or what comes next works.
+fn check_after_death(mut engine: HostEngine, first: Request, next: &dyn Fn() -> Request) -> bool {
+    let ticket = engine.submit(first).unwrap();
+    let failure = engine.wait(ticket).unwrap_err();
+    assert_eq!(failure.ticket, ticket);
+    assert!(failure.sentence.ends_with("died"), "{failure}");
+    assert!(engine.is_done(ticket));
+    engine.forget_failures();
+    match engine.submit(next()) {
+        Ok(ticket) => engine.wait(ticket).is_err(),
+        Err((sentence, request)) => {
+            assert!(sentence.ends_with("has ended"), "{sentence}");
+            assert_eq!(request.copies.len(), 1, "it comes back");
+            true
+        }
+    }
+}
+
+#[test]
+fn a_coordinator_that_dies_fails_everything_at_once() {
+    let faults = Faults {
+        dead_worker: Some(0),
+        ..Faults::default()
+    };
+    let to = memory(100);
+    let engine = HostEngine::new(1, faults).unwrap();
+    assert!(check_after_death(engine, fill(&to, 1), &|| fill(&to, 2)));
+
+    // A write-back that it had not come to is lost, and stays so.
+    let mut engine = HostEngine::new(1, faults).unwrap();
+    let ticket = engine.submit(duplicate(&to, &memory(100))).unwrap();
+    let failure = engine.wait(ticket).unwrap_err();
+    assert_eq!(failure.direction, Direction::Out);
+    assert_eq!(engine.forget_failures(), Some(failure));
+}
+
+#[test]
+fn a_worker_that_dies_fails_its_request() {
+    let faults = Faults {
+        dead_worker: Some(0),
+        ..Faults::default()
+    };
+    for _ in 0..20 {
+        // Whoever takes the first piece dies: a helper, or the coordinator.
+        let (a, b) = (memory(4 << 20), memory(4 << 20));
+        let engine = HostEngine::new(3, faults).unwrap();
+        check_after_death(engine, duplicate(&a, &b), &|| duplicate(&a, &b));
+    }
+}
+
+#[test]
+fn a_reader_that_dies_fails_its_request() {
+    let faults = Faults {
+        dead_worker: Some(0),
+        ..Faults::default()
+    };
+    let model = Model::new(&on_disk(), 1 << 20);
+    let file = model.open(Access::Direct);
+    let read = || {
+        let to = in_memory(&memory(1 << 20), 0);
+        request(Direction::In, from_file(&file, 0), to, 1 << 20)
+    };
+    for faults in both_readers(faults) {
+        let engine = HostEngine::tuned(2, faults, SMALL).unwrap();
+        // The ring has no threads but the coordinator.
+        let has_ring = engine.has_ring();
+        let ended = check_after_death(engine, read(), &read);
+        assert!(ended == has_ring || !file.is_direct());
+    }
+}
+
+#[test]
+fn a_coordinator_that_dies_waits_for_the_reads_under_way() {
+    let faults = Faults {
+        dead_worker: Some(1),
+        ..Faults::default()
+    };
+    let model = Model::new(&on_disk(), 8 << 20);
+    let file = model.open(Access::Direct);
+    for faults in both_readers(faults) {
+        let mut engine = HostEngine::new(1, faults).unwrap();
+        let to = memory(8 << 20);
+        let from = from_file(&file, 0);
+        let read = request(Direction::In, from, in_memory(&to, 0), 8 << 20);
+        engine.submit(read).unwrap();
+        let ticket = engine.submit(fill(&memory(10), 1)).unwrap();
+        assert!(engine.wait(ticket).is_err());
+        // Whatever the kernel or a thread was writing to is free by now.
+        let alone = || Arc::strong_count(&to) == 1 && Arc::strong_count(&file) == 1;
+        drop(engine);
+        assert!(alone());
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn direct_reads_leave_the_page_cache_alone() {
+    let model = Model::new(&on_disk(), 1 << 20);
+    let file = model.open(Access::Direct);
+    if !file.is_direct() {
+        return;
+    }
+    let cached = std::fs::File::open(&model.path).unwrap();
+    for faults in both_readers(Faults::default()) {
+        for whole_blocks in [false, true] {
+            cached.sync_all().unwrap();
+            let advice = rustix::fs::Advice::DontNeed;
+            rustix::fs::fadvise(&cached, 0, None, advice).unwrap();
+            let mut engine = HostEngine::tuned(1, faults, SMALL).unwrap();
+            let to = memory(1 << 20);
+            let bytes = (1 << 20) - 200;
+            let from = from_file(&file, 100);
+            let mut read = request(Direction::In, from, in_memory(&to, 100), bytes);
+            read.copies[0].whole_blocks = whole_blocks;
+            let ticket = engine.submit(read).unwrap();
+            engine.wait(ticket).unwrap();
+            let found = bytes_of(&to);
+            assert!((100..100 + bytes).all(|at| found[at] == model_byte(at)));
+            assert_eq!(pages_in_cache(&cached), 0);
+        }
+    }
+}
+
+/// How many pages of a file of 1 MiB are in the page cache.
+#[cfg(target_os = "linux")]
+fn pages_in_cache(file: &std::fs::File) -> usize {
+    // SAFETY: nobody shortens the file while it is mapped.
+    let map = unsafe { memmap2::Mmap::map(file) }.unwrap();
+    let mut pages = [0u8; (1 << 20) / 4096];
+    // SAFETY:
+    // - the mapping is live and begins at a page;
+    // - there is a byte for each of its pages.
+    let status = unsafe {
+        libc::mincore(
+            map.as_ptr().cast_mut().cast(),
+            map.len(),
+            pages.as_mut_ptr(),
+        )
+    };
+    assert_eq!(status, 0);
+    pages.iter().filter(|&page| page & 1 == 1).count()
+}

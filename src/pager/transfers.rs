@@ -1,0 +1,301 @@
+//! What moves while a graph runs: fetches into the ring, and write-backs out of it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::engine::{Copy, Direction, Failure, Request, Source, Target};
+use super::{Backing, Need, Pager, TensorId};
+use crate::error::{Error, Result};
+use std::ops::Range;
+
+/// The byte with which a place of the ring is filled: NaN in every floating-point type.
+const POISON: u8 = 0xFF;
+/// How many needs a search for something to fetch ahead looks at.
+const SEARCH_MAX: usize = 64;
+
+impl Pager {
+    /// Has the bytes in `needs` fetched: their places are Filling or Clean, and pinned,
+    /// when this returns. The places do not overlap.
+    ///
+    /// # Errors
+    /// `Failed` when the engine refuses the copies.
+    pub fn require(&mut self, needs: &[Need]) -> Result<()> {
+        for need in needs {
+            if !self.ring.pin(need) {
+                let place = need.place();
+                assert!(
+                    self.ring.is_unpinned(&place),
+                    "two needs of a segment overlap"
+                );
+                self.fetch(need)?;
+                self.ring.pin(need);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has what is needed next fetched, as far as its places are free: neither in use, nor
+    /// holding what is needed sooner. `upcoming` is in the order of need.
+    ///
+    /// # Errors
+    /// `Failed` when the engine refuses the copies.
+    pub fn prefetch<'a>(&mut self, upcoming: impl Iterator<Item = &'a Need>) -> Result<()> {
+        self.ring.begin_search();
+        for need in upcoming.take(SEARCH_MAX) {
+            if self.ring.reserve(need) {
+                continue;
+            }
+            let place = need.place();
+            if !self.ring.is_free(&place) {
+                break;
+            }
+            self.fetch(need)?;
+            self.prefetches.pending += 1;
+            if self.is_state(need.tensor) {
+                self.kv_pages.prefetched += self.pages_in(need);
+            }
+            self.ahead.push_back((self.engine.newest(), 1));
+        }
+        self.count_arrivals();
+        Ok(())
+    }
+
+    /// Moves what has arrived from pending to completed.
+    fn count_arrivals(&mut self) {
+        while let Some(&(ticket, count)) = self.ahead.front() {
+            if !self.engine.is_done(ticket) {
+                break;
+            }
+            self.prefetches.pending -= count.min(self.prefetches.pending);
+            self.prefetches.completed += count;
+            self.ahead.pop_front();
+        }
+    }
+
+    /// Bytes that a fetch of `need` moves.
+    pub fn bytes_moved(&self, need: &Need) -> u64 {
+        let tensor = self.tensor(need.tensor);
+        match &tensor.state {
+            None => tensor.spec.span_bytes as u64,
+            Some(state) => {
+                let written = state.runs(&need.range).filter(|(written, _)| *written);
+                written.map(|(_, run)| run.len() as u64).sum()
+            }
+        }
+    }
+
+    fn pages_in(&self, need: &Need) -> u64 {
+        let state = self.tensor(need.tensor).state.as_ref();
+        let runs = state.map(|state| state.runs(&need.range));
+        runs.map_or(0, |runs| {
+            runs.filter(|(written, _)| *written).count() as u64
+        })
+    }
+
+    /// A vector for the copies of a request.
+    fn new_copies(&mut self) -> Vec<Copy> {
+        let spare = self.spare.take();
+        spare.unwrap_or_else(|| self.engine.recycled())
+    }
+
+    /// Submits the fetch of `need`.
+    fn fetch(&mut self, need: &Need) -> Result<()> {
+        let place = need.place();
+        let block = Arc::clone(self.ring.block().expect("a plan that streams has a ring"));
+        if self.config.poison {
+            let poison = Copy {
+                from: Source::Pattern(POISON),
+                to: Target::Memory {
+                    memory: Arc::clone(block.memory()),
+                    offset: place.start,
+                },
+                bytes: place.len(),
+                whole_blocks: false,
+            };
+            self.submit_in(vec![poison])?;
+        }
+        let mut copies = self.new_copies();
+        let from_file = self.copies_of(need, place.start, &mut copies);
+        let ticket = self.submit_in(copies)?;
+        self.ring.hold(need, ticket, from_file);
+        Ok(())
+    }
+
+    /// The copies that bring `need` to `at`; whether they read a file.
+    fn copies_of(&self, need: &Need, at: usize, copies: &mut Vec<Copy>) -> bool {
+        let block = self.ring.block().expect("a plan that streams has a ring");
+        let to = |offset| Target::Memory {
+            memory: Arc::clone(block.memory()),
+            offset,
+        };
+        let tensor = self.tensor(need.tensor);
+        let (location, state) = match (&tensor.spec.backing, &tensor.state) {
+            (Backing::Weight(location), _) => (Some(location), None),
+            (Backing::State { .. }, state) => (None, state.as_ref()),
+        };
+        if let Some(location) = location {
+            copies.push(Copy {
+                from: Source::File {
+                    file: Arc::clone(&location.file),
+                    offset: location.offset,
+                },
+                to: to(at + self.lead(&tensor.spec)),
+                bytes: tensor.spec.span_bytes,
+                whole_blocks: self.reads_whole_blocks(),
+            });
+            return true;
+        }
+        let state = state.expect("what is no weight is a state");
+        let store = state.store.as_ref().expect("a streamed state has a store");
+        let mut from_file = false;
+        for (written, run) in state.runs(&need.range) {
+            let from = match written {
+                true => store.source(run.start),
+                false => Source::Pattern(0),
+            };
+            from_file |= matches!(from, Source::File { .. });
+            copies.push(Copy {
+                from,
+                to: to(at + run.start - need.range.start),
+                bytes: run.len(),
+                whole_blocks: false,
+            });
+        }
+        from_file
+    }
+
+    /// Whether the blocks around a weight in the arena are its own.
+    pub(super) fn reads_whole_blocks(&self) -> bool {
+        self.config
+            .alignment
+            .is_multiple_of(super::storage::BLOCK_BYTES)
+    }
+
+    fn submit_in(&mut self, copies: Vec<Copy>) -> Result<super::engine::Ticket> {
+        let direction = Direction::In;
+        self.engine
+            .submit(Request { direction, copies })
+            .map_err(|(sentence, _refused)| {
+                Error::Failed(format!("could not fetch a tensor: {sentence}"))
+            })
+    }
+
+    /// Waits until everything that was required is there: all pinned places are Clean.
+    ///
+    /// # Errors
+    /// `Failed` when a copy failed; the ring is empty afterwards.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let pinned = self.ring.all_pinned();
+        let Some(last) = pinned.max_by_key(|held| held.ticket) else {
+            return Ok(());
+        };
+        let (ticket, from_file) = (last.ticket, last.from_file);
+        if self.engine.is_done(ticket) {
+            // Failures are looked at, and nothing is waited for.
+            let outcome = self.engine.wait(ticket);
+            return outcome.map_err(|failure| self.fail(&failure));
+        }
+        let start = Instant::now();
+        let outcome = self.engine.wait(ticket);
+        let seconds = start.elapsed().as_secs_f64();
+        match from_file {
+            true => self.stalls.storage_seconds += seconds,
+            false => self.stalls.link_seconds += seconds,
+        }
+        outcome.map_err(|failure| self.fail(&failure))
+    }
+
+    /// Queues the write-back of what a segment wrote to streamed states, which are pinned:
+    /// Dirty becomes Clean when the engine gets there, before anything that conflicts.
+    ///
+    /// # Errors
+    /// `Failed` when the engine refuses; the states are lost then.
+    pub fn write_back(&mut self, writes: &[(TensorId, Range<usize>)]) -> Result<()> {
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let mut copies = self.new_copies();
+        let block = Arc::clone(self.ring.block().expect("a plan that streams has a ring"));
+        for (id, range) in writes {
+            let held = self.ring.pinned(*id).expect("what was written is pinned");
+            let at = held.need.at + range.start - held.need.range.start;
+            self.ring.invalidate(*id);
+            let Some(state) = &mut self.tensor_mut(*id).state else {
+                return Err(Error::Bug("a graph writes to a weight".to_owned()));
+            };
+            state.mark_written(range);
+            let store = state.store.as_ref().expect("a streamed state has a store");
+            copies.push(Copy {
+                from: Source::Memory {
+                    memory: Arc::clone(block.memory()),
+                    offset: at,
+                },
+                to: store.target(range.start),
+                bytes: range.len(),
+                whole_blocks: false,
+            });
+        }
+        let direction = Direction::Out;
+        let submitted = self.engine.submit(Request { direction, copies });
+        let ticket = submitted.map_err(|(sentence, _refused)| {
+            let sentence = format!("could not write the KV cache back: {sentence}");
+            self.lost = Some(sentence.clone());
+            Error::Failed(sentence)
+        })?;
+        // What stays in its place must not be written again before this is done.
+        writes
+            .iter()
+            .for_each(|(id, _)| self.ring.delay(*id, ticket));
+        Ok(())
+    }
+
+    /// Lets the whole ring be overwritten again.
+    pub fn unpin(&mut self) {
+        self.ring.unpin();
+    }
+
+    /// Whether states were lost by a failed write-back.
+    ///
+    /// # Errors
+    /// `Failed` with what happened.
+    pub fn check_states(&self) -> Result<()> {
+        match &self.lost {
+            Some(sentence) => Err(Error::Failed(sentence.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Drains the engine.
+    ///
+    /// # Errors
+    /// `Failed` when a copy failed; the ring is empty afterwards.
+    pub fn drain(&mut self) -> Result<()> {
+        let start = Instant::now();
+        let outcome = self.engine.wait(self.engine.newest());
+        self.stalls.write_back_seconds += start.elapsed().as_secs_f64();
+        outcome.map_err(|failure| self.fail(&failure))
+    }
+
+    /// After a failed copy: nothing in the ring is trusted any more.
+    fn fail(&mut self, failure: &Failure) -> Error {
+        // Waits for whatever is still in flight; its failures are looked at below.
+        let _ = self.engine.wait(self.engine.newest());
+        self.ring.clear();
+        self.prefetches.failed += self.prefetches.pending;
+        self.prefetches.pending = 0;
+        self.ahead.clear();
+        if let Some(lost) = self.engine.forget_failures() {
+            self.lost = Some(lost.sentence);
+        }
+        Error::Failed(failure.sentence.clone())
+    }
+}
+
+/// The error of an operation that reads more than the budget can hold at once.
+pub fn ring_too_small(bytes: usize) -> Error {
+    let mib = (bytes >> 20) + 1;
+    Error::Memory(format!(
+        "one operation reads {mib} MiB of streamed tensors at once, more than the budget leaves \
+         for them; raise --vram-budget"
+    ))
+}
