@@ -160,8 +160,8 @@ impl Params {
     pub fn use_device(&mut self, device: &crate::device::PagedDevice) -> Result<()> {
         let load_mode = match (device.keeps_mapping(), device.is_direct()) {
             (true, _) => -1,
-            (false, true) => ggml_sys::LLAMA_LOAD_MODE_DIRECT_IO as i32,
-            (false, false) => ggml_sys::LLAMA_LOAD_MODE_NONE as i32,
+            (false, true) => ggml_sys::LLAMA_LOAD_MODE_DIRECT_IO,
+            (false, false) => ggml_sys::LLAMA_LOAD_MODE_NONE,
         };
         // SAFETY:
         // - the handle is alive as long as `self`, and borrowed alone;

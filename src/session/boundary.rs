@@ -53,6 +53,8 @@ impl Boundary {
         if let (Some(paging), Some(report)) = (&mut self.paging, report) {
             paging.governor = Some(Governor::new(paging.mem_pressure, report.budget_bytes));
         }
+        // What changed while loading is in the first plan.
+        device.map(PagedDevice::take_changes);
         self.note_changes(device);
         self.metrics.begin(prompt_tokens, report);
         self.complain();

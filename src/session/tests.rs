@@ -85,7 +85,7 @@ impl Run {
 /// Completes by the demo model with the flags of `line`, under the pressure of `series`.
 fn run(line: &str, series: &[u64]) -> Run {
     // Standard output is the test runner's: nothing is shown.
-    let line = format!("--demo -no-cnv -p Once -t 1 -s 5 -c 256 --log-disable {line}");
+    let line = format!("--demo -no-cnv -p Once -t 1 -s 5 -c 256 -ub 16 --log-disable {line}");
     llama::log::start();
     let metrics: &'static Metrics = Box::leak(Box::new(Metrics::new()));
     let kept = Kept::default();

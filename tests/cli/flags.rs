@@ -244,7 +244,7 @@ fn the_flags_of_paging_are_taken_by_the_environment() {
     ] {
         let mut command = program();
         command.args(["-m", MODEL, "-t", "1", "-no-cnv", "-p", "Once upon a time"]);
-        command.args(["-n", "20", "-s", "7", "-c", "256"]);
+        command.args(["-n", "20", "-s", "7", "-c", "256", "-ub", "16"]);
         for (name, value) in variables {
             command.env(format!("LLAMA_ARG_{name}"), value);
         }

@@ -24,7 +24,8 @@ struct Running {
 impl Running {
     fn start(line: &str, stdout: Stdio) -> Self {
         let mut command = Command::new(assert_cmd::cargo::cargo_bin("rpaged-cli"));
-        command.args(["-m", MODEL, "-t", "1", "-no-cnv", "-p", "Once upon a time"]);
+        command.args(["-m", MODEL, "-t", "1", "-no-cnv", "-ub", "16"]);
+        command.args(["-p", "Once upon a time"]);
         command.args(line.split_whitespace()).arg("--metrics");
         command.env("HOME", "/nonexistent").stdin(Stdio::null());
         let mut child = command
@@ -186,7 +187,7 @@ fn a_signal_before_there_is_a_model_ends_with_the_summary_too() {
 #[test]
 fn signals_that_do_not_wait_leave_whole_lines() {
     // Nobody reads standard output: the run, and its log, stand still.
-    let line = format!("{LONG} -n -1 --log-prefix");
+    let line = format!("{LONG} -n -1");
     let mut run = Running::start(&line, Stdio::piped());
     run.read_tokens(2);
     for _ in 0..3 {
