@@ -186,12 +186,13 @@ impl Read {
             Some(Fault::ShortRead) => {
                 let count = outcome?;
                 let (_, address, _) = self.place(bounce);
-                let address = address.wrapping_add(count / 2);
-                let missing = count - count / 2;
+                // Not at a whole block.
+                let short = count / 3 * 2;
+                let address = address.wrapping_add(short);
                 // SAFETY:
                 // - the read has just written these bytes, and nobody else uses them yet.
-                unsafe { address.write_bytes(NOT_READ, missing) };
-                Ok(count / 2)
+                unsafe { address.write_bytes(NOT_READ, count - short) };
+                Ok(short)
             }
         }
     }
