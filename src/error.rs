@@ -37,6 +37,11 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Whether the end was asked for from outside: nobody needs to be told.
+    pub fn is_wanted(&self) -> bool {
+        matches!(self, Self::Interrupted { .. } | Self::OutputClosed)
+    }
+
     /// The exit code, as the README documents it.
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -11,8 +11,17 @@ mod completion;
 #[path = "cli/flags.rs"]
 mod flags;
 #[cfg(unix)]
+#[path = "cli/metrics.rs"]
+mod metrics;
+#[cfg(unix)]
+#[path = "cli/schema.rs"]
+mod schema;
+#[cfg(unix)]
 #[path = "cli/unix.rs"]
 mod unix;
+#[cfg(unix)]
+#[path = "cli/while_running.rs"]
+mod while_running;
 
 use std::process::Output;
 
@@ -42,10 +51,21 @@ fn run(line: &str) -> Output {
 }
 
 /// Runs a completion by the demo model, with one thread: the fastest for so small a model,
-/// and not disturbed by other tests.
+/// and not disturbed by other tests. With small batches, what llama.cpp computes with fits
+/// a small budget.
 fn complete(line: &str) -> Output {
     let words = line.split_whitespace();
-    let prompt = ["-m", MODEL, "-t", "1", "-no-cnv", "-p", "Once upon a time"];
+    let prompt = [
+        "-m",
+        MODEL,
+        "-t",
+        "1",
+        "-no-cnv",
+        "-ub",
+        "16",
+        "-p",
+        "Once upon a time",
+    ];
     program().args(prompt).args(words).output().unwrap()
 }
 

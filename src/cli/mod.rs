@@ -10,11 +10,14 @@ pub mod words;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::llama::{self, OptionInfo, Params, Settings};
-use crate::session;
 use crate::session::demo::DemoModel;
+use crate::session::{self, signal};
+use crate::telemetry;
+use crate::telemetry::metrics::{self, Metrics};
 
 use flags::OwnFlags;
 use words::Words;
@@ -69,14 +72,22 @@ pub struct Config {
     pub show: bool,
     /// The model of `--demo`; its file is there as long as this is.
     pub demo: Option<DemoModel>,
+    /// The file that holds the budget.
+    pub budget_file: Option<PathBuf>,
+    /// The share of memory in use above which the budget shrinks.
+    pub mem_pressure: f64,
+    /// Where records go.
+    pub metrics: &'static Metrics,
 }
 
 /// Reads the command line (without the program's name).
 ///
 /// # Errors
 /// `Usage` for what cannot be understood.
-pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
-    let options = llama::options()?;
+pub fn parse(
+    args: impl IntoIterator<Item = OsString>,
+    options: Vec<OptionInfo>,
+) -> Result<Command> {
     let words = words::sort(args, &options)?;
     if let Some(index) = words.prints {
         return Ok(Command::Print(match options[index].name() {
@@ -101,13 +112,63 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command> {
 /// Whatever ended the run before its time.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     llama::log::start();
-    let result = parse(args).and_then(|command| match command {
+    signal::install();
+    let result = understand(args.into_iter().collect()).and_then(|command| match command {
         Command::Print(what) => print(what),
-        Command::Run(request) => session::run(request.resolve()?),
+        Command::Run(request) => session::run(request.resolve(&metrics::RUN)?),
     });
     // What is still queued comes before whatever the caller says about the end.
     llama::log::stop();
     result
+}
+
+/// Reads the command line, with metrics on standard error from the first moment: what is
+/// wrong with it is to be an object as well.
+fn understand(args: Vec<OsString>) -> Result<Command> {
+    let options = llama::options()?;
+    if words::asks_for_metrics(&args, &options) {
+        catch_standard_error()?;
+        signal::end_with(last_words);
+    }
+    let command = parse(args, options)?;
+    if let Command::Run(request) = &command {
+        let own = &request.own;
+        metrics::RUN.set_form(own.metrics_pretty, own.metrics_interval.unwrap_or(1));
+        if let Some(path) = &own.metrics_file {
+            metrics::RUN.add_file(metrics_file(path)?, path.display().to_string());
+            signal::end_with(last_words);
+        }
+    }
+    Ok(command)
+}
+
+/// What is still to be written when a signal ends the process.
+fn last_words(signal: u8) {
+    llama::log::stop();
+    telemetry::finish(Some(&Error::Interrupted { signal }));
+}
+
+#[cfg(unix)]
+fn catch_standard_error() -> Result<()> {
+    crate::telemetry::capture::start(&metrics::RUN)
+        .map_err(|error| Error::Failed(format!("could not catch standard error: {error}")))
+}
+
+#[cfg(not(unix))]
+fn catch_standard_error() -> Result<()> {
+    Err(Error::NotBuilt(
+        "'--metrics' is not built for this system yet; use --metrics-file".to_owned(),
+    ))
+}
+
+fn metrics_file(path: &Path) -> Result<Box<dyn Write + Send>> {
+    let file = std::fs::File::create(path).map_err(|error| {
+        Error::Failed(format!(
+            "could not open '{}' for the metrics: {error}; see --metrics-file",
+            path.display()
+        ))
+    })?;
+    Ok(Box::new(file))
 }
 
 fn print(what: Print) -> Result<()> {

@@ -1,20 +1,34 @@
 //! From what was asked for to what will be done: refuses what is not built, gives
 //! upstream's flags their meaning under paging, looks at the model once.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::io::IsTerminal;
 #[cfg(not(unix))]
 use std::path::Path;
 use std::path::PathBuf;
 
+use super::size::read_budget;
 use super::support::{Support, WhenPaged, support, when_paged};
 use super::{Config, Request};
 use crate::device::{Budget, Faults, PagingConfig, Storage};
 use crate::error::{Error, Result};
 use crate::llama::{self, ModelFile, Params, Settings};
 use crate::session::demo::{self, DemoModel};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::pressure;
 
 const PREFETCH_THREADS: u16 = 2;
+const KV_PAGE_TOKENS: u32 = 256;
+/// Under paging this one is ours.
+const GPU_LAYERS: &str = "--gpu-layers";
+/// The options that say where the model is.
+const MODELS: &[&str] = &[
+    "--model",
+    "--model-url",
+    "--docker-repo",
+    "--hf-repo",
+    "--hf-file",
+];
 /// ggml's own limit, beyond which it crashes.
 const THREADS_MAX: i32 = 512;
 const CONVERSATION_ON: i32 = 1;
@@ -25,14 +39,15 @@ impl Request {
     ///
     /// # Errors
     /// `Usage` and `NotBuilt` for the command line, `Failed` for the model's file.
-    pub fn resolve(mut self) -> Result<Config> {
+    pub fn resolve(mut self, metrics: &'static Metrics) -> Result<Config> {
         let show = self.own.demo && !self.has_prompt();
         if show && !self.own.dynamic_layers && !self.own.paged_kv {
             self.own.dynamic_layers = true;
             self.own.paged_kv = true;
         }
         let paged = self.own.dynamic_layers || self.own.paged_kv;
-        self.check_own(paged)?;
+        self.own.check_needs()?;
+        self.check_one_model()?;
         self.check_refused()?;
         if paged {
             self.check_paged()?;
@@ -43,41 +58,42 @@ impl Request {
             None
         };
         let mut arguments = self.arguments(demo.as_ref(), show);
-        let given = match self.words.gpu_layers.take() {
-            // llama.cpp's parser would look for a GPU, and warn that there is none.
-            Some([name, value]) if paged => Some(resident_layers(&name, &value)?),
-            Some(words) => {
-                arguments.extend(words);
-                None
-            }
-            None => None,
+        let given = if paged {
+            self.resident_layers()?
+        } else {
+            arguments.extend(self.words.gpu_layers.take().into_iter().flatten());
+            None
         };
-        let mut params = Params::parse(arguments)?;
+        let mut params = Params::parse(arguments, &self.hidden_variables(paged))?;
         let mut settings = params.settings()?;
         check_numbers(&settings)?;
         self.check_settings(&settings, paged)?;
-        if settings.n_ctx != 0 && settings.n_ctx < 8 {
-            llama::log::warn("llama_completion: the smallest context is 8 tokens, using that\n");
-            params.set_n_ctx(8);
-            settings.n_ctx = 8;
-        }
-
+        raise_context(&mut params, &mut settings);
         let path = path_of(params.model_path()?);
         let file = llama::inspect(&path)?;
         check_template(&params, &settings, &file)?;
+        self.check_pins(&file)?;
+        self.check_spill_folder()?;
         let model_name = if demo.is_some() {
             "the demo model".into()
         } else {
             path.display().to_string()
         };
         let progress = !show && std::io::stderr().is_terminal();
-        let paging = paged.then(|| PagingConfig {
-            resident_layers_max: given.unwrap_or_else(|| {
-                // From the environment; negative: 'auto' and 'all'.
-                u32::try_from(settings.n_gpu_layers).ok()
-            }),
-            ..self.paging(path, show)
-        });
+        let paging = if paged {
+            let budget = self.budget(show)?;
+            Some(PagingConfig {
+                budget,
+                storage: storage(settings.load_mode),
+                resident_layers_max: given.unwrap_or_else(|| {
+                    // From a configuration file; negative: 'auto' and 'all'.
+                    u32::try_from(settings.n_gpu_layers).ok()
+                }),
+                ..self.paging(path)
+            })
+        } else {
+            None
+        };
         Ok(Config {
             params,
             settings,
@@ -86,7 +102,23 @@ impl Request {
             progress,
             show,
             demo,
+            budget_file: self.own.vram_budget_file,
+            mem_pressure: self.own.mem_pressure.unwrap_or(pressure::THRESHOLD),
+            metrics,
         })
+    }
+
+    /// The budget: from its file, else from its flag, else a default.
+    fn budget(&self, show: bool) -> Result<Budget> {
+        let default = if show {
+            Budget::ModelShare(0.5)
+        } else {
+            Budget::Auto
+        };
+        match &self.own.vram_budget_file {
+            Some(path) => read_budget(path),
+            None => Ok(self.own.vram_budget.unwrap_or(default)),
+        }
     }
 
     /// Whether the option that goes by `name` is on the command line.
@@ -110,16 +142,44 @@ impl Request {
             .any(|name| self.is_used(name))
     }
 
-    fn check_own(&self, paged: bool) -> Result<()> {
-        if paged {
-            return Ok(());
-        }
-        match self.own.needs_paging() {
-            Some(flag) => Err(Error::Usage(format!(
-                "'{flag}' needs paging; add --dynamic-layers (weights), --paged-kv (KV cache) \
-                 or both"
+    /// The demo's model and another one contradict each other.
+    fn check_one_model(&self) -> Result<()> {
+        let other = |(index, _): &&(usize, String)| MODELS.contains(&self.options[*index].name());
+        match self.words.used.iter().find(other) {
+            Some((_, word)) if self.own.demo => Err(Error::Usage(format!(
+                "'{word}' and '--demo' both name a model; give one of them"
             ))),
-            None => Ok(()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Layers that stay have to be there.
+    fn check_pins(&self, file: &ModelFile) -> Result<()> {
+        let last = self
+            .own
+            .pin_layers
+            .as_ref()
+            .and_then(|layers| layers.0.last());
+        match last {
+            Some(last) if self.own.dynamic_layers && *last >= file.layers => {
+                Err(Error::Usage(format!(
+                    "the model has {} layers, counted from 0: there is no layer '{last}' for \
+                     --pin-layers",
+                    file.layers
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Better now than when the first page is to be spilled.
+    fn check_spill_folder(&self) -> Result<()> {
+        match &self.own.spill_dir {
+            Some(folder) if self.own.paged_kv && !folder.is_dir() => Err(Error::Failed(format!(
+                "'{}' is no folder; the KV cache cannot spill there, see --spill-dir",
+                folder.display()
+            ))),
+            _ => Ok(()),
         }
     }
 
@@ -214,10 +274,12 @@ impl Request {
             ggml_sys::LLAMA_LOAD_MODE_AUTO,
             ggml_sys::LLAMA_LOAD_MODE_NONE,
             ggml_sys::LLAMA_LOAD_MODE_MMAP,
+            ggml_sys::LLAMA_LOAD_MODE_DIRECT_IO,
         ];
         if !load_modes.contains(&settings.load_mode) {
             return Err(Error::NotBuilt(
-                "this '--load-mode' together with paging is not built yet; use auto, none or mmap"
+                "this '--load-mode' together with paging is not built yet; use auto, none, mmap or \
+                 dio"
                     .into(),
             ));
         }
@@ -259,23 +321,53 @@ impl Request {
         all
     }
 
-    fn paging(&self, model: PathBuf, show: bool) -> PagingConfig {
-        let default = if show {
-            Budget::ModelShare(0.5)
-        } else {
-            Budget::Auto
+    /// The bound on resident layers that `--gpu-layers` gives, on the command line or in
+    /// the environment; None when neither says anything.
+    fn resident_layers(&mut self) -> Result<Option<Option<u32>>> {
+        if let Some([name, value]) = self.words.gpu_layers.take() {
+            let name = format!("option '{}'", name.to_string_lossy());
+            return resident_layers(&name, &value.to_string_lossy()).map(Some);
+        }
+        let given = |variable: &str| {
+            let value = std::env::var_os(variable)?;
+            let name = format!("environment variable '{variable}'");
+            Some(resident_layers(&name, &value.to_string_lossy()))
         };
+        self.variable(GPU_LAYERS).and_then(given).transpose()
+    }
+
+    /// The environment variable of the option that goes by `name`.
+    fn variable(&self, name: &str) -> Option<&str> {
+        let option = self.options.iter().find(|option| option.name() == name);
+        option.and_then(|option| option.env.as_deref())
+    }
+
+    /// The environment variables that llama.cpp's parser is not to see: at the number of
+    /// layers it would look for a GPU, and warn that there is none; beside the demo's
+    /// model it would download another.
+    fn hidden_variables(&self, paged: bool) -> Vec<CString> {
+        let layers: &[&str] = if paged { &[GPU_LAYERS] } else { &[] };
+        let models = if self.own.demo { MODELS } else { &[] };
+        let names = layers.iter().chain(models);
+        let variables = names.filter_map(|name| self.variable(name));
+        variables
+            .filter_map(|name| CString::new(name).ok())
+            .collect()
+    }
+
+    fn paging(&self, model: PathBuf) -> PagingConfig {
+        let own = &self.own;
         PagingConfig {
             model,
-            weights: self.own.dynamic_layers,
-            kv: self.own.paged_kv,
-            budget: self.own.vram_budget.unwrap_or(default),
-            prefetch: self.own.prefetch(),
-            prefetch_threads: usize::from(self.own.prefetch_threads.unwrap_or(PREFETCH_THREADS)),
-            prefetch_depth: None,
-            pinned_layers: Vec::new(),
-            kv_page_tokens: 256,
-            spill_folder: None,
+            weights: own.dynamic_layers,
+            kv: own.paged_kv,
+            budget: Budget::Auto,
+            prefetch: own.prefetch(),
+            prefetch_threads: usize::from(own.prefetch_threads.unwrap_or(PREFETCH_THREADS)),
+            prefetch_depth: own.prefetch_depth,
+            pinned_layers: own.pin_layers.clone().unwrap_or_default().0,
+            kv_page_tokens: own.kv_page_size.unwrap_or(KV_PAGE_TOKENS),
+            spill_folder: own.spill_dir.clone(),
             storage: Storage::Auto,
             resident_layers_max: None,
             poison: false,
@@ -284,16 +376,33 @@ impl Request {
     }
 }
 
-/// The bound on resident layers that `--gpu-layers` gives; None for 'auto' and 'all'.
-fn resident_layers(name: &CStr, value: &CStr) -> Result<Option<u32>> {
-    let text = value.to_string_lossy();
-    match (&*text, text.parse::<i64>()) {
+/// How the model's files are read, from llama.cpp's mode of loading.
+fn storage(load_mode: i32) -> Storage {
+    match load_mode {
+        ggml_sys::LLAMA_LOAD_MODE_AUTO => Storage::Auto,
+        ggml_sys::LLAMA_LOAD_MODE_DIRECT_IO => Storage::Direct,
+        _ => Storage::Cached,
+    }
+}
+
+/// The bound on resident layers that `text` gives; None for 'auto' and 'all', which
+/// negative numbers spell as well. `name` says who gave it.
+fn resident_layers(name: &str, text: &str) -> Result<Option<u32>> {
+    match (text, text.parse::<i64>()) {
         ("auto" | "all", _) => Ok(None),
         (_, Ok(count)) => Ok(u32::try_from(count).ok()),
         (_, Err(_)) => Err(Error::Usage(format!(
-            "option '{}' got '{text}'; give a number of layers, 'auto' or 'all'",
-            name.to_string_lossy()
+            "{name} got '{text}'; give a number of layers, 'auto' or 'all'"
         ))),
+    }
+}
+
+/// As llama-completion does.
+fn raise_context(params: &mut Params, settings: &mut Settings) {
+    if settings.n_ctx != 0 && settings.n_ctx < 8 {
+        llama::log::warn("llama_completion: the smallest context is 8 tokens, using that\n");
+        params.set_n_ctx(8);
+        settings.n_ctx = 8;
     }
 }
 

@@ -1,6 +1,10 @@
 //! Sizes as users write them: `512`, `1.5G`, `300MB`, `50%`.
 
+use std::io::Read;
+use std::path::Path;
+
 use crate::device::Budget;
+use crate::error::{Error, Result};
 
 const UNITS: &[(&str, f64)] = &[
     ("", 1024.0 * 1024.0),
@@ -27,7 +31,7 @@ const BYTES_MAX: f64 = (1_u64 << 53) as f64;
 ///
 /// # Errors
 /// A sentence that says what is accepted.
-pub fn parse_budget(text: &str) -> Result<Budget, String> {
+pub fn parse_budget(text: &str) -> std::result::Result<Budget, String> {
     let trimmed = text.trim();
     if trimmed.eq_ignore_ascii_case("auto") {
         return Ok(Budget::Auto);
@@ -60,6 +64,32 @@ pub fn parse_budget(text: &str) -> Result<Budget, String> {
         reason = "whole, and between 1 and 2^53, as just tested"
     )]
     Ok(Budget::Bytes(bytes as u64))
+}
+
+/// Bytes that a file with a budget may have; more is another file.
+const BUDGET_FILE_BYTES_MAX: u64 = 4096;
+
+/// Reads the budget in the file at `path`; blanks and line ends round it do not matter.
+///
+/// # Errors
+/// `Failed` when the file cannot be read, `Usage` when it holds no budget.
+pub fn read_budget(path: &Path) -> Result<Budget> {
+    let name = path.display();
+    let mut text = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(BUDGET_FILE_BYTES_MAX).read_to_end(&mut text))
+        .map_err(|error| {
+            Error::Failed(format!(
+                "could not read the budget in '{name}': {error}; see --vram-budget-file"
+            ))
+        })?;
+    let text = String::from_utf8_lossy(&text);
+    parse_budget(&text).map_err(|reason| {
+        let shown: String = text.trim().chars().take(40).collect();
+        Error::Usage(format!(
+            "--vram-budget-file '{name}' holds '{shown}': {reason}"
+        ))
+    })
 }
 
 /// A size for people: three digits and a binary unit.
@@ -115,6 +145,27 @@ mod tests {
             assert!(parse_budget(text).is_err(), "{text}");
         }
         assert!(parse_budget(&"9".repeat(40)).is_err());
+    }
+
+    #[test]
+    fn a_budget_is_read_from_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("budget");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            read_budget(&path).map_err(|error| error.to_string())
+        };
+        assert_eq!(read(" 2K \n"), Ok(Budget::Bytes(2048)));
+        assert_eq!(read("50 %\r\n"), Ok(Budget::ModelShare(0.5)));
+        for text in ["", "lots", "1 2", "0"] {
+            let sentence = read(text).unwrap_err();
+            assert!(
+                sentence.contains("--vram-budget-file") && sentence.contains(text),
+                "{sentence}"
+            );
+        }
+        let missing = read_budget(&folder.path().join("none")).unwrap_err();
+        assert!(matches!(missing, Error::Failed(_)), "{missing}");
     }
 
     #[test]

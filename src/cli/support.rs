@@ -112,7 +112,10 @@ pub const PAGED: &[(&str, WhenPaged)] = &[
     ),
     (
         "--load-mode",
-        WhenPaged::Means("'auto', 'none' and 'mmap'; with 'mlock' or 'dio' refused, not built yet"),
+        WhenPaged::Means(
+            "'dio' reads files past the page cache, 'none' and 'mmap' through it, 'auto' \
+             decides; with 'mlock' refused, not built yet",
+        ),
     ),
     (
         "--split-mode",

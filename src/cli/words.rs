@@ -53,7 +53,7 @@ pub fn sort(args: impl IntoIterator<Item = OsString>, options: &[OptionInfo]) ->
         let Some(index) = options.iter().position(|option| option.is_spelled(&whole)) else {
             return Err(unknown(&text, &name, value.as_deref(), options));
         };
-        if super::support::support(options[index].name()) == Some(super::support::Support::Prints) {
+        if is_printing(&options[index]) {
             words.prints = Some(index);
             return Ok(words);
         }
@@ -71,6 +71,30 @@ pub fn sort(args: impl IntoIterator<Item = OsString>, options: &[OptionInfo]) ->
         words.used.push((index, whole));
     }
     Ok(words)
+}
+
+/// Whether `args` ask for metrics on standard error, whatever else is wrong with them; a
+/// text that is printed has none.
+pub fn asks_for_metrics(args: &[OsString], options: &[OptionInfo]) -> bool {
+    let variable = std::env::var("LLAMA_ARG_METRICS").unwrap_or_default();
+    let mut asks = super::flags::parse_truth(&variable).unwrap_or(false);
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let word = spelling(&arg.to_string_lossy());
+        let option = options.iter().find(|option| option.is_spelled(&word));
+        let values = match (option, OwnFlags::takes_value(&word)) {
+            (Some(option), _) if is_printing(option) => return false,
+            (Some(option), _) => option.arity.count(),
+            (None, takes_value) => usize::from(takes_value == Some(true)),
+        };
+        asks |= word == "--metrics";
+        args.by_ref().take(values).for_each(drop);
+    }
+    asks
+}
+
+fn is_printing(option: &OptionInfo) -> bool {
+    super::support::support(option.name()) == Some(super::support::Support::Prints)
 }
 
 /// Upstream reads `_` in a long flag as `-`.
@@ -125,4 +149,37 @@ fn nearest(name: &str, options: &[OptionInfo]) -> Option<String> {
     .max_by(|(left, _), (right, _)| left.total_cmp(right))
     .filter(|(likeness, _)| *likeness >= 0.6)
     .map(|(_, spelling)| spelling)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_asked_for_by_the_flag_not_by_a_value() {
+        crate::llama::log::start();
+        let options = crate::llama::options().unwrap();
+        let asks = |line: &str| {
+            let args: Vec<_> = line.split(' ').map(OsString::from).collect();
+            asks_for_metrics(&args, &options)
+        };
+        for line in [
+            "--metrics",
+            "--unknown --metrics",
+            "-p x --metrics -n",
+            "--metrics-file a --metrics",
+            "--metrics --vram-budget",
+        ] {
+            assert!(asks(line), "{line}");
+        }
+        for line in [
+            "-p --metrics",
+            "--metrics-file --metrics",
+            "--metrics --help",
+            "--metrics=1",
+            "",
+        ] {
+            assert!(!asks(line), "{line}");
+        }
+    }
 }

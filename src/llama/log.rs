@@ -5,8 +5,12 @@
 use std::ffi::{CString, c_char};
 use std::io::Write;
 use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::bytes;
+use crate::error::Error;
+use crate::telemetry::{self, metrics};
 
 /// Starts the logging and installs what turns an abort of ggml into a sentence.
 /// Calls after the first do nothing.
@@ -22,6 +26,9 @@ pub fn start() {
     });
 }
 
+/// How long other threads that abort leave the first one its last words.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// ggml's last resort: it aborts the process when this returns, so it never returns.
 unsafe extern "C" fn on_abort(message: *const c_char) {
     // SAFETY:
@@ -32,8 +39,23 @@ unsafe extern "C" fn on_abort(message: *const c_char) {
     let line = line
         .rsplit_once("/llama.cpp/")
         .map_or(line, |(_, rest)| rest);
-    let sentence = format!("\nerror: llama.cpp gave up: {line}\n");
-    drop(std::io::stderr().write_all(sentence.as_bytes()));
+    let sentence = format!("llama.cpp gave up: {line}");
+    static ABORTING: AtomicBool = AtomicBool::new(false);
+    if ABORTING.swap(true, Ordering::Relaxed) {
+        // The threads that compute tend to find the same thing wrong at the same time.
+        std::thread::sleep(LAST_WORDS);
+        exit_at_once(70);
+    }
+    let on_stderr = metrics::RUN.is_on_stderr();
+    if metrics::RUN.is_on() {
+        // What is queued comes first; whoever aborts has no lock of the log's.
+        stop();
+        telemetry::finish(Some(&Error::Bug(sentence.clone())));
+    }
+    if !on_stderr {
+        let sentence = format!("\nerror: {sentence}\n");
+        drop(std::io::stderr().write_all(sentence.as_bytes()));
+    }
     exit_at_once(70);
 }
 

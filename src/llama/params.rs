@@ -22,22 +22,34 @@ pub struct Params {
 
 impl Params {
     /// Reads a command line: the program's name, then flags that llama.cpp knows, with
-    /// all their values, none of which prints something and ends.
+    /// all their values, none of which prints something and ends. Environment variables
+    /// whose names are `hidden` are taken not to be set.
     ///
     /// # Errors
     /// `Usage` when a value is wrong, `Failed` when a download fails.
-    pub fn parse(args: Vec<CString>) -> Result<Self> {
+    pub fn parse(args: Vec<CString>, hidden: &[CString]) -> Result<Self> {
         let mut pointers: Vec<_> = args.iter().map(|arg| arg.as_ptr().cast_mut()).collect();
         let count = i32::try_from(pointers.len())
             .map_err(|_| Error::Usage("the command line is too long".into()))?;
         pointers.push(std::ptr::null_mut());
+        let mut names: Vec<_> = hidden.iter().map(|name| name.as_ptr()).collect();
+        names.push(std::ptr::null());
         let mut raw = std::ptr::null_mut();
         // SAFETY:
         // - `pointers` holds `count` C strings and a final null, all alive through the
         //   call; the parser copies what it keeps and writes to none of them;
-        // - `raw` is a place for one pointer.
-        let status =
-            unsafe { ggml_sys::rpaged_params_parse(count, pointers.as_mut_ptr(), &raw mut raw) };
+        // - `names` holds C strings and a final null, all alive through the call;
+        // - `raw` is a place for one pointer;
+        // - no other thread reads the environment meanwhile through C: the session has not
+        //   begun, and llama.cpp's log thread only writes.
+        let status = unsafe {
+            ggml_sys::rpaged_params_parse(
+                count,
+                pointers.as_mut_ptr(),
+                names.as_ptr(),
+                &raw mut raw,
+            )
+        };
         if status == ggml_sys::RPAGED_USAGE as i32 {
             return Err(Error::Usage(bytes::last_error()));
         }
@@ -148,8 +160,8 @@ impl Params {
     pub fn use_device(&mut self, device: &crate::device::PagedDevice) -> Result<()> {
         let load_mode = match (device.keeps_mapping(), device.is_direct()) {
             (true, _) => -1,
-            (false, true) => ggml_sys::LLAMA_LOAD_MODE_DIRECT_IO as i32,
-            (false, false) => ggml_sys::LLAMA_LOAD_MODE_NONE as i32,
+            (false, true) => ggml_sys::LLAMA_LOAD_MODE_DIRECT_IO,
+            (false, false) => ggml_sys::LLAMA_LOAD_MODE_NONE,
         };
         // SAFETY:
         // - the handle is alive as long as `self`, and borrowed alone;

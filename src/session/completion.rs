@@ -8,6 +8,7 @@
 //!   prompt batch ─► show ─► decode ─► prompt batch ─► show ─► decode ─► sample ─► show ─► ...
 //! ```
 
+use super::boundary::Boundary;
 use super::{output, signal};
 use crate::error::{Error, Result};
 use crate::llama::{Decoded, Session, Settings, Token, log};
@@ -96,6 +97,11 @@ impl Job {
             antiprompts,
             antiprompt_tokens,
         })
+    }
+
+    /// Length of the prompt, in tokens.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt.len()
     }
 
     /// Whether the text so far ends in a string that ends the generation.
@@ -193,7 +199,7 @@ struct Progress {
 /// # Errors
 /// `Interrupted` and `OutputClosed` when asked to stop, else what the model or the device
 /// failed with.
-pub(super) fn complete(session: &mut Session, job: &Job) -> Result<usize> {
+pub(super) fn complete(session: &mut Session, job: &Job, boundary: &mut Boundary) -> Result<usize> {
     let mut colour = output::Colour::prompt(job.settings.use_color);
     let mut prompt = job.prompt.clone();
     if session.has_encoder() {
@@ -208,11 +214,17 @@ pub(super) fn complete(session: &mut Session, job: &Job) -> Result<usize> {
     };
     let mut display = job.settings.display_prompt;
     while at.remaining != 0 {
-        if !at.batch.is_empty() && !advance(session, job, &mut at)? {
-            break;
+        if !at.batch.is_empty() {
+            boundary.before_decode(session.device());
+            if !advance(session, job, &mut at)? {
+                break;
+            }
         }
         at.batch.clear();
         take(session, job, &prompt, &mut at)?;
+        if let ([token], true) = (&at.batch[..], at.generated > 0) {
+            boundary.token(session.device(), *token);
+        }
         if display {
             for &token in &at.batch {
                 output::bytes(&session.piece(token, job.settings.special)?);

@@ -1,22 +1,31 @@
 //! One run: load the model, complete the prompt, close with the timings.
 
+mod boundary;
 mod closing;
 mod completion;
 pub mod demo;
 mod loading;
 mod output;
 pub mod signal;
+#[cfg(test)]
+mod tests;
+
+use boundary::{Boundary, Paging};
 
 use crate::cli::Config;
+use crate::device::PagedDevice;
 use crate::error::{Error, Result};
 use crate::llama::log;
+use crate::telemetry::pressure::Sampler;
 
 /// Does the run that `config` describes.
 ///
 /// # Errors
 /// Whatever ended it before its time.
 pub fn run(config: Config) -> Result<()> {
-    signal::install();
+    if config.paging.is_some() {
+        signal::install_reload();
+    }
     let result = complete(config);
     // What is still queued comes before whatever the caller prints about the end.
     log::stop();
@@ -27,14 +36,23 @@ pub fn run(config: Config) -> Result<()> {
 }
 
 /// Returns the closing lines of the show, if this is it.
-fn complete(config: Config) -> Result<Option<closing::Lines>> {
+fn complete(mut config: Config) -> Result<Option<closing::Lines>> {
     let show = config.show;
+    let paging = config.paging.as_ref().map(|_| Paging {
+        budget_file: config.budget_file.take(),
+        mem_pressure: config.mem_pressure,
+        source: Box::new(Sampler::new()),
+        governor: None,
+    });
+    let mut boundary = Boundary::new(paging, config.metrics);
     // The demo model's file must be there until the model is loaded, and its mapping
     // until the session is gone.
     let (mut session, job, _demo) = loading::load(config)?;
     signal::generation_begins();
     let started = std::time::Instant::now();
-    let ended = completion::complete(&mut session, &job);
+    boundary.begin(session.device(), job.prompt_tokens());
+    let ended = completion::complete(&mut session, &job, &mut boundary);
+    boundary.finish(session.device());
     let generated = match ended {
         Ok(generated) => generated,
         Err(Error::Interrupted { signal }) => {
@@ -48,7 +66,7 @@ fn complete(config: Config) -> Result<Option<closing::Lines>> {
     output::text("\n\n");
     session.log_timings();
     output::check()?;
-    let report = session.device().map(crate::device::PagedDevice::report);
+    let report = session.device().map(PagedDevice::report);
     Ok(report.filter(|_| show).map(|report| closing::Lines {
         report,
         tokens: generated,

@@ -1,5 +1,31 @@
-//! What a run takes and does: memory of machine, control group and process.
+//! What a run takes and does: memory of machine, control group and process; the governor
+//! that gives memory back when it gets scarce; metrics.
 
+#[cfg(unix)]
+pub mod capture;
 #[cfg(target_os = "linux")]
 mod cgroup;
 pub mod memory;
+pub mod metrics;
+pub mod prediction;
+pub mod pressure;
+
+use crate::error::Error;
+
+/// The end of the run: what standard error still holds becomes records, then what ended
+/// it, then the summary. Without metrics it does nothing. Returns a last complaint.
+pub fn finish(error: Option<&Error>) -> Option<String> {
+    #[cfg(unix)]
+    capture::finish();
+    let metrics = &*metrics::RUN;
+    if !metrics.is_on() {
+        return None;
+    }
+    // What was asked for from outside is no error; a panic has been told of by its hook.
+    let is_told = |error: &&Error| !error.to_string().is_empty() && !error.is_wanted();
+    if let Some(error) = error.filter(is_told) {
+        metrics.error(&error.to_string(), error.exit_code());
+    }
+    metrics.end(error);
+    metrics.take_complaint()
+}

@@ -154,7 +154,7 @@ fn the_demo_model_stands_for_a_model_file() {
     assert!(built_in.status.success());
     assert_eq!(stdout(&built_in), stdout(&from_file));
     let paged = run(&format!(
-        "--demo {flags} -c 256 --dynamic-layers --vram-budget 50%"
+        "--demo {flags} -c 256 -ub 16 --dynamic-layers --vram-budget 50%"
     ));
     assert!(paged.status.success(), "{}", last_line(&paged));
 }

@@ -4,6 +4,21 @@ use super::{MODEL, assert_refused, complete, program, run, stdout};
 
 #[test]
 fn under_paging_gpu_layers_bound_resident_layers_without_a_word_about_gpus() {
+    let variable = |value: &str| {
+        let mut command = program();
+        command.args(["-m", MODEL, "-no-cnv", "-p", "Once", "-n", "2"]);
+        command.arg("--dynamic-layers");
+        command
+            .env("LLAMA_ARG_N_GPU_LAYERS", value)
+            .output()
+            .unwrap()
+    };
+    for value in ["0", "3", "all", "auto"] {
+        let output = variable(value);
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!said.contains("no usable GPU"), "{said}");
+    }
     let paged = [
         "-m",
         MODEL,
@@ -138,6 +153,148 @@ fn flags_of_paging_without_paging_say_what_is_missing() {
 }
 
 #[test]
+fn flags_that_lack_another_one_say_which() {
+    for (flags, missing) in [
+        ("--mem-pressure 0.5", "--dynamic-layers"),
+        ("--vram-budget-file x", "--dynamic-layers"),
+        ("--prefetch-depth 2", "--dynamic-layers"),
+        ("--pin-layers 1 --paged-kv", "--dynamic-layers"),
+        ("--kv-page-size 64 --dynamic-layers", "--paged-kv"),
+        ("--spill-dir . --dynamic-layers", "--paged-kv"),
+        ("--metrics-interval 2", "--metrics-file"),
+        ("--metrics-pretty", "--metrics"),
+    ] {
+        let flag = flags.split(' ').next().unwrap();
+        assert_refused(&complete(flags), 2, &[flag, "needs", missing]);
+    }
+    // A variable sets a default; a run without use for it goes on.
+    for name in ["KV_PAGE_SIZE", "MEM_PRESSURE", "METRICS_INTERVAL"] {
+        let mut command = program();
+        command.args(["-m", MODEL, "-no-cnv", "-p", "Once", "-n", "0"]);
+        let value = if name == "MEM_PRESSURE" { "1" } else { "16" };
+        command.env(format!("LLAMA_ARG_{name}"), value);
+        assert!(command.output().unwrap().status.success(), "{name}");
+    }
+}
+
+#[test]
+fn wrong_values_of_our_flags_are_refused() {
+    let paged = |line: &str| complete(&format!("--dynamic-layers --paged-kv {line}"));
+    for (flag, value) in [
+        ("--mem-pressure", "1.5"),
+        ("--mem-pressure", "-1"),
+        ("--mem-pressure", "much"),
+        ("--pin-layers", "3-1"),
+        ("--pin-layers", "a"),
+        ("--prefetch-depth", "0"),
+        ("--prefetch-depth", "65"),
+        ("--kv-page-size", "15"),
+        ("--kv-page-size", "8193"),
+        ("--metrics-interval", "0"),
+    ] {
+        assert_refused(&paged(&format!("{flag} {value}")), 2, &[flag, value]);
+    }
+    assert_refused(
+        &paged("--vram-budget-file /nonexistent"),
+        1,
+        &["/nonexistent", "--vram-budget-file"],
+    );
+    assert_refused(
+        &paged("--vram-budget-file x --vram-budget 5"),
+        2,
+        &["'--vram-budget'", "'--vram-budget-file'", "one of them"],
+    );
+    assert_refused(&paged("--pin-layers 12"), 2, &["'12'", "12 layers"]);
+    assert_refused(
+        &paged("--spill-dir /nonexistent"),
+        1,
+        &["/nonexistent", "--spill-dir"],
+    );
+}
+
+#[test]
+fn a_wrong_value_in_the_environment_names_the_variable() {
+    for (name, value) in [
+        ("MEM_PRESSURE", "2"),
+        ("KV_PAGE_SIZE", "1"),
+        ("PREFETCH_DEPTH", "x"),
+        ("PIN_LAYERS", "x"),
+        ("METRICS_INTERVAL", "0"),
+        ("ASYNC_PREFETCH", "maybe"),
+        ("N_GPU_LAYERS", "some"),
+    ] {
+        let name = format!("LLAMA_ARG_{name}");
+        let mut command = program();
+        command.args(["-m", MODEL, "-no-cnv", "-p", "Once", "-n", "1"]);
+        command.args(["--dynamic-layers", "--paged-kv"]);
+        let output = command.env(&name, value).output().unwrap();
+        assert_refused(&output, 2, &[&name, value]);
+    }
+}
+
+#[test]
+fn the_flags_of_paging_are_taken_by_the_environment() {
+    let text = stdout(&complete("-n 20 -s 7 -c 256"));
+    for variables in [
+        &[("DYNAMIC_LAYERS", "1"), ("VRAM_BUDGET", "60%")][..],
+        &[("PAGED_KV", "1"), ("KV_PAGE_SIZE", "64")],
+        &[("DYNAMIC_LAYERS", "1"), ("MEM_PRESSURE", "1")],
+        &[("DYNAMIC_LAYERS", "on"), ("ASYNC_PREFETCH", "0")],
+        &[("DYNAMIC_LAYERS", "on"), ("PIN_LAYERS", "0,2-3")],
+    ] {
+        let mut command = program();
+        command.args(["-m", MODEL, "-t", "1", "-no-cnv", "-p", "Once upon a time"]);
+        command.args(["-n", "20", "-s", "7", "-c", "256", "-ub", "16"]);
+        for (name, value) in variables {
+            command.env(format!("LLAMA_ARG_{name}"), value);
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{variables:?}: {output:?}");
+        assert_eq!(stdout(&output), text, "{variables:?}");
+    }
+}
+
+#[test]
+fn the_budget_can_lie_in_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("budget");
+    let with = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let path = file.display();
+        complete(&format!(
+            "-n 5 -s 7 -c 256 --dynamic-layers --vram-budget-file {path}"
+        ))
+    };
+    assert!(with("\n 60 % \n").status.success());
+    assert_refused(&with("1K"), 4, &["minimum"]);
+    assert_refused(&with("lots"), 2, &["'lots'", "--vram-budget-file"]);
+    assert_refused(&with(""), 2, &["--vram-budget-file"]);
+}
+
+#[test]
+fn a_sampler_that_does_not_exist_is_refused() {
+    assert_refused(&complete("--samplers zzz"), 2, &["--samplers", "'zzz'"]);
+    assert_refused(&complete("--samplers top_k;zz"), 2, &["'zz'"]);
+    assert_refused(&complete("--sampler-seq k!"), 2, &["'!'"]);
+    let all = complete("-n 1 --samplers top_k;Temperature;min-p");
+    assert!(all.status.success());
+}
+
+#[test]
+fn the_demo_and_another_model_contradict_each_other() {
+    for other in ["-m x.gguf", "-hf a/b", "-mu http://localhost/x"] {
+        let word = other.split(' ').next().unwrap();
+        let output = run(&format!("--demo {other}"));
+        assert_refused(&output, 2, &[word, "--demo"]);
+    }
+    // A variable only sets a default, and the flag wins.
+    let mut command = program();
+    command.args(["--demo", "-n", "2"]);
+    command.env("LLAMA_ARG_HF_REPO", "a/b");
+    assert!(command.output().unwrap().status.success());
+}
+
+#[test]
 fn senseless_budgets_are_refused() {
     for budget in ["0", "-1", "0%", "abc", "5X", "99999999T"] {
         let line = format!("--dynamic-layers --vram-budget {budget}");
@@ -229,12 +386,12 @@ fn environment_variables_are_read_and_flags_win() {
     assert_refused(
         &with("LLAMA_ARG_VRAM_BUDGET", "0", "-n 1"),
         2,
-        &["'--vram-budget'"],
+        &["'LLAMA_ARG_VRAM_BUDGET' is '0'"],
     );
     assert_refused(
         &with("LLAMA_ARG_DYNAMIC_LAYERS", "perhaps", "-n 1"),
         2,
-        &["perhaps"],
+        &["'LLAMA_ARG_DYNAMIC_LAYERS' is 'perhaps'"],
     );
     let small = with(
         "LLAMA_ARG_VRAM_BUDGET",

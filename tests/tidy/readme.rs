@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
 
+use rpaged::cli::flags::OwnFlags;
 use rpaged::error::Error;
+use rpaged::telemetry::metrics;
 
 use crate::top;
 
@@ -197,6 +199,34 @@ fn the_flags_exist() {
         .collect();
     assert!(unknown.is_empty(), "--help does not know {unknown:?}");
     assert!(named.contains("--demo") && named.contains("--vram-budget"));
+}
+
+#[test]
+fn every_flag_of_ours_is_in_the_table() {
+    let readme = readme();
+    let table = section(&readme, "Flags").expect("the README has a section on flags");
+    let (table, _) = table
+        .split_once("What llama.cpp's flags mean")
+        .expect("ours come first");
+    let mut rows = BTreeSet::new();
+    for row in table.lines().filter(|line| line.starts_with("| `--")) {
+        let (names, _) = row[2..].split_once(" | ").expect("a row has two cells");
+        rows.extend(flags(names));
+    }
+    let spellings = OwnFlags::spellings();
+    let ours: BTreeSet<_> = spellings.iter().map(String::as_str).collect();
+    assert_eq!(rows, ours);
+}
+
+#[test]
+fn the_metrics_are_those_of_the_format() {
+    let readme = readme().replace("\r\n", "\n");
+    let section = section(&readme, "Metrics").expect("the README has a section on metrics");
+    let format = metrics::FORMAT.replace("\r\n", "\n");
+    assert!(
+        section.contains(format.trim()),
+        "README.md, 'Metrics', lacks this text:\n{format}"
+    );
 }
 
 #[test]

@@ -281,6 +281,9 @@ fn names_an_issue(line: &str) -> bool {
 mod tests {
     use super::*;
 
+    /// No line; a bare `[]` could be an array of anything that compares with a number.
+    const NONE: [usize; 0] = [];
+
     /// The lines that `rule` finds in `text`.
     fn lines(rule: fn(&str, &str) -> Vec<Finding>, path: &str, text: &str) -> Vec<usize> {
         rule(path, text)
@@ -302,11 +305,11 @@ mod tests {
         );
         assert_eq!(
             lines(unsafe_is_where_it_belongs, "src/pager/engine_host.rs", text),
-            []
+            NONE
         );
         assert_eq!(
             lines(unsafe_is_where_it_belongs, "src/device/mod.rs", text),
-            []
+            NONE
         );
     }
 
@@ -315,15 +318,15 @@ mod tests {
         let text = "// ggml_sys\nuse ggml_sys as sys;\nlet a = ggml_sys::GGML_VERSION;\n\
                     unsafe { ggml_sys::llama_free(a, ggml_sys::GGML_VERSION) };\n";
         assert_eq!(lines(doors_are_kept, "src/planner/mod.rs", text), [2, 4]);
-        assert_eq!(lines(doors_are_kept, "src/ggml/mod.rs", text), []);
-        assert_eq!(lines(doors_are_kept, "tests/main.rs", text), []);
+        assert_eq!(lines(doors_are_kept, "src/ggml/mod.rs", text), NONE);
+        assert_eq!(lines(doors_are_kept, "tests/main.rs", text), NONE);
         assert_eq!(
             lines(doors_are_kept, "src/session/mod.rs", "use clap::Parser;"),
             [1]
         );
         assert_eq!(
             lines(doors_are_kept, "src/cli/flags.rs", "use clap::Parser;"),
-            []
+            NONE
         );
     }
 
@@ -353,7 +356,7 @@ mod tests {
         for text in good {
             assert_eq!(
                 lines(unsafe_says_why, "src/ggml/mod.rs", text),
-                [],
+                NONE,
                 "{text}"
             );
         }
@@ -364,10 +367,10 @@ mod tests {
         let short = "a\n".repeat(FILE_LINES_MAX - 1);
         let tested = format!("{short}#[cfg(test)]\n{short}");
         let long = "a\n".repeat(FILE_LINES_MAX);
-        assert_eq!(lines(file_is_short, "src/a.rs", &short), []);
-        assert_eq!(lines(file_is_short, "src/a.rs", &tested), []);
+        assert_eq!(lines(file_is_short, "src/a.rs", &short), NONE);
+        assert_eq!(lines(file_is_short, "src/a.rs", &tested), NONE);
         assert_eq!(lines(file_is_short, "src/a.rs", &long), [FILE_LINES_MAX]);
-        assert_eq!(lines(file_is_short, "tests/a.rs", &long), []);
+        assert_eq!(lines(file_is_short, "tests/a.rs", &long), NONE);
     }
 
     #[test]
@@ -375,7 +378,7 @@ mod tests {
         let text = format!("{}\n{}\n", "é".repeat(LINE_COLUMNS_MAX), "a".repeat(101));
         assert_eq!(lines(line_is_short, "src/a.rs", &text), [2]);
         let link = format!("// https://{}\n", "a".repeat(100));
-        assert_eq!(lines(line_is_short, "src/a.rs", &link), []);
+        assert_eq!(lines(line_is_short, "src/a.rs", &link), NONE);
     }
 
     #[test]
@@ -388,7 +391,7 @@ mod tests {
             "vendor/a/build.rs",
             "benches/a.rs",
         ] {
-            assert_eq!(lines(prints_at_the_edges, path, text), [], "{path}");
+            assert_eq!(lines(prints_at_the_edges, path, text), NONE, "{path}");
         }
         assert_eq!(
             lines(prints_at_the_edges, "src/a.rs", "eprint!(\"a\"); dbg!(b)"),
@@ -417,7 +420,7 @@ mod tests {
         ] {
             assert_eq!(lines(name_says_something, path, ""), [1], "{path}");
         }
-        assert_eq!(lines(name_says_something, "src/pager/mod.rs", ""), []);
+        assert_eq!(lines(name_says_something, "src/pager/mod.rs", ""), NONE);
     }
 
     #[test]
@@ -444,7 +447,11 @@ mod tests {
             "an issue of 3 tokens",
             "https://a/home/b",
         ] {
-            assert_eq!(lines(speaks_of_the_project_alone, "a", line), [], "{line}");
+            assert_eq!(
+                lines(speaks_of_the_project_alone, "a", line),
+                NONE,
+                "{line}"
+            );
         }
     }
 }

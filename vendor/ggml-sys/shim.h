@@ -94,7 +94,10 @@ void rpaged_options_free(struct rpaged_options * options);
 struct rpaged_params;
 // Parses with llama.cpp's own parser. `argv` holds only flags it knows, with all their
 // values, and none that make it print and exit. Downloads the model where that is asked.
-int32_t rpaged_params_parse(int32_t argc, char ** argv, struct rpaged_params ** out);
+// `hidden`, ended by NULL, names environment variables that are taken not to be set; they
+// are set again on return, so no other thread may read the environment meanwhile.
+int32_t rpaged_params_parse(int32_t argc, char ** argv, const char * const * hidden,
+                            struct rpaged_params ** out);
 void rpaged_params_free(struct rpaged_params * params);
 
 // What a session needs of the parameters. Enums are llama.cpp's.

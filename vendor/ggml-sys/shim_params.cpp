@@ -266,6 +266,24 @@ static std::vector<use_of_option> find_uses(const std::vector<common_arg> & opti
     return uses;
 }
 
+// Upstream drops the names of samplers that it does not know.
+static void check_samplers(const common_arg & option, const std::string & value) {
+    if (is_one_of(option, {"--samplers"})) {
+        for (const auto & name : string_split<std::string>(value, ';')) {
+            if (!name.empty() && common_sampler_types_from_names({name}).empty()) {
+                throw std::runtime_error("there is no sampler '" + name + "'");
+            }
+        }
+    }
+    if (is_one_of(option, {"--sampler-seq"})) {
+        for (const char letter : value) {
+            if (common_sampler_types_from_chars(std::string(1, letter)).empty()) {
+                throw std::runtime_error(std::string("there is no sampler '") + letter + "'");
+            }
+        }
+    }
+}
+
 static void rehearse_arguments(const std::vector<use_of_option> & uses, char ** argv,
                                common_params & params) {
     for (const auto & use : uses) {
@@ -275,6 +293,7 @@ static void rehearse_arguments(const std::vector<use_of_option> & uses, char ** 
             if (is_one_of(*use.option, {"--n-cpu-moe", "--n-cpu-ffn"}) && std::stoi(first) > 9999) {
                 throw std::runtime_error("no model has so many layers");
             }
+            check_samplers(*use.option, first);
             if (!reads_once(*use.option, first)) {
                 run_handler(*use.option, params, use.positive, first, second);
             }
@@ -341,7 +360,11 @@ static void rehearse(const common_params_context & context, const std::vector<us
     }
 }
 
-static std::unique_ptr<rpaged_params> parse(int argc, char ** argv) {
+static std::unique_ptr<rpaged_params> parse(int argc, char ** argv, const char * const * names) {
+    hidden_variables hidden;
+    for (; *names; names++) {
+        hidden.hide(*names);
+    }
     common_params scratch;
     const auto context = common_params_parser_init(scratch, EXAMPLE);
     const auto uses = find_uses(context.options, argc, argv);
@@ -359,7 +382,6 @@ static std::unique_ptr<rpaged_params> parse(int argc, char ** argv) {
     // The parser proper gets a local path even where the model was elsewhere: a second
     // look at the network could fail, and the parser would end the process.
     std::vector<char *> args = {argv[0]};
-    hidden_variables hidden;
     const bool remote = is_remote(scratch);
     for (const auto & use : uses) {
         if (!(remote && names_model(*use.option))) {
@@ -384,11 +406,12 @@ static std::unique_ptr<rpaged_params> parse(int argc, char ** argv) {
     return result;
 }
 
-extern "C" int32_t rpaged_params_parse(int32_t argc, char ** argv, rpaged_params ** out) {
+extern "C" int32_t rpaged_params_parse(int32_t argc, char ** argv, const char * const * hidden,
+                                       rpaged_params ** out) {
     *out = nullptr;
     return rpaged_guard<int32_t>(RPAGED_FAILED, [&]() -> int32_t {
         try {
-            *out = parse(argc, argv).release();
+            *out = parse(argc, argv, hidden).release();
             return RPAGED_OK;
         } catch (const usage_error & error) {
             rpaged_fail(error.what());

@@ -1,0 +1,228 @@
+//! Between two tokens: the budget follows the user's file and the memory there is; plans
+//! and tokens become records.
+//!
+//! Only here may the budget change: no graph is computing. A budget that cannot be had
+//! leaves the old one, and never ends the run.
+
+use std::path::PathBuf;
+
+use super::signal;
+use crate::cli::size::{read_budget, show_bytes};
+use crate::device::report::Reason;
+use crate::device::{Budget, PagedDevice};
+use crate::error::Result;
+use crate::llama::{Token, log};
+use crate::telemetry::memory::{self, ProcessReader, Reader};
+use crate::telemetry::metrics::{Facts, Metrics, PressureRecord};
+use crate::telemetry::pressure::{Action, Decision, Governor, Source, Standing};
+
+/// What a run does between tokens.
+pub(super) struct Boundary {
+    paging: Option<Paging>,
+    metrics: &'static Metrics,
+    /// What the records need; None without metrics.
+    readers: Option<(Reader, ProcessReader)>,
+}
+
+/// What is needed when something is paged.
+pub(super) struct Paging {
+    /// The file that holds the budget.
+    pub budget_file: Option<PathBuf>,
+    /// The share of memory in use above which the budget shrinks.
+    pub mem_pressure: f64,
+    /// Says how full memory is.
+    pub source: Box<dyn Source>,
+    /// Made when the generation begins, with the budget of that moment.
+    pub governor: Option<Governor>,
+}
+
+impl Boundary {
+    /// Nothing is looked at yet.
+    pub fn new(paging: Option<Paging>, metrics: &'static Metrics) -> Self {
+        let readers = || (Reader::new(), ProcessReader::new());
+        Self {
+            paging,
+            metrics,
+            readers: metrics.is_on().then(readers),
+        }
+    }
+
+    /// The model is loaded, a prompt of so many tokens is next.
+    pub fn begin(&mut self, device: Option<&PagedDevice>, prompt_tokens: usize) {
+        let report = device.map(PagedDevice::report);
+        if let (Some(paging), Some(report)) = (&mut self.paging, report) {
+            paging.governor = Some(Governor::new(paging.mem_pressure, report.budget_bytes));
+        }
+        // What changed while loading is in the first plan.
+        device.map(PagedDevice::take_changes);
+        self.note_changes(device);
+        self.metrics.begin(prompt_tokens, report);
+        self.complain();
+    }
+
+    /// Before a decode: the budget becomes what it has to be.
+    pub fn before_decode(&mut self, device: Option<&PagedDevice>) {
+        let (Some(paging), Some(device)) = (&mut self.paging, device) else {
+            return;
+        };
+        if signal::take_reload() {
+            paging.reload(device);
+        }
+        paging.govern(device, self.metrics);
+        self.note_changes(Some(device));
+        self.complain();
+    }
+
+    /// A token was generated.
+    pub fn token(&mut self, device: Option<&PagedDevice>, token: Token) {
+        if let Some(readers) = &mut self.readers {
+            self.metrics.token(token, || facts(readers, device));
+            self.complain();
+        }
+    }
+
+    /// The generation is over, one way or another.
+    pub fn finish(&mut self, device: Option<&PagedDevice>) {
+        self.note_changes(device);
+        if let Some(readers) = &mut self.readers {
+            self.metrics.settle(&facts(readers, device));
+            self.complain();
+        }
+    }
+
+    fn note_changes(&self, device: Option<&PagedDevice>) {
+        let Some(device) = device else { return };
+        let changes = device.take_changes();
+        if self.metrics.is_on() {
+            self.metrics.changes(&changes);
+        }
+        for sentence in device.take_notices() {
+            log::warn(format!("{sentence}\n"));
+        }
+    }
+
+    fn complain(&self) {
+        if let Some(sentence) = self.metrics.take_complaint() {
+            log::warn(format!("{sentence}\n"));
+        }
+    }
+}
+
+fn facts(readers: &mut (Reader, ProcessReader), device: Option<&PagedDevice>) -> Facts {
+    let (memory, process) = readers;
+    Facts {
+        report: device.map(PagedDevice::report),
+        memory_pressure: memory.read().tightest().pressure(),
+        process: process.read(),
+    }
+}
+
+impl Paging {
+    /// SIGUSR1: reads the budget's file again.
+    fn reload(&mut self, device: &PagedDevice) {
+        let Some(path) = &self.budget_file else {
+            log::warn(
+                "SIGUSR1 has the budget read from its file again, and there is none; give \
+                 --vram-budget-file\n",
+            );
+            return;
+        };
+        let before = device.report().budget_bytes;
+        let changed = read_budget(path).and_then(|budget| {
+            let bytes = bytes_of(budget, device);
+            device.set_budget(bytes, Reason::Budget)?;
+            Ok(bytes)
+        });
+        match changed {
+            Ok(bytes) => {
+                if let Some(governor) = &mut self.governor {
+                    governor.want(bytes);
+                }
+                log::info(format!(
+                    "the budget changes from {} to {}\n",
+                    show_bytes(before),
+                    show_bytes(bytes)
+                ));
+            }
+            Err(error) => log::warn(format!(
+                "the budget stays at {}: {error}\n",
+                show_bytes(before)
+            )),
+        }
+    }
+
+    /// Looks at the memory there is, and changes the budget where that is needed.
+    fn govern(&mut self, device: &PagedDevice, metrics: &Metrics) {
+        let Some(governor) = &mut self.governor else {
+            return;
+        };
+        let Some(level) = self.source.sample() else {
+            return;
+        };
+        let report = device.report();
+        let standing = Standing {
+            budget_bytes: report.budget_bytes,
+            used_bytes: report.arena_bytes_used,
+            minimum_bytes: report.minimum_bytes,
+        };
+        let Some(decision) = governor.decide(level, standing) else {
+            return;
+        };
+        let done = carry_out(&decision, device);
+        if done.is_err() {
+            governor.refused();
+        }
+        if metrics.is_on() {
+            let (refused, threshold) = (done.is_err(), governor.threshold());
+            let minimum = device.report().minimum_bytes;
+            let record = PressureRecord::new(&decision, refused, threshold, minimum);
+            metrics.pressure(record);
+        }
+        tell(&decision, done);
+    }
+}
+
+fn carry_out(decision: &Decision, device: &PagedDevice) -> Result<()> {
+    match decision.action {
+        Action::Shrink => device.set_budget(decision.after_bytes, Reason::Pressure),
+        Action::Grow => device.set_budget(decision.after_bytes, Reason::Calm),
+        Action::Exhausted => Ok(()),
+    }
+}
+
+fn tell(decision: &Decision, done: Result<()>) {
+    let (used, total) = (decision.level.used_bytes, decision.level.total_bytes);
+    let memory = format!("{} of {} in use", show_bytes(used), show_bytes(total));
+    let (before, after) = (decision.before_bytes, decision.after_bytes);
+    let (before, after) = (show_bytes(before), show_bytes(after));
+    match (decision.action, done) {
+        (_, Err(error)) => log::warn(format!("the budget stays at {before}: {error}\n")),
+        (Action::Shrink, _) => log::info(format!(
+            "memory is scarce ({memory}): the budget shrinks from {before} to {after}\n"
+        )),
+        (Action::Grow, _) => log::info(format!(
+            "memory is free again ({memory}): the budget grows from {before} to {after}\n"
+        )),
+        (Action::Exhausted, _) => log::warn(format!(
+            "memory is scarce ({memory}), and no budget below {before} would do; the run goes \
+             on with that\n"
+        )),
+    }
+}
+
+/// A budget in bytes, while the arena already holds some of the memory there is.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a share of a size needs no more than 52 bits; the cast saturates"
+)]
+fn bytes_of(budget: Budget, device: &PagedDevice) -> u64 {
+    let report = device.report();
+    let share = |bytes: u64, share: f64| (bytes as f64 * share) as u64;
+    match budget {
+        Budget::Bytes(bytes) => bytes,
+        Budget::ModelShare(part) => share(report.model_bytes, part),
+        Budget::Auto => share(memory::available_bytes() + report.arena_bytes_used, 0.85),
+    }
+}

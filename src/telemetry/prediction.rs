@@ -1,0 +1,164 @@
+//! What a token should take: the law that holds while weights stream.
+//!
+//! ```text
+//!  seconds per token = max( bytes that travel / rate of the copies, seconds of computing )
+//! ```
+//!
+//! because copies and computing overlap. It is a floor: where they share processors or
+//! memory bandwidth, or where nothing is fetched ahead, a token takes longer, up to the
+//! sum. Rates are of the past, so a change of the plan shows one token later; sampling
+//! and printing are not in it.
+
+/// The newest value's part in an average.
+const WEIGHT: f64 = 0.25;
+
+/// An average in which old values fade.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Average(Option<f64>);
+
+impl Average {
+    fn add(&mut self, value: f64) {
+        self.0 = Some(self.0.map_or(value, |old| old + WEIGHT * (value - old)));
+    }
+}
+
+/// The law itself; None when a rate that it needs is not known.
+pub fn seconds_per_token(
+    travelling_bytes: u64,
+    bytes_per_second: Option<f64>,
+    compute_seconds: Option<f64>,
+) -> Option<f64> {
+    if travelling_bytes == 0 {
+        return compute_seconds;
+    }
+    #[allow(clippy::cast_precision_loss, reason = "a rate")]
+    let copying = travelling_bytes as f64 / bytes_per_second.filter(|rate| *rate > 0.0)?;
+    // Until a token was computed, the copies alone are the estimate.
+    Some(copying.max(compute_seconds.unwrap_or(0.0)))
+}
+
+/// What some tokens took, and what was moved and computed for them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Passage {
+    /// Tokens generated, each in a pass of its own over the model.
+    pub tokens: u32,
+    /// Wall time, in seconds.
+    pub seconds: f64,
+    /// Bytes copied into the arena.
+    pub bytes: u64,
+    /// Time the copy engine spent on them, summed over its threads, in seconds.
+    pub copy_seconds: f64,
+    /// Time the inner device computed, in seconds.
+    pub compute_seconds: f64,
+}
+
+/// The rates as far as they are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rates {
+    bytes_per_second: Average,
+    compute_seconds: Average,
+    /// Whether a rate was taken from passes: it replaces that of loading.
+    from_passes: bool,
+}
+
+impl Rates {
+    /// A first estimate: the rate at which the model was read while loading.
+    pub fn from_load(bytes: u64, seconds: f64) -> Self {
+        let mut rates = Self::default();
+        if let Some(rate) = rate(bytes, seconds) {
+            rates.bytes_per_second.add(rate);
+        }
+        rates
+    }
+
+    /// Learns from a passage.
+    pub fn learn(&mut self, passage: &Passage) {
+        if passage.tokens == 0 {
+            return;
+        }
+        // Threads that copy at the same time count their seconds each; together they are
+        // not slower than the wall clock says.
+        let seconds = passage.copy_seconds.min(passage.seconds);
+        if let Some(rate) = rate(passage.bytes, seconds) {
+            if !self.from_passes {
+                self.bytes_per_second = Average::default();
+                self.from_passes = true;
+            }
+            self.bytes_per_second.add(rate);
+        }
+        self.compute_seconds
+            .add(passage.compute_seconds / f64::from(passage.tokens));
+    }
+
+    /// What the next token should take when so many bytes travel for it.
+    pub fn predict(&self, travelling_bytes: u64) -> Option<f64> {
+        let (rate, compute) = (self.bytes_per_second.0, self.compute_seconds.0);
+        seconds_per_token(travelling_bytes, rate, compute)
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a rate")]
+fn rate(bytes: u64, seconds: f64) -> Option<f64> {
+    (bytes > 0 && seconds > 0.0).then(|| bytes as f64 / seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slower_of_copying_and_computing_rules() {
+        assert_eq!(seconds_per_token(1000, Some(100.0), Some(3.0)), Some(10.0));
+        assert_eq!(seconds_per_token(1000, Some(1000.0), Some(3.0)), Some(3.0));
+        assert_eq!(seconds_per_token(0, None, Some(3.0)), Some(3.0));
+        assert_eq!(seconds_per_token(1000, Some(100.0), None), Some(10.0));
+    }
+
+    #[test]
+    fn without_rates_nothing_is_predicted() {
+        assert_eq!(seconds_per_token(1000, None, Some(3.0)), None);
+        assert_eq!(seconds_per_token(1000, Some(0.0), Some(3.0)), None);
+        assert_eq!(seconds_per_token(0, Some(1.0), None), None);
+        assert_eq!(Rates::default().predict(10), None);
+        assert_eq!(Rates::from_load(0, 0.0).predict(10), None);
+    }
+
+    fn passage(bytes: u64, copy_seconds: f64) -> Passage {
+        Passage {
+            tokens: 2,
+            seconds: 4.0,
+            bytes,
+            copy_seconds,
+            compute_seconds: 1.0,
+        }
+    }
+
+    #[test]
+    fn loading_gives_the_first_rate_and_passes_replace_it() {
+        let mut rates = Rates::from_load(1000, 1.0);
+        assert_eq!(rates.predict(500), Some(0.5));
+        rates.learn(&passage(400, 4.0));
+        assert_eq!(rates.predict(500), Some(5.0));
+        rates.learn(&passage(800, 4.0));
+        assert_eq!(
+            rates.predict(500),
+            Some(4.0),
+            "100 and a quarter of 100 more"
+        );
+    }
+
+    #[test]
+    fn threads_side_by_side_are_as_fast_as_the_clock_says() {
+        let mut rates = Rates::default();
+        rates.learn(&passage(400, 8.0));
+        assert_eq!(rates.predict(100), Some(1.0));
+    }
+
+    #[test]
+    fn computing_is_counted_by_token() {
+        let mut rates = Rates::default();
+        rates.learn(&passage(0, 0.0));
+        assert_eq!(rates.predict(0), Some(0.5));
+        assert_eq!(rates.predict(1), None);
+    }
+}

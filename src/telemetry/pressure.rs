@@ -1,0 +1,436 @@
+//! Memory pressure: when memory gets scarce the budget shrinks, and grows again later.
+//!
+//! Between tokens a [`Source`] says how full memory is, the arena included; the
+//! [`Governor`] says what the budget becomes:
+//!
+//! ```text
+//!  share in use
+//!  1.0 ─────────────────────────────────────────────────────────────
+//!       above: the budget shrinks by what is over the threshold
+//!  threshold ───────────────────────────────────────────────────────
+//!       between: nothing changes
+//!  threshold - 0.05 ────────────────────────────────────────────────
+//!       below, for a while: the budget grows, never beyond this line
+//!  0.0 ─────────────────────────────────────────────────────────────
+//! ```
+//!
+//! A growth ends below the lower line, so it never causes the next shrinking: under a
+//! constant load the budget settles. It never leaves the range from what the loaded model
+//! needs at least to what the user allowed; where even the least is too much, the run goes
+//! on with that.
+
+use std::time::{Duration, Instant};
+
+use super::memory::{Level, Reader};
+
+/// The share of memory in use above which the budget shrinks, unless the user says.
+pub const THRESHOLD: f64 = 0.85;
+/// How far below the threshold a growth has to stay.
+const MARGIN: f64 = 0.05;
+/// The budget moves in steps of this part of what the user allowed.
+const STEPS: u64 = 32;
+/// A growth takes this many steps at most: the memory may be somebody else's soon.
+const GROWTH_STEPS_MAX: u64 = 4;
+/// Samples between one shrinking and the next, for the first to show.
+const REST: u32 = 2;
+/// Calm samples in a row before a growth.
+const PATIENCE: u32 = 16;
+/// The same after refusals by the device, at most.
+const PATIENCE_MAX: u32 = 1024;
+/// Memory is not asked more often than this.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Says how full memory is.
+pub trait Source {
+    /// How full it is now; None when it was asked a moment ago.
+    fn sample(&mut self) -> Option<Level>;
+}
+
+/// The fuller one of machine and control group.
+#[derive(Debug)]
+pub struct Sampler {
+    reader: Reader,
+    sampled: Option<Instant>,
+}
+
+impl Sampler {
+    /// Opens what it reads.
+    #[allow(clippy::new_without_default, reason = "it opens files")]
+    pub fn new() -> Self {
+        Self {
+            reader: Reader::new(),
+            sampled: None,
+        }
+    }
+}
+
+impl Source for Sampler {
+    fn sample(&mut self) -> Option<Level> {
+        let now = Instant::now();
+        if self
+            .sampled
+            .is_some_and(|sampled| now - sampled < SAMPLE_INTERVAL)
+        {
+            return None;
+        }
+        self.sampled = Some(now);
+        // A machine that does not say how much memory it has is never under pressure.
+        Some(self.reader.read().tightest()).filter(|level| level.total_bytes > 0)
+    }
+}
+
+/// What a governor decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The budget becomes smaller.
+    Shrink,
+    /// The budget becomes larger.
+    Grow,
+    /// Memory is scarce, and the budget is the smallest that works: it stays.
+    Exhausted,
+}
+
+/// A decision, and what it was made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// What happens.
+    pub action: Action,
+    /// The sample.
+    pub level: Level,
+    /// The budget until now, in bytes.
+    pub before_bytes: u64,
+    /// The budget from now on, in bytes.
+    pub after_bytes: u64,
+}
+
+/// The budget as it stands when a sample is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The budget, in bytes.
+    pub budget_bytes: u64,
+    /// What the arena takes of it, in bytes.
+    pub used_bytes: u64,
+    /// The smallest budget that works, in bytes.
+    pub minimum_bytes: u64,
+}
+
+/// Decides on the budget, sample by sample. Knows no clock and touches nothing.
+#[derive(Clone, Debug)]
+pub struct Governor {
+    threshold: f64,
+    wanted_bytes: u64,
+    /// Samples in a row below the lower line.
+    calm: u32,
+    /// Calm samples that a growth takes.
+    patience: u32,
+    /// Samples before the next shrinking may come.
+    rest: u32,
+    /// Whether it has been said that nothing is left to give.
+    exhausted: bool,
+}
+
+impl Governor {
+    /// A governor that keeps memory below `threshold` (0.0 to 1.0) with a budget of at
+    /// most `wanted_bytes`.
+    pub fn new(threshold: f64, wanted_bytes: u64) -> Self {
+        Self {
+            threshold,
+            wanted_bytes,
+            calm: 0,
+            patience: PATIENCE,
+            rest: 0,
+            exhausted: false,
+        }
+    }
+
+    /// The share of memory above which the budget shrinks.
+    pub fn threshold(&self) -> f64 {
+        self.threshold
+    }
+
+    /// The user allows another budget from now on.
+    pub fn want(&mut self, bytes: u64) {
+        *self = Self::new(self.threshold, bytes);
+    }
+
+    /// The device refused the last decision: the next one has to wait longer.
+    pub fn refused(&mut self) {
+        self.patience = (self.patience * 2).min(PATIENCE_MAX);
+        self.rest = self.patience;
+    }
+
+    /// What follows from a sample; None when nothing does.
+    pub fn decide(&mut self, level: Level, standing: Standing) -> Option<Decision> {
+        let upper = share(level.total_bytes, self.threshold);
+        if level.used_bytes > upper {
+            self.calm = 0;
+            return self.shrink(level, level.used_bytes - upper, standing);
+        }
+        self.rest = 0;
+        self.exhausted = false;
+        let lower = share(level.total_bytes, self.threshold - MARGIN);
+        let room = lower.saturating_sub(level.used_bytes);
+        if room == 0 || standing.budget_bytes >= self.wanted_bytes {
+            self.calm = 0;
+            return None;
+        }
+        self.calm += 1;
+        if self.calm < self.patience {
+            return None;
+        }
+        self.calm = 0;
+        self.grow(level, room, standing)
+    }
+
+    fn step_bytes(&self) -> u64 {
+        (self.wanted_bytes / STEPS).max(1)
+    }
+
+    fn shrink(&mut self, level: Level, over: u64, standing: Standing) -> Option<Decision> {
+        if self.rest > 0 {
+            self.rest -= 1;
+            return None;
+        }
+        self.rest = REST;
+        let step = self.step_bytes();
+        let less = over.div_ceil(step).saturating_mul(step);
+        // What the arena does not take, it cannot give.
+        let from = standing.budget_bytes.min(standing.used_bytes);
+        let after_bytes = from.saturating_sub(less).max(standing.minimum_bytes);
+        if after_bytes < standing.budget_bytes {
+            self.exhausted = false;
+            return Some(decision(Action::Shrink, level, standing, after_bytes));
+        }
+        if self.exhausted {
+            return None;
+        }
+        self.exhausted = true;
+        let stays = standing.budget_bytes;
+        Some(decision(Action::Exhausted, level, standing, stays))
+    }
+
+    fn grow(&self, level: Level, room: u64, standing: Standing) -> Option<Decision> {
+        let step = self.step_bytes();
+        let most = room.min(step.saturating_mul(GROWTH_STEPS_MAX));
+        let missing = self.wanted_bytes - standing.budget_bytes;
+        let more = if missing <= most {
+            missing
+        } else {
+            most / step * step
+        };
+        let after_bytes = standing.budget_bytes + more;
+        (more > 0).then(|| decision(Action::Grow, level, standing, after_bytes))
+    }
+}
+
+fn decision(action: Action, level: Level, standing: Standing, after_bytes: u64) -> Decision {
+    Decision {
+        action,
+        level,
+        before_bytes: standing.budget_bytes,
+        after_bytes,
+    }
+}
+
+/// `share` of `bytes`, rounded down; nothing of a negative share.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a share of a size needs no more than 52 bits; the cast saturates"
+)]
+fn share(bytes: u64, share: f64) -> u64 {
+    (bytes as f64 * share).max(0.0) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TOTAL: u64 = 10_000;
+
+    fn level(used_bytes: u64) -> Level {
+        Level {
+            used_bytes,
+            total_bytes: TOTAL,
+        }
+    }
+
+    /// An arena that takes all of its budget, in a machine where others use `load`.
+    struct Machine {
+        governor: Governor,
+        budget: u64,
+        minimum: u64,
+        load: u64,
+    }
+
+    impl Machine {
+        fn new(wanted: u64, minimum: u64, load: u64) -> Self {
+            Self {
+                governor: Governor::new(THRESHOLD, wanted),
+                budget: wanted,
+                minimum,
+                load,
+            }
+        }
+
+        fn token(&mut self) -> Option<Decision> {
+            let standing = Standing {
+                budget_bytes: self.budget,
+                used_bytes: self.budget,
+                minimum_bytes: self.minimum,
+            };
+            let sample = level(self.load + self.budget);
+            let decision = self.governor.decide(sample, standing)?;
+            assert_eq!(decision.before_bytes, self.budget);
+            self.budget = decision.after_bytes;
+            Some(decision)
+        }
+
+        fn tokens(&mut self, count: usize) -> Vec<Action> {
+            (0..count)
+                .filter_map(|_| self.token().map(|decision| decision.action))
+                .collect()
+        }
+    }
+
+    #[test]
+    fn pressure_takes_what_is_over_the_threshold_and_calm_gives_it_back() {
+        let mut machine = Machine::new(3200, 500, 1000);
+        assert_eq!(machine.tokens(50), []);
+        machine.load = 7000;
+        assert_eq!(machine.tokens(50), [Action::Shrink]);
+        // 1700 are over the threshold of 8500, in steps of 100.
+        assert_eq!(machine.budget, 1500);
+        machine.load = 1000;
+        let actions = machine.tokens(200);
+        assert!(actions.iter().all(|action| *action == Action::Grow));
+        assert_eq!(actions.len(), 5, "1700 in steps of 400");
+        assert_eq!(machine.budget, 3200);
+    }
+
+    #[test]
+    fn growth_waits_for_calm_and_stays_below_the_lower_line() {
+        let mut machine = Machine::new(3200, 500, 7000);
+        machine.tokens(10);
+        machine.load = 5990;
+        // 8000 is the lower line: 510 of room, of which one growth may take 400.
+        assert_eq!(machine.tokens(15), []);
+        assert_eq!(machine.tokens(100), [Action::Grow, Action::Grow]);
+        assert_eq!(machine.budget, 2000);
+    }
+
+    #[test]
+    fn what_cannot_be_given_is_said_once_and_the_smallest_plan_goes_on() {
+        let mut machine = Machine::new(3200, 500, 9900);
+        assert_eq!(machine.tokens(1), [Action::Shrink]);
+        assert_eq!(machine.budget, 500);
+        assert_eq!(machine.tokens(100), [Action::Exhausted]);
+        machine.load = 100;
+        assert_eq!(machine.tokens(16), [Action::Grow]);
+        machine.load = 9900;
+        assert_eq!(machine.tokens(100), [Action::Shrink, Action::Exhausted]);
+    }
+
+    #[test]
+    fn what_the_arena_does_not_take_it_cannot_give() {
+        let mut governor = Governor::new(0.5, 3200);
+        let standing = Standing {
+            budget_bytes: 3200,
+            used_bytes: 1000,
+            minimum_bytes: 100,
+        };
+        let decision = governor.decide(level(5100), standing).unwrap();
+        assert_eq!(decision.after_bytes, 900);
+    }
+
+    #[test]
+    fn a_refusal_makes_it_wait() {
+        let mut machine = Machine::new(3200, 500, 7000);
+        machine.tokens(1);
+        machine.governor.refused();
+        machine.load = 100;
+        assert_eq!(machine.tokens(31), []);
+        assert_eq!(machine.tokens(1), [Action::Grow]);
+    }
+
+    #[test]
+    fn another_budget_by_the_user_is_the_new_bound() {
+        let mut machine = Machine::new(3200, 500, 0);
+        machine.budget = 1600;
+        machine.governor.want(1600);
+        assert_eq!(machine.tokens(100), []);
+        machine.governor.want(1700);
+        assert_eq!(machine.tokens(100), [Action::Grow]);
+        assert_eq!(machine.budget, 1700);
+    }
+
+    #[test]
+    fn the_ends_of_the_range_of_thresholds_work() {
+        for (threshold, load, expected) in [(1.0, 9999, 3200), (0.0, 0, 500)] {
+            let mut machine = Machine::new(3200, 500, load);
+            machine.governor = Governor::new(threshold, 3200);
+            machine.load = load.saturating_sub(3200);
+            machine.tokens(100);
+            assert_eq!(machine.budget, expected, "{threshold}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_budget_stays_between_minimum_and_what_the_user_allowed(
+            wanted in 1_u64..20_000,
+            minimum in 1_u64..20_000,
+            threshold in 0.0..=1.0,
+            samples in proptest::collection::vec(
+                (0_u64..20_000, 0_u64..20_000, any::<bool>()),
+                200,
+            ),
+        ) {
+            prop_assume!(minimum <= wanted);
+            let mut governor = Governor::new(threshold, wanted);
+            let mut budget_bytes = wanted;
+            for (used, arena, refuse) in samples {
+                let standing = Standing {
+                    budget_bytes,
+                    used_bytes: arena.min(budget_bytes),
+                    minimum_bytes: minimum,
+                };
+                let Some(decision) = governor.decide(level(used), standing) else { continue };
+                prop_assert!((minimum..=wanted).contains(&decision.after_bytes));
+                match decision.action {
+                    Action::Shrink => prop_assert!(decision.after_bytes < budget_bytes),
+                    Action::Grow => prop_assert!(decision.after_bytes > budget_bytes),
+                    Action::Exhausted => prop_assert_eq!(decision.after_bytes, budget_bytes),
+                }
+                if refuse {
+                    governor.refused();
+                } else {
+                    budget_bytes = decision.after_bytes;
+                }
+            }
+        }
+
+        #[test]
+        fn under_constant_load_it_settles_and_never_swings(
+            wanted in 1_u64..20_000,
+            minimum in 1_u64..20_000,
+            start in 0.0..=1.0,
+            load in 0_u64..12_000,
+        ) {
+            prop_assume!(minimum <= wanted);
+            let mut machine = Machine::new(wanted, minimum, load);
+            machine.budget = minimum + share(wanted - minimum, start);
+            let actions = machine.tokens(2000);
+            let settled = machine.budget;
+            prop_assert_eq!(machine.tokens(500), []);
+            prop_assert_eq!(machine.budget, settled);
+            let grown = actions.iter().position(|action| *action == Action::Grow);
+            let after = &actions[grown.unwrap_or(actions.len())..];
+            prop_assert!(after.iter().all(|action| *action == Action::Grow), "{:?}", actions);
+            prop_assert!(actions.len() as u64 <= STEPS + 3, "{:?}", actions);
+        }
+    }
+}
