@@ -119,7 +119,7 @@ fn experts_that_tokens_name_again_and_again_stay_over_a_long_prompt() {
             let (hits, misses, bytes) = between(&settled, &scanned);
             assert_eq!(hits + misses, 4 * EXPERTS, "four ubatches");
             // Half of them stay, and what a step has named is among those from the start.
-        assert!(hits >= NAMED + 3 * EXPERTS / 2 && misses > 0, "{hits} hits");
+            assert!(hits >= NAMED + 3 * EXPERTS / 2 && misses > 0, "{hits} hits");
             assert_eq!(bytes, misses * EXPERT_BYTES);
             assert!(context.remove(0, 0, -1));
             again(context);

@@ -352,7 +352,10 @@ impl Pager {
         let (layout, loaded) = (self.cache_layout(&tensor.spec), tensor.loaded);
         let (block, is_there) = match &tensor.place {
             // Such a tensor has a block of its own.
-            Place::Resident(block, _) if loaded => (Arc::clone(block), true),
+            Place::Resident(block, _) if loaded => {
+                block.memory().take_small_pages();
+                (Arc::clone(block), true)
+            }
             _ => {
                 let bytes = self.arena_bytes(&tensor.spec);
                 (
