@@ -1,6 +1,6 @@
-//! The pager: keeps the bytes of paged tensors in the arena (resident, or in the ring
-//! while a segment of the graph uses them, or expert by expert in the cache) and in the backing store (the model's files for
-//! weights; a spill file or host memory for states).
+//! The pager: keeps the bytes of paged tensors in the arena (resident, in the ring while a
+//! segment of the graph uses them, or expert by expert in the cache) and in the backing
+//! store (the model's files for weights; a spill file or host memory for states).
 //!
 //! It knows nothing of graphs: the device tells it which ranges of which tensors a
 //! segment needs and writes.

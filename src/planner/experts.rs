@@ -175,7 +175,8 @@ mod tests {
     proptest! {
         #[test]
         fn the_minimum_is_exact(
-            sizes in prop::collection::vec((0usize..4, 0usize..4, 0u64..50, prop::bool::ANY), 1..12),
+            sizes in prop::collection::vec(
+                (0usize..4, 0usize..4, 0u64..50, prop::bool::ANY), 1..12),
             budget in 0u64..400,
             bound in prop::option::of(0u32..5),
         ) {

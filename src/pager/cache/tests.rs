@@ -250,7 +250,8 @@ proptest! {
                 }
             }
             for slice in wanted.iter().filter(|slice| cache.is_there(**slice)) {
-                let pages = layouts[slice.tensor.0 as usize].pages_of(&(slice.index..slice.index + 1));
+                let layout = layouts[slice.tensor.0 as usize];
+                let pages = layout.pages_of(&(slice.index..slice.index + 1));
                 memory.extend(pages.step_by(100).map(|page| (slice.tensor.0, page)));
             }
             prop_assert_eq!(&memory, &pages_there(&cache, &layouts));

@@ -206,6 +206,52 @@ fn a_tensor_keeps_what_fits_when_the_budget_falls_and_loads_the_rest_when_it_ris
     }
 }
 
+/// Whole pages inside of a slice, in bytes from the start of its memory.
+fn inner_pages(layout: &Layout, index: usize) -> Range<usize> {
+    let bytes = layout.bytes_of(&(index..index + 1));
+    let start = (layout.lead + bytes.start).next_multiple_of(layout.page);
+    start..((layout.lead + bytes.end) / layout.page * layout.page).max(start)
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn absent_slices_take_no_memory_and_leave_their_neighbours_alone() {
+    for access in [Access::Cached, Access::Direct] {
+        let setup = Setup {
+            slice_bytes: 20_000,
+            access,
+            faults: Faults::default(),
+        };
+        let (minimum, _) = minimum_and_total(&setup);
+        let mut stage = Stage::new(&setup);
+        stage.pager.set_budget(minimum).unwrap();
+        let (mut absent, mut there) = (0, 0);
+        for tensor in 0..TENSORS {
+            let id = stage.ids[tensor];
+            let layout = *stage.pager.cache.layout(id);
+            let (address, _) = stage.pager.locate(id);
+            for index in 0..SLICES {
+                if stage.pager.cache.is_there(SliceId { tensor: id, index }) {
+                    stage.check(tensor, &[index]);
+                    there += 1;
+                    continue;
+                }
+                let pages = inner_pages(&layout, index);
+                let from = address - layout.lead + pages.start;
+                let from = std::ptr::with_exposed_provenance::<u8>(from);
+                // SAFETY: the pages are mapped for as long as the tensor is cached.
+                let found = unsafe { std::slice::from_raw_parts(from, pages.len()) };
+                assert!(found.len() >= 8192 && found.iter().all(|byte| *byte == 0));
+                absent += 1;
+            }
+        }
+        assert!(
+            absent > there && there > 0,
+            "{absent} absent, {there} there"
+        );
+    }
+}
+
 /// A step: tensor, slices (none: all of them), whether the next tensor is fetched ahead,
 /// whether another budget comes first (in percent of the way from the least to all).
 type Step = (usize, Vec<usize>, bool, Option<u64>);
