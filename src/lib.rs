@@ -27,6 +27,13 @@
 //! write-back of what was written. The fetch ahead wraps: the first streamed layer of the
 //! next token is copied while the last one of this token computes.
 //!
+//! # Between two passes
+//!
+//! Only there may the budget change: `session::boundary` asks how full memory is
+//! ([`telemetry::memory`]), has a governor decide ([`telemetry::pressure`]), reads the
+//! user's budget file when a signal says so, and has the pager make another plan. What
+//! happened becomes records ([`telemetry::metrics`]).
+//!
 //! # Invariants
 //!
 //! 1. **An address llama.cpp knows is never readable.** Paged tensors lie in address
