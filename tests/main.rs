@@ -5,11 +5,13 @@
 //!   and keeps every logit.
 //! - [`equivalence`] compares the two over budgets, ubatches, attention and cache types.
 //! - [`bytes`] checks that the bytes that travel are those of the plan.
+//! - [`files`] disturbs the files under a running model.
 //! - [`order`] delays, refuses and fails copies.
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
 mod bytes;
 mod equivalence;
+mod files;
 mod harness;
 mod models;
 mod order;

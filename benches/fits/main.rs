@@ -20,10 +20,8 @@
     reason = "its table is what it is for"
 )]
 
-mod gguf;
-mod measure;
-mod model;
-mod quiet;
+#[path = "../rig/mod.rs"]
+mod rig;
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -32,11 +30,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use measure::{Speeds, Variant, Workload, median_and_mad};
-use model::{MODELS, Model};
+use ggml_sys as ggml;
 
-/// Tokens of the prompt: the tokenizer makes one of each byte, and one begins the text.
-const PREFILL_TOKENS: usize = 512;
+use rig::measure::{self, Speeds, Variant, Workload, median_and_mad};
+use rig::model::{Model, Shape};
+use rig::quiet;
+
+/// Tokens of the prompt.
+const PREFILL_TOKENS: u32 = 512;
 
 /// The least share of stock's speed, without repacking, that paging may leave when the
 /// model fits.
@@ -54,7 +55,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// What the command line asks for.
 struct Options {
     rounds: usize,
-    models: Vec<&'static Model>,
+    models: Vec<Model>,
     budget: Option<String>,
     decode_tokens: u32,
     threads: u32,
@@ -71,13 +72,7 @@ fn main() -> Result<()> {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench-models");
     fs::create_dir_all(&folder)?;
     let prompt = folder.join("prompt.txt");
-    fs::write(
-        &prompt,
-        "once "
-            .repeat(PREFILL_TOKENS)
-            .get(..PREFILL_TOKENS - 1)
-            .unwrap_or(""),
-    )?;
+    measure::write_prompt(&prompt, PREFILL_TOKENS)?;
     for model in &options.models {
         let path = model.file(&folder)?;
         if !options.make_only {
@@ -85,6 +80,30 @@ fn main() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// About 1.1 GB and 1.0 GB.
+fn models() -> [Model; 2] {
+    let model = |name: &str, kind, file_type, layers| Model {
+        name: name.to_owned(),
+        kind,
+        file_type,
+        shape: Shape {
+            layers,
+            embedding: 2048,
+            feed_forward: 5632,
+            heads: 32,
+            heads_kv: 4,
+            head: 64,
+            vocabulary: 32_000,
+            context: 4096,
+        },
+    };
+    let (q8_0, q4_k) = (ggml::GGML_TYPE_Q8_0, ggml::GGML_TYPE_Q4_K);
+    [
+        model("fits-q8_0", q8_0, ggml::LLAMA_FTYPE_MOSTLY_Q8_0, 20),
+        model("fits-q4_k", q4_k, ggml::LLAMA_FTYPE_MOSTLY_Q4_K_S, 36),
+    ]
 }
 
 fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
@@ -114,9 +133,9 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
             "--decode" => options.decode_tokens = value.parse()?,
             "--threads" => options.threads = value.parse()?,
             "--model" => options.models.push(
-                MODELS
-                    .iter()
-                    .find(|model| model.name == value)
+                models()
+                    .into_iter()
+                    .find(|model| model.name == format!("fits-{value}"))
                     .with_context(|| format!("no model '{value}'; {USAGE}"))?,
             ),
             _ => bail!("unknown option '{flag}'; {USAGE}"),
@@ -124,7 +143,7 @@ fn options(mut arguments: impl Iterator<Item = String>) -> Result<Options> {
     }
     ensure!(options.rounds > 0, "--rounds must be at least 1");
     if options.models.is_empty() {
-        options.models = MODELS.iter().collect();
+        options.models = models().into();
     }
     Ok(options)
 }
@@ -174,6 +193,7 @@ fn compare(
     let workload = Workload {
         model: path,
         prompt,
+        context_tokens: 1024,
         decode_tokens,
         threads,
     };
@@ -206,7 +226,9 @@ fn run_quietly(
             "something else keeps this machine busy"
         );
         let before = quiet::Ticks::now();
-        let speeds = measure::run(variant, workload, folder)?;
+        let command = measure::command(variant, workload);
+        let ended = measure::finish(command, folder, &mut |_| Ok(()))?;
+        let speeds = ended.speeds(variant.name)?;
         let foreign_share = quiet::foreign_share_since(before);
         record(folder, workload, variant, round, speeds, foreign_share)?;
         let disturbed = foreign_share > quiet::FOREIGN_SHARE_MAX;

@@ -40,6 +40,8 @@ pub struct Scan {
     /// Whether a graph reads a state across its rows, as attention without flash attention
     /// reads the values: then all of it is in use.
     pub reads_across: bool,
+    // By tensor: all that the graph uses of a streamed state.
+    hulls: Vec<Range<usize>>,
     // Row indices of one SET_ROWS, as bytes and merged.
     index_bytes: Vec<u8>,
     rows: Vec<Range<usize>>,
@@ -81,6 +83,29 @@ impl Scan {
                     self.add_write(index, id, range, paged);
                 }
             }
+        }
+        self.join_uses_of_states();
+    }
+
+    /// Has each use of a state ask for all that the graph uses of it: attention reads what
+    /// was written just before, and one fetch serves both.
+    fn join_uses_of_states(&mut self) {
+        self.hulls.iter_mut().for_each(|hull| *hull = 0..0);
+        let states = self.uses.iter().filter(|used| used.state.is_some());
+        for used in states {
+            let index = used.tensor.0 as usize;
+            if self.hulls.len() <= index {
+                self.hulls.resize(index + 1, 0..0);
+            }
+            let hull = &mut self.hulls[index];
+            if hull.start == hull.end {
+                *hull = used.range.clone();
+            } else {
+                *hull = hull.start.min(used.range.start)..hull.end.max(used.range.end);
+            }
+        }
+        for used in self.uses.iter_mut().filter(|used| used.state.is_some()) {
+            used.range = self.hulls[used.tensor.0 as usize].clone();
         }
     }
 

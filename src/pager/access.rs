@@ -150,17 +150,10 @@ impl Pager {
 
     /// Notes that a range of a state is about to be written, and makes room for it.
     fn touch(&mut self, id: TensorId, range: &Range<usize>) -> Result<()> {
-        let grew = match &mut self.tensor_mut(id).state {
-            Some(state) => {
-                state.mark_written(range);
-                state.extend(range.end)
-            }
-            None => false,
-        };
-        self.stale |= grew;
-        if grew {
-            self.settle()?;
-        }
+        self.note_use(id, range.end);
+        self.settle()?;
+        // Not before: until now the store has nothing of a page that nobody had written.
+        self.note_written(id, range);
         Ok(())
     }
 

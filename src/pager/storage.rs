@@ -13,6 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// through the page cache.
 pub const BLOCK_BYTES: usize = 4096;
 
+/// How often in a row something is tried again that the system was not ready for.
+const ATTEMPTS_MAX: u32 = 100;
+
 /// Zeroes are written in pieces of this size.
 const ZEROES_BYTES: usize = 1 << 16;
 
@@ -92,9 +95,16 @@ impl StoreFile {
         self.is_direct.load(Ordering::Relaxed)
     }
 
-    /// The descriptor past the page cache.
+    /// The descriptor to read from past the page cache; None when that is not done.
     pub(super) fn direct(&self) -> Option<&File> {
-        self.direct.as_ref()
+        self.direct.as_ref().filter(|_| self.is_direct())
+    }
+
+    /// Reads whole blocks past the page cache, as many bytes as come at once; None when
+    /// the file is not read in that way. Offset, address and length are multiples of
+    /// `BLOCK_BYTES`.
+    pub(super) fn read_blocks_at(&self, to: &mut [u8], offset: u64) -> Option<io::Result<usize>> {
+        Some(read_at(self.direct()?, to, offset))
     }
 
     /// From now on the file is read through the page cache; whether that is news.
@@ -125,14 +135,16 @@ impl StoreFile {
     /// # Errors
     /// When the file ends before, or the system fails to read.
     pub fn read_exact_at(&self, mut to: &mut [u8], mut offset: u64) -> io::Result<()> {
+        let mut patience = Patience::default();
         while !to.is_empty() {
             match read_at(&self.file, to, offset) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => {
+                    patience = Patience::default();
                     to = &mut to[count..];
                     offset += count as u64;
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if patience.bears(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -144,14 +156,16 @@ impl StoreFile {
     /// # Errors
     /// When the system fails to write, as on a full disk.
     pub fn write_all_at(&self, mut from: &[u8], mut offset: u64) -> io::Result<()> {
+        let mut patience = Patience::default();
         while !from.is_empty() {
             match write_at(&self.file, from, offset) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
+                    patience = Patience::default();
                     from = &from[count..];
                     offset += count as u64;
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if patience.bears(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -236,6 +250,21 @@ impl StoreFile {
             "the model file {} was changed while it is in use: {what}",
             self.name()
         ))
+    }
+}
+
+/// Tells errors that pass by themselves from others, and from those that never pass.
+#[derive(Debug, Default)]
+pub(super) struct Patience {
+    attempts: u32,
+}
+
+impl Patience {
+    /// Whether to try again after `error`.
+    pub fn bears(&mut self, error: &io::Error) -> bool {
+        use io::ErrorKind::{Interrupted, WouldBlock};
+        self.attempts += 1;
+        matches!(error.kind(), Interrupted | WouldBlock) && self.attempts <= ATTEMPTS_MAX
     }
 }
 
@@ -464,6 +493,15 @@ mod tests {
         handle.set_modified(later).unwrap();
         let sentence = file.check_unchanged().unwrap_err();
         assert!(sentence.contains("written to"), "{sentence}");
+    }
+
+    #[test]
+    fn patience_ends() {
+        let error = |kind: io::ErrorKind| io::Error::from(kind);
+        let mut patience = Patience::default();
+        assert!(!patience.bears(&error(io::ErrorKind::NotFound)));
+        let borne = std::iter::repeat_with(|| patience.bears(&error(io::ErrorKind::WouldBlock)));
+        assert!(borne.take(1000).take_while(|&again| again).count() < 1000);
     }
 
     #[test]

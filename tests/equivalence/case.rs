@@ -65,20 +65,25 @@ pub fn budgets(spec: &RunSpec, paging: Paging) -> (u64, u64) {
     let slot = Arc::clone(known.lock().unwrap().entry(key).or_default());
     *slot.get_or_init(|| {
         let ample = config(spec.model, paging, Budget::Bytes(AMPLE_BYTES));
-        let device = PagedDevice::new(ample).unwrap();
-        let model = LlamaModel::load(&spec.model.file().path, Placement::Paged(&device));
-        let model = model.unwrap();
-        let mut context = LlamaContext::new(&model, spec).unwrap();
-        // What is in use, and so the minimum, grows with the context.
-        run_steps(&mut context, &spec.steps).unwrap();
-        let report = device.report();
-        assert!(report.minimum_bytes > 0, "no minimum for {spec:?}");
-        assert!(
-            report.minimum_bytes <= report.arena_bytes_used,
-            "{report:?}"
-        );
-        (report.minimum_bytes, report.arena_bytes_used)
+        budgets_under(&ample, spec)
     })
+}
+
+/// The same under other settings, whose budget is ample.
+pub fn budgets_under(ample: &PagingConfig, spec: &RunSpec) -> (u64, u64) {
+    let device = PagedDevice::new(ample.clone()).unwrap();
+    let model = LlamaModel::load(&spec.model.file().path, Placement::Paged(&device));
+    let model = model.unwrap();
+    let mut context = LlamaContext::new(&model, spec).unwrap();
+    // What is in use, and so the minimum, grows with the context.
+    run_steps(&mut context, &spec.steps).unwrap();
+    let report = device.report();
+    assert!(report.minimum_bytes > 0, "no minimum for {spec:?}");
+    assert!(
+        report.minimum_bytes <= report.arena_bytes_used,
+        "{report:?}"
+    );
+    (report.minimum_bytes, report.arena_bytes_used)
 }
 
 /// The smallest legal budget for `spec` in bytes.

@@ -5,6 +5,7 @@ mod case;
 mod covering;
 mod matrix;
 mod sequences;
+mod settings;
 mod states;
 
 pub use self::case::{AMPLE_BYTES, Paging, budgets, config, minimum_budget};

@@ -52,7 +52,7 @@ pub struct Coordinator {
     progress: Arc<Progress>,
     closing: bool,
     // Last: when nobody touches memory any more, the end is told.
-    _end: End,
+    end: End,
 }
 
 /// How direct reads are done.
@@ -77,12 +77,15 @@ struct Open {
     failed: Option<String>,
 }
 
-/// Tells the end when it is dropped.
-struct End(Arc<Progress>);
+/// Tells the end when it is dropped, and why it came.
+struct End {
+    progress: Arc<Progress>,
+    why: String,
+}
 
 impl Drop for End {
     fn drop(&mut self) {
-        self.0.end("the copy thread died");
+        self.progress.end(&self.why);
     }
 }
 
@@ -128,7 +131,10 @@ impl Coordinator {
             delays: Delays::of(&parts.faults),
             faults: parts.faults,
             tuning: parts.tuning,
-            _end: End(Arc::clone(&progress)),
+            end: End {
+                progress: Arc::clone(&progress),
+                why: "the copy thread died".to_owned(),
+            },
             progress,
             closing: false,
         })
@@ -141,8 +147,11 @@ impl Coordinator {
                 self.take(event);
             }
             self.collect();
-            let more = self.start_what_can_be();
-            let alive = self.feed();
+            let mut more = self.start_what_can_be();
+            match self.feed() {
+                Ok(over) => more |= over,
+                Err(error) => return self.give_up(&error),
+            }
             self.retire();
             if more || self.help() {
                 continue;
@@ -150,12 +159,14 @@ impl Coordinator {
             if self.closing && self.open.is_empty() {
                 return;
             }
-            if let Err(error) = alive.and_then(|()| self.sleep()) {
-                let why = format!("the kernel's ring for reads failed ({error})");
-                self.progress.end(&why);
-                return;
+            if let Err(error) = self.sleep() {
+                return self.give_up(&error);
             }
         }
+    }
+
+    fn give_up(&mut self, error: &std::io::Error) {
+        self.end.why = format!("the kernel's ring for reads failed ({error})");
     }
 
     fn take(&mut self, event: Event) {
@@ -330,9 +341,11 @@ impl Coordinator {
         request.failed.get_or_insert(sentence);
     }
 
-    /// Begins direct reads, as many as may be under way.
-    fn feed(&mut self) -> std::io::Result<()> {
+    /// Begins direct reads, as many as may be under way. True when some are over already:
+    /// others may have waited for them.
+    fn feed(&mut self) -> std::io::Result<bool> {
         let depth = self.tuning.reads_max;
+        let mut is_over = false;
         while !self.waiting.is_empty() && self.reads.has_room(depth) {
             let Some(read) = self.waiting.pop_front() else {
                 break;
@@ -340,6 +353,7 @@ impl Coordinator {
             let number = self.window.job(read.job()).request;
             if self.open[place_of(number, self.first)].failed.is_some() {
                 self.piece_done(read.job(), Ok(()));
+                is_over = true;
                 continue;
             }
             match &mut self.reads {
@@ -347,11 +361,13 @@ impl Coordinator {
                 Reads::Crew(crew) => self.events.extend(hand_to_readers(crew, read, depth)),
             }
         }
+        is_over |= !self.events.is_empty();
         self.take_events();
         match &mut self.reads {
-            Reads::Ring(ring) => ring.submit(),
-            Reads::Crew(_) => Ok(()),
+            Reads::Ring(ring) => ring.submit()?,
+            Reads::Crew(_) => {}
         }
+        Ok(is_over)
     }
 
     /// Does a piece of a large copy that no helper has taken yet; whether there was one.

@@ -11,21 +11,17 @@
 //! A read is in place when the memory before and after the asked bytes may be written
 //! too (or there is none), and lies in its blocks like the file's.
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 use super::super::engine::{Copy, Source, Target};
 use super::super::memory::HostMemory;
-use super::super::storage::{BLOCK_BYTES, StoreFile};
+use super::super::storage::{BLOCK_BYTES, Patience, StoreFile};
 use super::crew::{Event, Work};
 use super::faults::{Fault, Script, pause};
 use super::order::JobId;
 use super::piece::{Piece, eio, unreadable};
 use super::progress::{Kind, Progress};
-
-/// How often a read is tried again in a row when the system says that it was not ready.
-const ATTEMPTS_MAX: u32 = 100;
 
 /// What a test's short read leaves where it brought nothing.
 const NOT_READ: u8 = 0xA5;
@@ -44,7 +40,7 @@ pub struct Read {
     in_place: bool,
     // Bytes of the covered blocks that have been read.
     done: usize,
-    attempts: u32,
+    patience: Patience,
 }
 
 /// How the attempts to read a piece end.
@@ -99,7 +95,7 @@ impl Read {
                 bytes: narrow(range.end - range.start),
                 in_place: congruent && (copy.whole_blocks || !has_rest),
                 done: 0,
-                attempts: 0,
+                patience: Patience::default(),
             })
         }))
     }
@@ -113,9 +109,10 @@ impl Read {
         (self.lead() + self.bytes).next_multiple_of(BLOCK_BYTES)
     }
 
-    /// The descriptor to read from; None when the file is to be read through the cache.
-    pub fn descriptor(&self) -> Option<&File> {
-        self.file.direct().filter(|_| self.file.is_direct())
+    /// The file to read from.
+    #[cfg(target_os = "linux")]
+    pub fn file(&self) -> &StoreFile {
+        &self.file
     }
 
     /// The file, when it now is known to refuse, and was not before.
@@ -151,7 +148,7 @@ impl Read {
             Ok(count) => count,
             Err(error) => return self.advance_failed(&error),
         };
-        self.attempts = 0;
+        self.patience = Patience::default();
         if self.done + count >= self.lead() + self.bytes {
             self.unload(bounce);
             return Some(End::Done(Ok(())));
@@ -163,13 +160,13 @@ impl Read {
     }
 
     fn advance_failed(&mut self, error: &io::Error) -> Option<End> {
-        use io::ErrorKind::{Interrupted, InvalidInput, Unsupported, WouldBlock};
+        if self.patience.bears(error) {
+            return None;
+        }
         match error.kind() {
-            Interrupted | WouldBlock if self.attempts < ATTEMPTS_MAX => {
-                self.attempts += 1;
-                None
+            io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported => {
+                Some(End::Cached { refused: true })
             }
-            InvalidInput | Unsupported => Some(End::Cached { refused: true }),
             _ => {
                 let sentence = unreadable(&self.file, self.bytes, self.offset, error);
                 Some(End::Done(Err(sentence)))
@@ -186,12 +183,13 @@ impl Read {
             Some(Fault::ShortRead) => {
                 let count = outcome?;
                 let (_, address, _) = self.place(bounce);
-                let address = address.wrapping_add(count / 2);
-                let missing = count - count / 2;
+                // Not at a whole block.
+                let short = count / 3 * 2;
+                let address = address.wrapping_add(short);
                 // SAFETY:
                 // - the read has just written these bytes, and nobody else uses them yet.
-                unsafe { address.write_bytes(NOT_READ, missing) };
-                Ok(count / 2)
+                unsafe { address.write_bytes(NOT_READ, count - short) };
+                Ok(short)
             }
         }
     }
@@ -237,29 +235,21 @@ impl Read {
     }
 
     /// Reads here and now.
-    #[cfg(target_os = "linux")]
     fn read_blocking(&mut self, bounce: &HostMemory) -> End {
         loop {
             let (start, address, left) = self.place(bounce);
-            let Some(file) = self.descriptor() else {
-                return End::Cached { refused: false };
-            };
             // SAFETY:
             // - the blocks lie in one mapping, which `self` or the caller keeps alive;
             // - they are this read's alone: the rest of the blocks belongs to the copy,
             //   or they are the bounce buffer's.
             let to = unsafe { std::slice::from_raw_parts_mut(address, left) };
-            let outcome = std::os::unix::fs::FileExt::read_at(file, to, start);
+            let Some(outcome) = self.file.read_blocks_at(to, start) else {
+                return End::Cached { refused: false };
+            };
             if let Some(end) = self.advance(outcome, bounce) {
                 return end;
             }
         }
-    }
-
-    /// No file is direct here.
-    #[cfg(not(target_os = "linux"))]
-    fn read_blocking(&mut self, _bounce: &HostMemory) -> End {
-        End::Cached { refused: false }
     }
 }
 

@@ -17,7 +17,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::super::memory::HostMemory;
 use super::crew::Event;
-use super::direct::{Read, bounce};
+use super::direct::{End, Read, bounce};
 use super::faults::{Fault, pause};
 use super::progress::Progress;
 
@@ -125,13 +125,13 @@ impl Ring {
         let bounce = match bounce(spare, read.covered_bytes()) {
             Ok(bounce) => bounce,
             Err(sentence) => {
-                let end = super::direct::End::Done(Err(sentence));
+                let end = End::Done(Err(sentence));
                 return Some(self.take(index, progress).report(end));
             }
         };
         let (start, address, left) = read.place(bounce);
-        let Some(file) = read.descriptor() else {
-            let end = super::direct::End::Cached { refused: false };
+        let Some(file) = read.file().direct() else {
+            let end = End::Cached { refused: false };
             return Some(self.take(index, progress).report(end));
         };
         let descriptor = types::Fd(file.as_raw_fd());

@@ -1,4 +1,4 @@
-//! Synthetic models of about 1 GB: Llama architecture, random weights from a fixed seed.
+//! Synthetic models of the Llama architecture: random weights from a fixed seed.
 //!
 //! Speed does not depend on what the weights are, as long as they are neither all equal
 //! nor outlandish. So a few hundred rows are quantised and written in random order, which
@@ -11,43 +11,36 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use ggml_sys as ggml;
 
-use crate::gguf::{Header, quantize, row_bytes};
-
-const EMBEDDING: i64 = 2048;
-const FEED_FORWARD: i64 = 5632;
-const HEADS: u32 = 32;
-const HEADS_KV: u32 = 4;
-const HEAD: u32 = 64;
-const VOCABULARY: i64 = 32_000;
-const CONTEXT: u32 = 4096;
+use super::gguf::{Header, quantize, row_bytes};
 
 /// Rows that are quantised for each width; the tensors are mixtures of them.
 const POOL_ROWS: usize = 256;
 
-/// A model to be measured with.
-pub struct Model {
-    /// Name of the quantisation, and of the model in tables.
-    pub name: &'static str,
-    kind: ggml::ggml_type,
-    file_type: ggml::llama_ftype,
-    layers: u32,
+/// Sizes of a model, in elements and counts.
+#[derive(Clone)]
+pub struct Shape {
+    pub layers: u32,
+    pub embedding: u32,
+    pub feed_forward: u32,
+    pub heads: u32,
+    pub heads_kv: u32,
+    /// Elements of one head.
+    pub head: u32,
+    /// At least 512: one token for each byte, and a few more.
+    pub vocabulary: u32,
+    /// Tokens that the model claims to be trained with.
+    pub context: u32,
 }
 
-/// About 1.1 GB and 1.0 GB.
-pub const MODELS: [Model; 2] = [
-    Model {
-        name: "q8_0",
-        kind: ggml::GGML_TYPE_Q8_0,
-        file_type: ggml::LLAMA_FTYPE_MOSTLY_Q8_0,
-        layers: 20,
-    },
-    Model {
-        name: "q4_k",
-        kind: ggml::GGML_TYPE_Q4_K,
-        file_type: ggml::LLAMA_FTYPE_MOSTLY_Q4_K_S,
-        layers: 36,
-    },
-];
+/// A model to be measured with.
+#[derive(Clone)]
+pub struct Model {
+    /// Name of the model in tables, and of its file.
+    pub name: String,
+    pub kind: ggml::ggml_type,
+    pub file_type: ggml::llama_ftype,
+    pub shape: Shape,
+}
 
 struct Tensor {
     name: String,
@@ -59,7 +52,7 @@ struct Tensor {
 impl Model {
     /// The model's file in `folder`, made if it is not there yet.
     pub fn file(&self, folder: &Path) -> Result<PathBuf> {
-        let path = folder.join(format!("fits-{}.gguf", self.name));
+        let path = folder.join(format!("{}.gguf", self.name));
         if !path.exists() {
             // A file under its own name is whole: it is written under another.
             let part = path.with_extension("part");
@@ -79,24 +72,27 @@ impl Model {
         }
         header.write(path)?;
 
+        let (embedding, feed_forward) = (self.shape.embedding, self.shape.feed_forward);
         let mut random = Random(0x5eed);
-        let narrow = self.pool(&mut random, EMBEDDING)?;
-        let wide = self.pool(&mut random, FEED_FORWARD)?;
+        let narrow = self.pool(&mut random, embedding)?;
+        let wide = self.pool(&mut random, feed_forward)?;
         let mut file = BufWriter::new(OpenOptions::new().append(true).open(path)?);
         for tensor in &tensors {
-            let pool = if tensor.columns == EMBEDDING {
+            let pool = if tensor.columns == i64::from(embedding) {
                 &narrow
             } else {
                 &wide
             };
             write_tensor(&mut file, tensor, pool, &mut random)?;
         }
-        file.flush()?;
+        let file = file.into_inner()?;
+        // What is still to be written would be written while the first run is measured.
+        file.sync_all()?;
         Ok(())
     }
 
     /// Quantised rows of `columns` elements, one after another.
-    fn pool(&self, random: &mut Random, columns: i64) -> Result<Vec<u8>> {
+    fn pool(&self, random: &mut Random, columns: u32) -> Result<Vec<u8>> {
         let columns = usize::try_from(columns)?;
         // Matrices of this spread keep the activations of all layers near 1.
         let spread = 1.0 / (columns as f32).sqrt();
@@ -107,62 +103,64 @@ impl Model {
     }
 
     fn tensors(&self) -> Vec<Tensor> {
-        let kv = i64::from(HEADS_KV * HEAD);
-        let matrix = |name: String, columns, rows| Tensor {
+        let shape = &self.shape;
+        let (embedding, feed_forward) = (shape.embedding, shape.feed_forward);
+        let (q, kv) = (shape.heads * shape.head, shape.heads_kv * shape.head);
+        let matrix = |name: String, columns: u32, rows: u32| Tensor {
             name,
             kind: self.kind,
-            columns,
-            rows,
+            columns: i64::from(columns),
+            rows: i64::from(rows),
         };
         let norm = |name: String| Tensor {
             name,
             kind: ggml::GGML_TYPE_F32,
-            columns: EMBEDDING,
+            columns: i64::from(embedding),
             rows: 1,
         };
         let mut tensors = vec![
-            matrix("token_embd.weight".into(), EMBEDDING, VOCABULARY),
+            matrix("token_embd.weight".into(), embedding, shape.vocabulary),
             norm("output_norm.weight".into()),
-            matrix("output.weight".into(), EMBEDDING, VOCABULARY),
+            matrix("output.weight".into(), embedding, shape.vocabulary),
         ];
-        for layer in 0..self.layers {
+        for layer in 0..shape.layers {
             let name = |part: &str| format!("blk.{layer}.{part}.weight");
             tensors.extend([
                 norm(name("attn_norm")),
-                matrix(name("attn_q"), EMBEDDING, EMBEDDING),
-                matrix(name("attn_k"), EMBEDDING, kv),
-                matrix(name("attn_v"), EMBEDDING, kv),
-                matrix(name("attn_output"), EMBEDDING, EMBEDDING),
+                matrix(name("attn_q"), embedding, q),
+                matrix(name("attn_k"), embedding, kv),
+                matrix(name("attn_v"), embedding, kv),
+                matrix(name("attn_output"), q, embedding),
                 norm(name("ffn_norm")),
-                matrix(name("ffn_gate"), EMBEDDING, FEED_FORWARD),
-                matrix(name("ffn_up"), EMBEDDING, FEED_FORWARD),
-                matrix(name("ffn_down"), FEED_FORWARD, EMBEDDING),
+                matrix(name("ffn_gate"), embedding, feed_forward),
+                matrix(name("ffn_up"), embedding, feed_forward),
+                matrix(name("ffn_down"), feed_forward, embedding),
             ]);
         }
         tensors
     }
 
     fn describe(&self, header: &mut Header) -> Result<()> {
+        let shape = &self.shape;
         header.set_text("general.architecture", "llama")?;
         header.set_text("general.name", &format!("synthetic {}", self.name))?;
         header.set_u32("general.file_type", self.file_type)?;
-        header.set_u32("llama.block_count", self.layers)?;
-        header.set_u32("llama.context_length", CONTEXT)?;
-        header.set_u32("llama.embedding_length", u32::try_from(EMBEDDING)?)?;
-        header.set_u32("llama.feed_forward_length", u32::try_from(FEED_FORWARD)?)?;
-        header.set_u32("llama.attention.head_count", HEADS)?;
-        header.set_u32("llama.attention.head_count_kv", HEADS_KV)?;
-        header.set_u32("llama.rope.dimension_count", HEAD)?;
-        header.set_u32("llama.vocab_size", u32::try_from(VOCABULARY)?)?;
+        header.set_u32("llama.block_count", shape.layers)?;
+        header.set_u32("llama.context_length", shape.context)?;
+        header.set_u32("llama.embedding_length", shape.embedding)?;
+        header.set_u32("llama.feed_forward_length", shape.feed_forward)?;
+        header.set_u32("llama.attention.head_count", shape.heads)?;
+        header.set_u32("llama.attention.head_count_kv", shape.heads_kv)?;
+        header.set_u32("llama.rope.dimension_count", shape.head)?;
+        header.set_u32("llama.vocab_size", shape.vocabulary)?;
         header.set_f32("llama.rope.freq_base", 10_000.0)?;
         header.set_f32("llama.attention.layer_norm_rms_epsilon", 1e-5)?;
-        describe_tokenizer(header)
+        describe_tokenizer(header, usize::try_from(shape.vocabulary)?)
     }
 }
 
 /// A byte-level tokenizer: one token per byte, then words that no text can reach.
-fn describe_tokenizer(header: &mut Header) -> Result<()> {
-    let count = usize::try_from(VOCABULARY)?;
+fn describe_tokenizer(header: &mut Header, count: usize) -> Result<()> {
     let (begin, end) = (count - 2, count - 1);
     let mut tokens: Vec<String> = (0..=u8::MAX)
         .map(|byte| visible(byte).to_string())

@@ -1,12 +1,12 @@
 //! One run of `rpaged-cli`: its command line, and the speeds it reports at its end.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// What is measured: a name for tables, and the flags that make it.
 pub struct Variant {
@@ -18,6 +18,7 @@ pub struct Variant {
 pub struct Workload<'a> {
     pub model: &'a Path,
     pub prompt: &'a Path,
+    pub context_tokens: u32,
     pub decode_tokens: u32,
     pub threads: u32,
 }
@@ -42,53 +43,89 @@ impl Speeds {
 /// A run that takes longer hangs.
 const RUN_SECONDS_MAX: u64 = 1800;
 
-/// Runs `rpaged-cli` once. What it prints lies in `folder` until the next run.
-pub fn run(variant: &Variant, workload: &Workload<'_>, folder: &Path) -> Result<Speeds> {
-    let (output, log) = (folder.join("last-output.txt"), folder.join("last-log.txt"));
-    let mut child = Command::new(env!("CARGO_BIN_EXE_rpaged-cli"))
+/// A run that has ended, in whatever way.
+pub struct Ended {
+    pub status: ExitStatus,
+    /// What it wrote to standard error.
+    pub log: String,
+}
+
+impl Ended {
+    /// The speeds it reports; an error with its last words when it failed.
+    pub fn speeds(&self, name: &str) -> Result<Speeds> {
+        if !self.status.success() {
+            let last = self.log.lines().rev().take(5).collect::<Vec<_>>();
+            bail!("'{name}' ended with {}: {}", self.status, last.join(" / "));
+        }
+        speeds(&self.log).with_context(|| format!("'{name}' reports no speeds"))
+    }
+}
+
+/// Writes a prompt of `tokens` tokens to `path`: the tokenizer makes one of each byte, and
+/// one begins the text.
+pub fn write_prompt(path: &Path, tokens: u32) -> Result<()> {
+    let bytes = usize::try_from(tokens)?.saturating_sub(1);
+    let text = "once ".repeat(bytes / 5 + 1);
+    fs::write(path, text.get(..bytes).unwrap_or_default())
+        .with_context(|| format!("could not write '{}'", path.display()))
+}
+
+/// The command line of a run.
+pub fn command(variant: &Variant, workload: &Workload<'_>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rpaged-cli"));
+    command
         .arg("-m")
         .arg(workload.model)
         .arg("-f")
         .arg(workload.prompt)
+        .args(["-c", &workload.context_tokens.to_string()])
         .args(["-n", &workload.decode_tokens.to_string()])
         .args(["-t", &workload.threads.to_string()])
-        .args([
-            "-c",
-            "1024",
-            "-s",
-            "1",
-            "--temp",
-            "0",
-            "--ignore-eos",
-            "-no-cnv",
-        ])
-        .args(&variant.arguments)
+        .args(["-s", "1", "--temp", "0", "--ignore-eos", "-no-cnv"])
+        .args(&variant.arguments);
+    // What is measured is what the command line says.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("LLAMA_ARG_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs `command` to its end. What it prints lies in `folder` until the next run, as
+/// `last-output.txt` and `last-log.txt`. `watch` is called with its process id every few
+/// milliseconds; an error of it ends the run.
+pub fn finish(
+    mut command: Command,
+    folder: &Path,
+    watch: &mut dyn FnMut(u32) -> Result<()>,
+) -> Result<Ended> {
+    let (output, log) = (folder.join("last-output.txt"), folder.join("last-log.txt"));
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(File::create(&output)?)
         .stderr(File::create(&log)?)
         .spawn()
-        .context("could not start rpaged-cli")?;
+        .with_context(|| format!("could not start {:?}", command.get_program()))?;
     let started = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if started.elapsed() > Duration::from_secs(RUN_SECONDS_MAX) {
+        let too_long = started.elapsed() > Duration::from_secs(RUN_SECONDS_MAX);
+        let watched = watch(child.id()).and_then(|()| {
+            ensure!(!too_long, "a run took more than {RUN_SECONDS_MAX} s");
+            Ok(())
+        });
+        if let Err(error) = watched {
             child.kill()?;
-            bail!("'{}' ran for more than {RUN_SECONDS_MAX} s", variant.name);
+            child.wait()?;
+            return Err(error);
         }
         sleep(Duration::from_millis(20));
     };
-    let text = String::from_utf8_lossy(&std::fs::read(&log)?).into_owned();
-    if !status.success() {
-        let last = text.lines().rev().take(5).collect::<Vec<_>>();
-        bail!(
-            "'{}' ended with {status}: {}",
-            variant.name,
-            last.join(" / ")
-        );
-    }
-    speeds(&text).with_context(|| format!("no speeds in '{}'", log.display()))
+    let log = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
+    Ok(Ended { status, log })
 }
 
 /// The speeds in the two closing lines of llama.cpp's log.
