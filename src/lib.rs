@@ -13,19 +13,29 @@
 //!                                   │ require, prefetch, wait_ready, locate, write_back
 //!                                 pager ◄── planner   resident | streamed
 //!                                   │ requests, tickets
-//!                              copy engine   worker threads, in order
+//!                              copy engine   direct reads, worker threads
 //!                                   │
-//!                             backing store  the model's files; host memory for states
+//!                             backing store  the model's files; a spill file for states
 //! ```
 //!
 //! # One pass
 //!
-//! `device::backend` walks the graph once (`scan`), cuts it where another streamed layer
-//! begins (`schedule`), and for each segment: has the pager fetch what is missing, has
-//! the next segment's bytes fetched ahead, waits for its own, points the tensors to where
-//! the bytes are, lets the inner backend compute, points them back, and queues the
-//! write-back of what was written. The fetch ahead wraps: the first streamed layer of the
-//! next token is copied while the last one of this token computes.
+//! `device::backend` walks the graph once (`scan`), cuts it into segments that each take a
+//! share of the ring and gives each streamed tensor its place there (`schedule`), and for
+//! each segment: has the pager fetch what is missing, has what comes next fetched ahead as
+//! far as places are free, waits for its own, points the tensors to where the bytes are,
+//! lets the inner backend compute, points them back, and queues the write-back of what was
+//! written. The fetch ahead wraps: the first streamed tensors of the next token are copied
+//! while the last layer of this token computes.
+//!
+//! # One plan
+//!
+//! The planner decides by tensor, and keeps the same share of every layer, so that the
+//! transfer of each hides behind the computation of the one before it. It plans again
+//! whenever sizes change: tensors come or go, the context grows by a page of the KV cache,
+//! llama.cpp takes memory to compute with, the budget is changed from outside or by the
+//! governor that watches memory. What leaves the arena makes room before anything comes.
+//! Nothing of this changes a bit of the output.
 //!
 //! # Between two passes
 //!
@@ -39,32 +49,38 @@
 //! 1. **An address llama.cpp knows is never readable.** Paged tensors lie in address
 //!    space that nobody may read or write ([`pager::memory::Reservation`]); a tensor that
 //!    was not translated faults at once, in every build.
-//! 2. **A segment runs only on bytes that are there.** Between `require` and `unpin` the
-//!    slots of a segment's groups are pinned, and `wait_ready` has returned before the
-//!    launch.
+//! 2. **A segment runs only on bytes that are there.** Between `require` and `unpin` its
+//!    places in the ring are pinned, and `wait_ready` has returned before the launch.
 //! 3. **One writer or many readers.** A range of arena or store is touched by one copy in
 //!    flight, or by the segment that runs, or by an access from outside that has drained
 //!    the engine; never by two of them.
-//! 4. **The engine runs in order.** A write-back is queued before the fetch that reuses
-//!    its slot or reads what it wrote; no further wait orders the two.
+//! 4. **The engine appears to run in order.** Copies that touch the same bytes are done as
+//!    they were submitted: a write-back before the fetch that reuses its place or reads
+//!    what it wrote. No further wait orders the two.
 //! 5. **The store is the truth, except while dirty.** For weights it is the model's file
-//!    and never written. For a streamed state it is host memory, up to date once the
-//!    write-backs queued so far are done. For a resident tensor the arena is the truth.
+//!    and never written. For a streamed state it is the spill file (or host memory, where
+//!    the arena is elsewhere), up to date once the write-backs queued so far are done. For
+//!    a resident tensor the arena is the truth. A page of a state that nobody has written
+//!    is zero, and nowhere.
 //! 6. **Tensors are restored after each launch**: llama.cpp uses its graphs again.
 //! 7. **Nothing unwinds into C.** Each slot that does more than pass a call on is guarded;
 //!    what it cannot report is recorded and asked for by whoever sees the call fail.
 //!    After a panic every guarded slot refuses.
-//! 8. **The budget bounds the arena.** Resident blocks and ring slots together never
-//!    exceed it; a plan that would is refused with the smallest budget that works.
+//! 8. **The budget bounds what is taken.** Resident tensors, KV pages in use, the ring, and
+//!    what llama.cpp takes to compute with together never exceed it; a plan that would is
+//!    refused with the smallest budget that works.
 //! 9. **A pass allocates nothing** once its vectors have grown.
 //!
 //! # Glossary
 //!
 //! - *arena*: the memory that the budget bounds; here host memory.
-//! - *group*: what travels together: weights and states of one layer.
-//! - *resident*, *streamed*: in the arena always; in a ring slot while in use.
+//! - *group*: the weights and states of one layer.
+//! - *role*: what a tensor is to its layer: the same name in every layer.
+//! - *resident*, *streamed*: in the arena always; in the ring while in use.
 //! - *state*: what a context writes: KV cache, recurrent states.
-//! - *slot*: a piece of the ring that streamed groups take turns in.
+//! - *page*: the rows of some tokens in one state; the unit in which states take memory
+//!   and travel.
+//! - *ring*: memory that streamed tensors take turns in, each at its place.
 //! - *segment*: nodes that run in one launch of the inner backend.
 //! - *inner device*: the ggml device that really computes; here the CPU.
 //!

@@ -22,7 +22,8 @@
 //! # What gives way first
 //!
 //! A byte of weights that leaves the arena costs a byte per token. So does a byte of the
-//! KV cache in use, and the rows that are written cost another; it gives way when weights
+//! KV cache in use; but its pages are small requests, there are more of them with every
+//! token, and what is written goes back: it counts double, and gives way when weights
 //! cannot. The output matrix is a role of its own: streaming it takes a ring as large as
 //! itself. Tensors far smaller than their layer always stay, because a request of their
 //! own costs more than the memory that they leave.

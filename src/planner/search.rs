@@ -11,9 +11,9 @@ const STATE_ROLES_MAX: usize = 2;
 /// Passes over which the loading of a tensor has to pay. A context that grows asks for a
 /// new plan every few passes.
 const PAYBACK_PASSES: u64 = 8;
-/// A streamed byte of a state costs this much more than one of a weight, in parts of it:
-/// its rows are written back.
-const STATE_COST_PARTS: u64 = 64;
+/// A streamed byte of a state costs as much as this many of a weight: its pages are small
+/// requests, there are more of them with every token, and its rows are written back.
+const STATE_COST: u64 = 2;
 
 /// The tensors of one role, as one entry for each group that has any.
 struct Role {
@@ -55,7 +55,7 @@ impl Sums {
         self.need_max = self.need_max.max(member.largest).max(*states);
         self.group_max = self.group_max.max(*streamed);
         self.streamed += member.bytes;
-        self.cost += member.bytes + u64::from(role.state) * (member.bytes / STATE_COST_PARTS + 1);
+        self.cost += member.bytes * if role.state { STATE_COST } else { 1 };
         self.largest = self.largest.max(member.largest);
         self.loaded -= member.streamed_now;
     }

@@ -198,7 +198,12 @@ proptest! {
             more => LookAhead::Layers(more),
         };
         let limits =
-            |budget_bytes| Limits { budget_bytes, resident_groups_max: bound, look_ahead, ring_bytes_min: 0 };
+            |budget_bytes| Limits {
+                budget_bytes,
+                resident_groups_max: bound,
+                look_ahead,
+                ring_bytes_min: 0,
+            };
         match plan(&items, 5, &limits(budget)) {
             Ok(plan) => {
                 prop_assert!(plan.arena_bytes() <= budget);
