@@ -11,7 +11,7 @@
 //!                                   │ registry, device, buffer type, buffer, backend
 //!                                device      graph → segments → launches
 //!                                   │ require, prefetch, wait_ready, locate, write_back
-//!                                 pager ◄── planner   resident | streamed
+//!                                 pager ◄── planner   resident | streamed | cached
 //!                                   │ requests, tickets
 //!                              copy engine   direct reads, worker threads
 //!                                   │
@@ -27,6 +27,10 @@
 //! lets the inner backend compute, points them back, and queues the write-back of what was
 //! written. The fetch ahead wraps: the first streamed tensors of the next token are copied
 //! while the last layer of this token computes.
+//!
+//! Which experts a token needs is known only when it gets to their layer: a segment begins
+//! there, reads the ids that the one before has computed, and requires the experts they
+//! name of the cache. A batch that needs them all needs whole tensors, as ever.
 //!
 //! # One plan
 //!
@@ -50,10 +54,12 @@
 //!    space that nobody may read or write ([`pager::memory::Reservation`]); a tensor that
 //!    was not translated faults at once, in every build.
 //! 2. **A segment runs only on bytes that are there.** Between `require` and `unpin` its
-//!    places in the ring are pinned, and `wait_ready` has returned before the launch.
+//!    places in the ring and its experts in the cache are pinned, and `wait_ready` has
+//!    returned before the launch.
 //! 3. **One writer or many readers.** A range of arena or store is touched by one copy in
 //!    flight, or by the segment that runs, or by an access from outside that has drained
-//!    the engine; never by two of them.
+//!    the engine; never by two of them. That holds for the edges of experts too, which
+//!    share blocks of direct I/O with their neighbours.
 //! 4. **The engine appears to run in order.** Copies that touch the same bytes are done as
 //!    they were submitted: a write-back before the fetch that reuses its place or reads
 //!    what it wrote. No further wait orders the two.
@@ -66,9 +72,9 @@
 //! 7. **Nothing unwinds into C.** Each slot that does more than pass a call on is guarded;
 //!    what it cannot report is recorded and asked for by whoever sees the call fail.
 //!    After a panic every guarded slot refuses.
-//! 8. **The budget bounds what is taken.** Resident tensors, KV pages in use, the ring, and
-//!    what llama.cpp takes to compute with together never exceed it; a plan that would is
-//!    refused with the smallest budget that works.
+//! 8. **The budget bounds what is taken.** Resident tensors, KV pages in use, the ring, the
+//!    cache, and what llama.cpp takes to compute with together never exceed it; a plan that
+//!    would is refused with the smallest budget that works.
 //! 9. **A pass allocates nothing** once its vectors have grown.
 //!
 //! # Glossary
@@ -77,6 +83,8 @@
 //! - *group*: the weights and states of one layer.
 //! - *role*: what a tensor is to its layer: the same name in every layer.
 //! - *resident*, *streamed*: in the arena always; in the ring while in use.
+//! - *expert*, *cached*: a slice of a tensor of which a token reads a few; such tensors
+//!   share a cache, in which single experts take memory.
 //! - *state*: what a context writes: KV cache, recurrent states.
 //! - *page*: the rows of some tokens in one state; the unit in which states take memory
 //!   and travel.

@@ -48,28 +48,29 @@ fn assert_moves(
 ) {
     let mut last = None;
     for quiet_ms in [10, 100, 1000] {
-        let (report, moved) = bytes_by_token(config, spec, prompt_tokens, quiet_ms);
-        let expected = expected(&report);
-        if moved.iter().all(|bytes| *bytes == expected) {
+        let tokens = bytes_by_token(config, spec, prompt_tokens, quiet_ms);
+        let wrong = |(report, moved): &&(Report, (u64, u64))| *moved != expected(report);
+        last = tokens.iter().find(wrong).copied();
+        if last.is_none() {
             return;
         }
-        last = Some((moved, expected, report));
     }
-    let (moved, expected, report) = last.unwrap();
+    let (report, moved) = last.unwrap();
     panic!(
-        "bytes in and out by token {moved:?}, not {expected:?}, of {:?} under {config:?}: \
-         {report:?}",
+        "a token moved {moved:?} bytes in and out, not {:?}, of {:?} under {config:?}: {report:?}",
+        expected(&report),
         spec.model
     );
 }
 
-/// The report after `prompt_tokens` and two more, and the bytes that the next ones move.
+/// The bytes that some tokens after `prompt_tokens` and two more move, each with the report
+/// after it.
 fn bytes_by_token(
     config: &PagingConfig,
     spec: &RunSpec,
     prompt_tokens: usize,
     quiet_ms: u64,
-) -> (Report, Vec<(u64, u64)>) {
+) -> Vec<(Report, (u64, u64))> {
     let device = PagedDevice::new(config.clone()).unwrap();
     let model = LlamaModel::load(&spec.model.file().path, Placement::Paged(&device)).unwrap();
     let mut context = LlamaContext::new(&model, spec).unwrap();
@@ -80,7 +81,6 @@ fn bytes_by_token(
     ];
     run_steps(&mut context, &warm).unwrap();
     let mut before = settled(&device, quiet_ms);
-    let first = before;
     let mut moved = Vec::new();
     for position in start + 2..start + 5 {
         let entry = Entry {
@@ -91,13 +91,11 @@ fn bytes_by_token(
         context.decode(&[entry]).unwrap();
         let now = settled(&device, quiet_ms);
         assert_eq!(now.graphs, before.graphs + 1);
-        moved.push((
-            now.bytes_in() - before.bytes_in(),
-            now.bytes_out() - before.bytes_out(),
-        ));
+        let bytes_in = now.bytes_in() - before.bytes_in();
+        moved.push((now, (bytes_in, now.bytes_out() - before.bytes_out())));
         before = now;
     }
-    (first, moved)
+    moved
 }
 
 #[test]
@@ -112,8 +110,12 @@ fn each_token_moves_exactly_the_streamed_weights() {
                     prefetch,
                     ..config(model, Paging::Weights, budget)
                 };
-                // What has a place in the ring to itself does not travel.
+                // What has a place in the ring to itself does not travel; of experts, what
+                // the token names and is absent.
                 assert_moves(&config, &spec, 5, |report| {
+                    if model == Model::Experts {
+                        return (report.pass_bytes, 0);
+                    }
                     assert!(report.pass_bytes <= report.streamed_bytes, "{report:?}");
                     let least = report.streamed_bytes.saturating_sub(report.ring_bytes);
                     assert!(report.pass_bytes >= least, "{report:?}");
@@ -137,8 +139,10 @@ fn whole_model_streamed_when_no_layer_may_stay() {
             };
             assert_moves(&nothing_stays, &spec, 5, |report| {
                 assert_eq!(report.resident_layers, 0, "{model:?}: {report:?}");
-                // Norms and biases stay: each is far smaller than its layer.
+                // Norms and biases stay: each is far smaller than its layer. So does a tensor's
+                // worth of experts.
                 let small = report.resident_bytes * 30 < report.streamed_bytes;
+                let small = small || model == Model::Experts;
                 assert!(small, "{model:?}: {report:?}");
                 (report.pass_bytes, 0)
             });

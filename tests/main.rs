@@ -6,11 +6,13 @@
 //! - [`equivalence`] compares the two over budgets, ubatches, attention and cache types.
 //! - [`bytes`] checks that the bytes that travel are those of the plan.
 //! - [`files`] disturbs the files under a running model.
+//! - [`experts`] looks at the cache of single experts.
 //! - [`order`] delays, refuses and fails copies.
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
 mod bytes;
 mod equivalence;
+mod experts;
 mod files;
 mod harness;
 mod models;

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use ggml_sys as sys;
 
+use super::experts::Router;
 use super::guard::guard;
 use super::interface::shared_of_device;
 use super::report::Reason;
@@ -38,6 +39,7 @@ struct PagedBackend {
     inner: InnerBackend,
     scan: Scan,
     schedule: Schedule,
+    router: Router,
     moved: Vec<Moved>,
 }
 
@@ -81,6 +83,7 @@ pub unsafe extern "C" fn init(
             inner: shared.inner.backend().map_err(Error::Failed)?,
             scan: Scan::default(),
             schedule: Schedule::default(),
+            router: Router::default(),
             moved: Vec::new(),
         });
         Ok(Box::into_raw(Box::new(sys::ggml_backend {
@@ -174,6 +177,10 @@ impl PagedBackend {
         paged.pager.check_states()?;
         self.prepare(graph, paged, shared)?;
         let prefetch = shared.config.prefetch;
+        if self.schedule.has_late_needs() {
+            paged.pager.begin_step();
+        }
+        let missed_bytes = paged.pager.missed_bytes();
         for index in 0..self.schedule.segments().len() {
             let status = self.run_segment(graph, index, paged, prefetch)?;
             if status != sys::GGML_STATUS_SUCCESS {
@@ -184,6 +191,7 @@ impl PagedBackend {
             // The last segment may have held the place that the next pass begins with.
             paged.pager.prefetch(self.schedule.upcoming(last))?;
         }
+        paged.pass_bytes += paged.pager.missed_bytes() - missed_bytes;
         Ok(sys::GGML_STATUS_SUCCESS)
     }
 
@@ -212,9 +220,12 @@ impl PagedBackend {
 
     fn schedule(&mut self, graph: Graph<'_>, pager: &Pager) -> std::result::Result<(), TooLarge> {
         let (ring_bytes, segment_bytes) = pager.ring_shape();
+        let (cache_bytes, cache_segment_bytes) = pager.cache_shape();
         let shape = Shape {
             ring_bytes,
             segment_bytes,
+            cache_bytes,
+            cache_segment_bytes,
         };
         self.schedule.rebuild(
             graph.node_count(),
@@ -234,8 +245,14 @@ impl PagedBackend {
     ) -> Result<sys::ggml_status> {
         let segment = &self.schedule.segments()[index];
         paged.pager.require(self.schedule.needs(segment))?;
+        let schedule = &self.schedule;
+        self.router
+            .require(graph, schedule, segment, &mut paged.pager)?;
         if prefetch {
-            paged.pager.prefetch(self.schedule.upcoming(segment))?;
+            paged.pager.prefetch(schedule.upcoming(segment))?;
+            let of_cache = schedule.upcoming_of_cache(segment);
+            let of_cache = of_cache.map(|need| (need.tensor, &need.range));
+            paged.pager.prefetch_ranges(of_cache)?;
         }
         paged.pager.wait_ready()?;
 

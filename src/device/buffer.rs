@@ -307,8 +307,16 @@ fn spec_of(shared: &Shared, kind: &Kind, tensor: Tensor<'_>, bytes: usize) -> Re
         role: role_of(&name),
         bytes,
         span_bytes: tensor.span_bytes(),
+        slice_bytes: slice_bytes(kind, tensor),
         backing,
     })
+}
+
+/// Bytes of one expert, when the tensor is a list of experts.
+fn slice_bytes(kind: &Kind, tensor: Tensor<'_>) -> Option<usize> {
+    let is_weight = matches!(kind, Kind::Weights);
+    let of_experts = is_weight && tensor.name().ends_with("exps.weight");
+    (of_experts && tensor.extent(2) > 1 && tensor.extent(3) == 1).then(|| tensor.stride(2))
 }
 
 /// What a tensor is to its layer: its name without the layer's number.

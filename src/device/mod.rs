@@ -5,6 +5,7 @@
 //!                  device.rs   what the device is and can
 //!                  buffer.rs   buffer type and buffers: paged memory, or the inner device's
 //!                  backend.rs  graph_compute: scan.rs ─► schedule.rs ─► launch, by segments
+//!                  experts.rs  which experts a segment reads
 //!                guard.rs      no panic crosses; what cannot be reported is recorded
 //!                    │
 //!                  pager         inner backend
@@ -15,6 +16,7 @@
 mod addresses;
 mod backend;
 mod buffer;
+mod experts;
 mod guard;
 mod interface;
 pub mod report;

@@ -15,9 +15,10 @@ pub struct Report {
     pub minimum_bytes: u64,
     /// Bytes in use of the budget: resident tensors, KV pages, the ring, scratch.
     pub arena_bytes_used: u64,
-    /// Weight bytes that stay in the arena.
+    /// Weight bytes that stay in the arena, and those of cached experts that are there.
     pub resident_bytes: u64,
-    /// Weight bytes that travel in each pass over the model.
+    /// Weight bytes that travel in each pass over the model, and those of cached experts
+    /// that are absent: of these a token reads a few.
     pub streamed_bytes: u64,
     /// State bytes (KV cache, recurrent states) in use that stay in the arena.
     pub kv_resident_bytes: u64,
@@ -25,7 +26,7 @@ pub struct Report {
     pub kv_streamed_bytes: u64,
     /// Bytes (weights and states) that a pass over the last graph moves in: what is
     /// streamed, but for tensors that have a place in the ring to themselves, and pages
-    /// that were never written.
+    /// that were never written; and the experts that were absent when it ran.
     pub pass_bytes: u64,
     /// Bytes of the ring.
     pub ring_bytes: u64,
@@ -44,6 +45,11 @@ pub struct Report {
     pub kv_pages: KvPages,
     /// Fetches ahead of use.
     pub prefetches: Prefetches,
+    /// Experts (of one tensor each) that a segment needed and that were in the cache, since
+    /// the first graph.
+    pub expert_hits: u64,
+    /// Experts (of one tensor each) that were fetched, since the first graph.
+    pub expert_misses: u64,
     /// Bytes moved and time spent since the first graph.
     pub traffic: Traffic,
     /// Time the computation waited since the first graph.

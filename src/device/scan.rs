@@ -3,12 +3,13 @@
     reason = "reads the graph that llama.cpp lends for a launch"
 )]
 //! One walk over a graph: which of its tensors lie in paged memory, and which bytes of
-//! streamed ones each node reads and writes.
+//! streamed and cached ones each node reads and writes.
 
 use std::ops::Range;
 
 use ggml_sys as sys;
 
+use super::experts;
 use super::schedule::Use;
 use super::shared::Paged;
 use crate::ggml::{Graph, Tensor};
@@ -73,7 +74,7 @@ impl Scan {
                 // The third source of SET_ROWS is where it writes, not what it reads.
                 let destination = node.op() == sys::GGML_OP_SET_ROWS && position == 2;
                 if let Some((id, offset)) = found.filter(|_| !destination) {
-                    self.add_read(index, id, source, offset, paged);
+                    self.add_read((index, node), id, source, offset, paged);
                 }
             }
             if let Some((id, offset)) = self.touch(index, node, paged) {
@@ -137,7 +138,7 @@ impl Scan {
 
     fn add_read(
         &mut self,
-        node: usize,
+        (node, reader): (usize, Tensor<'_>),
         tensor: TensorId,
         view: Tensor<'_>,
         offset: usize,
@@ -156,6 +157,17 @@ impl Scan {
                 range: paged.pager.unit_of_transfer(tensor, &range),
                 written: None,
                 state,
+                cache: None,
+            });
+        } else if paged.pager.is_cached(tensor) {
+            let how = experts::use_of(reader, view, tensor, &range, &paged.pager);
+            self.uses.push(Use {
+                node,
+                tensor,
+                range,
+                written: None,
+                state: None,
+                cache: Some(how),
             });
         }
     }
@@ -169,6 +181,7 @@ impl Scan {
                 range: paged.pager.unit_of_transfer(tensor, &range),
                 written: Some(range),
                 state: paged.pager.state_group(tensor),
+                cache: None,
             });
         } else {
             paged.pager.note_written(tensor, &range);

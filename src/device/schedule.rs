@@ -11,6 +11,10 @@
 //!           |CCCC|                      there as soon as A has run
 //! ```
 //!
+//! Experts go to a cache, not to the ring. Which of them a node reads is known once the
+//! nodes before it have run: a segment begins with the first node that reads the experts
+//! of a list of ids.
+//!
 //! A segment takes no more than its share of the ring, so that what the next one needs
 //! fits beside it. The same graph gets the same places each time: addresses repeat from
 //! token to token.
@@ -19,7 +23,7 @@ use std::ops::Range;
 
 use crate::pager::{GroupKey, Need, TensorId};
 
-/// One access of a node to a streamed tensor.
+/// One access of a node to a streamed or cached tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Use {
     /// Index of the node in the graph.
@@ -33,15 +37,45 @@ pub struct Use {
     /// The layer whose state it is; None for a weight. The states of a layer that are used
     /// one after the other stay together, because attention reads them at once.
     pub state: Option<GroupKey>,
+    /// How it uses the cache; None when the bytes go to the ring.
+    pub cache: Option<CacheUse>,
 }
 
-/// What the schedule has to know of the ring.
+/// How a node uses a cached tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheUse {
+    /// Bytes of the cache that it takes at most.
+    pub bytes: usize,
+    /// The use is late: it reads the experts that a list of ids names, and the list, known
+    /// by this address, is there when the nodes before have run. None when all of the
+    /// range is read.
+    pub ids: Option<usize>,
+}
+
+/// What a segment needs of a cached tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheNeed {
+    /// The tensor.
+    pub tensor: TensorId,
+    /// The bytes that are read, or, of a late one, that may be.
+    pub range: Range<usize>,
+    /// The first node that reads it.
+    pub node: usize,
+    /// How.
+    pub how: CacheUse,
+}
+
+/// What the schedule has to know of ring and cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shape {
-    /// Its bytes.
+    /// The ring's bytes.
     pub ring_bytes: usize,
-    /// Bytes that one segment should take at most.
+    /// Bytes of the ring that one segment should take at most.
     pub segment_bytes: usize,
+    /// The cache's bytes.
+    pub cache_bytes: usize,
+    /// Bytes of the cache that one segment should take at most of what is known before.
+    pub cache_segment_bytes: usize,
 }
 
 /// Nodes that run in one launch of the inner backend.
@@ -51,6 +85,8 @@ pub struct Segment {
     pub nodes: Range<usize>,
     /// Its range of `Schedule::needs`.
     pub needs: Range<usize>,
+    /// Its range of `Schedule::cache_needs`.
+    pub cache_needs: Range<usize>,
     /// Its range of `Schedule::writes`.
     pub writes: Range<usize>,
 }
@@ -60,19 +96,32 @@ pub struct Segment {
 pub struct Schedule {
     segments: Vec<Segment>,
     needs: Vec<Need>,
+    cache_needs: Vec<CacheNeed>,
     writes: Vec<(TensorId, Range<usize>)>,
     // The segment at hand: its needs, and those it would have with the next node.
     current: Vec<Need>,
     candidate: Vec<Need>,
+    // Where its needs of the cache begin, and the list of ids that it knows.
+    cache_start: usize,
+    ids: Option<usize>,
     // Where in the ring the next segment may begin.
     place: usize,
 }
 
-/// A node reads more at once than the ring can hold.
+/// A node reads more at once than ring or cache can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooLarge {
-    /// Bytes of the ring that it would take.
+    /// Bytes that it would take.
     pub bytes: usize,
+}
+
+/// Why a segment ends before a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    /// It would need too much.
+    Full,
+    /// The node reads what ids name that the nodes before compute.
+    Late,
 }
 
 impl Schedule {
@@ -81,9 +130,29 @@ impl Schedule {
         &self.segments
     }
 
-    /// What a segment needs.
+    /// What a segment needs of the ring.
     pub fn needs(&self, segment: &Segment) -> &[Need] {
         &self.needs[segment.needs.clone()]
+    }
+
+    /// What a segment needs of the cache.
+    pub fn cache_needs(&self, segment: &Segment) -> &[CacheNeed] {
+        &self.cache_needs[segment.cache_needs.clone()]
+    }
+
+    /// What the next segment that needs anything of the cache needs of it, as far as that
+    /// is known.
+    pub fn upcoming_of_cache(&self, segment: &Segment) -> impl Iterator<Item = &CacheNeed> {
+        let start = segment.cache_needs.end;
+        let later = |other: &&Segment| other.cache_needs.end > start;
+        let next = self.segments.iter().find(later);
+        let needs = next.map_or(&[][..], |next| self.cache_needs(next));
+        needs.iter().filter(|need| need.how.ids.is_none())
+    }
+
+    /// Whether any experts are named by ids.
+    pub fn has_late_needs(&self) -> bool {
+        self.cache_needs.iter().any(|need| need.how.ids.is_some())
     }
 
     /// What a segment writes to streamed tensors.
@@ -91,8 +160,8 @@ impl Schedule {
         &self.writes[segment.writes.clone()]
     }
 
-    /// What a pass moves in: all needs but those that keep their place to themselves, and so
-    /// are still there when the next pass asks for them.
+    /// What a pass moves into the ring: all needs but those that keep their place to
+    /// themselves, and so are still there when the next pass asks for them.
     pub fn moving(&self) -> impl Iterator<Item = &Need> {
         let shares = |(index, need): &(usize, &Need)| {
             let mut others = self.needs.iter().enumerate();
@@ -105,8 +174,8 @@ impl Schedule {
             .map(|(_, need)| need)
     }
 
-    /// What will be needed after a segment, in the order of need, wrapping to the start
-    /// of the pass: the next pass will begin like this one.
+    /// What will be needed of the ring after a segment, in the order of need, wrapping to
+    /// the start of the pass: the next pass will begin like this one.
     pub fn upcoming(&self, segment: &Segment) -> impl Iterator<Item = &Need> {
         let (before, after) = self.needs.split_at(segment.needs.end);
         after.iter().chain(before)
@@ -117,7 +186,7 @@ impl Schedule {
     /// norm begins there.
     ///
     /// # Errors
-    /// When a node reads more at once than the ring holds.
+    /// When a node reads more at once than ring or cache hold.
     pub fn rebuild(
         &mut self,
         node_count: usize,
@@ -128,9 +197,10 @@ impl Schedule {
     ) -> Result<(), TooLarge> {
         self.segments.clear();
         self.needs.clear();
+        self.cache_needs.clear();
         self.writes.clear();
         self.current.clear();
-        self.place = 0;
+        (self.cache_start, self.ids, self.place) = (0, None, 0);
         let bytes_of = |needs: &[Need]| -> usize {
             let bytes = |need: &Need| ring_bytes_of(need.tensor, &need.range);
             needs.iter().map(bytes).sum()
@@ -138,28 +208,35 @@ impl Schedule {
         let (mut nodes_start, mut uses_start) = (0, 0);
         let mut first = 0;
         for of_node in uses.chunk_by(|a, b| a.node == b.node) {
-            let known = self.current.len();
+            let before = &uses[..first];
             self.candidate.clone_from(&self.current);
             merge(&mut self.candidate, of_node);
-            let bytes = bytes_of(&self.candidate);
-            let layer = uses[..first].last().and_then(|last| last.state);
-            let joins = layer.is_some() && of_node.iter().all(|used| used.state == layer);
-            let too_much = bytes > shape.ring_bytes
-                || (bytes > shape.segment_bytes && self.candidate.len() > known && !joins);
-            if too_much && known > 0 {
-                let after_last = uses[first - 1].node + 1;
-                let mut gap = after_last..of_node[0].node;
-                let cut = gap.rfind(|node| is_norm(*node)).unwrap_or(of_node[0].node);
+            let cut = self.cut(before, of_node, shape, bytes_of(&self.candidate));
+            let node = of_node[0].node;
+            let at = match cut {
+                None => None,
+                Some(Cut::Late) => Some(node).filter(|node| *node > nodes_start),
+                Some(Cut::Full) => {
+                    let after_last = before.last().map_or(0, |last| last.node + 1);
+                    Some(
+                        (after_last..node)
+                            .rfind(|node| is_norm(*node))
+                            .unwrap_or(node),
+                    )
+                }
+            };
+            if let Some(at) = at {
                 self.close(
-                    nodes_start..cut,
+                    nodes_start..at,
                     &uses[uses_start..first],
                     shape,
                     &ring_bytes_of,
                 );
-                (nodes_start, uses_start) = (cut, first);
+                (nodes_start, uses_start) = (at, first);
                 self.candidate.clear();
                 merge(&mut self.candidate, of_node);
             }
+            self.need_of_cache(of_node, shape)?;
             let bytes = bytes_of(&self.candidate);
             if bytes > shape.ring_bytes {
                 return Err(TooLarge { bytes });
@@ -174,6 +251,71 @@ impl Schedule {
             &ring_bytes_of,
         );
         Ok(())
+    }
+
+    /// Whether the segment at hand ends before the node of `of_node`, with which it would
+    /// take `bytes` of the ring.
+    fn cut(&self, before: &[Use], of_node: &[Use], shape: Shape, bytes: usize) -> Option<Cut> {
+        let mut lists = of_node.iter().filter_map(|used| used.cache?.ids);
+        if lists.any(|ids| Some(ids) != self.ids) {
+            return Some(Cut::Late);
+        }
+        let known = self.current.len();
+        let layer = before.last().and_then(|last| last.state);
+        let joins = layer.is_some() && of_node.iter().all(|used| used.state == layer);
+        let too_much = bytes > shape.ring_bytes
+            || (bytes > shape.segment_bytes && self.candidate.len() > known && !joins);
+        if too_much && known > 0 {
+            return Some(Cut::Full);
+        }
+        let taken = self.taken_of_cache();
+        let new = of_node.iter().filter(|used| !self.is_needed(used));
+        let (mut all, mut whole) = (0, 0);
+        for how in new.filter_map(|used| used.cache) {
+            all += how.bytes;
+            whole += if how.ids.is_none() { how.bytes } else { 0 };
+        }
+        let too_much = taken + all > shape.cache_bytes
+            || (whole > 0 && taken + whole > shape.cache_segment_bytes);
+        (taken > 0 && too_much).then_some(Cut::Full)
+    }
+
+    /// Bytes of the cache that the segment at hand takes.
+    fn taken_of_cache(&self) -> usize {
+        let needs = self.cache_needs[self.cache_start..].iter();
+        needs.map(|need| need.how.bytes).sum()
+    }
+
+    /// Whether the segment at hand needs that of the cache already.
+    fn is_needed(&self, used: &Use) -> bool {
+        let mut needs = self.cache_needs[self.cache_start..].iter();
+        needs.any(|need| {
+            need.tensor == used.tensor && need.range == used.range && Some(need.how) == used.cache
+        })
+    }
+
+    /// Adds what a node needs of the cache to the segment at hand.
+    fn need_of_cache(&mut self, of_node: &[Use], shape: Shape) -> Result<(), TooLarge> {
+        for used in of_node {
+            let Some(how) = used.cache else { continue };
+            if self.is_needed(used) {
+                continue;
+            }
+            if how.ids.is_some() {
+                self.ids = how.ids;
+            }
+            self.cache_needs.push(CacheNeed {
+                tensor: used.tensor,
+                range: used.range.clone(),
+                node: used.node,
+                how,
+            });
+        }
+        let bytes = self.taken_of_cache();
+        match bytes > shape.cache_bytes {
+            true => Err(TooLarge { bytes }),
+            false => Ok(()),
+        }
     }
 
     /// Ends the segment at hand, and gives its needs their places.
@@ -205,14 +347,16 @@ impl Schedule {
         self.segments.push(Segment {
             nodes,
             needs: needs_start..self.needs.len(),
+            cache_needs: self.cache_start..self.cache_needs.len(),
             writes: writes_start..self.writes.len(),
         });
+        self.cache_start = self.cache_needs.len();
     }
 }
 
 /// Adds uses to needs: one range per tensor, the hull of all.
 fn merge(needs: &mut Vec<Need>, uses: &[Use]) {
-    for used in uses {
+    for used in uses.iter().filter(|used| used.cache.is_none()) {
         match needs.iter_mut().find(|known| known.tensor == used.tensor) {
             Some(known) => {
                 known.range.start = known.range.start.min(used.range.start);
@@ -236,6 +380,8 @@ mod tests {
     const SHAPE: Shape = Shape {
         ring_bytes: 40,
         segment_bytes: 20,
+        cache_bytes: 100,
+        cache_segment_bytes: 50,
     };
 
     fn read(node: usize, tensor: u32, bytes: usize) -> Use {
@@ -245,6 +391,7 @@ mod tests {
             range: 0..bytes,
             written: None,
             state: None,
+            cache: None,
         }
     }
 
@@ -334,7 +481,7 @@ mod tests {
                 })
                 .collect();
             let mut schedule = Schedule::default();
-            let shape = Shape { ring_bytes, segment_bytes: ring_bytes / 2 };
+            let shape = Shape { ring_bytes, segment_bytes: ring_bytes / 2, ..SHAPE };
             schedule.rebuild(60, &uses, shape, bytes, |node| node % 3 == 0).unwrap();
             let mut end = 0;
             for segment in schedule.segments() {

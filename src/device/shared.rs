@@ -240,6 +240,8 @@ impl Shared {
             layers_loaded: usage.layers_loaded,
             kv_pages: usage.kv_pages,
             prefetches: usage.prefetches,
+            expert_hits: usage.expert_hits,
+            expert_misses: usage.expert_misses,
             traffic: usage.traffic,
             stalls: usage.stalls,
             compute_seconds: paged.compute_seconds,

@@ -27,8 +27,8 @@ enum Newest {
 const FILL_BYTES: usize = 1 << 16;
 
 impl Pager {
-    /// Gives a tensor bytes, from `offset` on. Weights that are streamed are not kept:
-    /// the model's file has them.
+    /// Gives a tensor bytes, from `offset` on. Weights that are streamed or cached are not
+    /// kept: the model's file has them.
     ///
     /// # Errors
     /// `Failed` when an earlier copy failed or the spill file cannot be written; `Memory`
@@ -37,7 +37,7 @@ impl Pager {
         let range = offset..offset + bytes.len();
         if !self.is_state(id) {
             self.tensor_mut(id).loaded = true;
-            if self.is_streamed(id) {
+            if self.is_streamed(id) || self.is_cached(id) {
                 return Ok(());
             }
         }
@@ -58,13 +58,13 @@ impl Pager {
     /// Fills a range of a tensor with a value.
     ///
     /// # Errors
-    /// As for `write`; `Bug` when the tensor is a streamed weight.
+    /// As for `write`; `Bug` when the tensor is a streamed or cached weight.
     pub fn fill(&mut self, id: TensorId, range: Range<usize>, value: u8) -> Result<()> {
         let state = self.tensor(id).state.as_ref();
         if value == 0 && state.is_some_and(|state| !state.is_written(&range)) {
             return Ok(());
         }
-        if state.is_none() && self.is_streamed(id) {
+        if state.is_none() && (self.is_streamed(id) || self.is_cached(id)) {
             return Err(Error::Bug("a streamed weight cannot be filled".to_owned()));
         }
         self.touch(id, &range)?;

@@ -71,7 +71,9 @@ pub struct Copy {
     /// The rest of the blocks (of `BLOCK_BYTES`) that the destination's first and last
     /// byte lie in belongs to the copy too, and may be overwritten with anything. A file
     /// read past the page cache then needs no second copy, if destination and source lie
-    /// at the same place in their blocks.
+    /// at the same place in their blocks. Where the rest is a neighbour's (an expert's in
+    /// the cache), both lie like in the file, so that what comes is what is there; nobody
+    /// may use the neighbour meanwhile either.
     pub whole_blocks: bool,
 }
 

@@ -58,10 +58,21 @@ impl HostMemory {
             .len(bytes.max(1))
             .no_reserve_swap()
             .map_anon()?;
-        Ok(Self {
+        let memory = Self {
             map: map.into(),
             bytes,
-        })
+        };
+        memory.take_small_pages();
+        Ok(memory)
+    }
+
+    /// From now on memory comes in small pages, so that no more is taken than is used.
+    pub fn take_small_pages(&self) {
+        #[cfg(target_os = "linux")]
+        {
+            // Advice only: a kernel without large pages refuses, and nothing is lost.
+            let _ = self.map.advise(memmap2::Advice::NoHugePage);
+        }
     }
 
     /// Gives the memory of a range back to the system; its whole pages are zero afterwards,

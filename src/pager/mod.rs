@@ -1,5 +1,5 @@
 //! The pager: keeps the bytes of paged tensors in the arena (resident, or in the ring
-//! while a segment of the graph uses them) and in the backing store (the model's files for
+//! while a segment of the graph uses them, or expert by expert in the cache) and in the backing store (the model's files for
 //! weights; a spill file or host memory for states).
 //!
 //! It knows nothing of graphs: the device tells it which ranges of which tensors a
@@ -8,17 +8,20 @@
 //! ```text
 //!  add_tensors, set_budget, settle ─► replan: planner's plan ─► what leaves, what comes
 //!  require, prefetch, wait_ready, locate, write_back, unpin   ─► transfers, in the ring
+//!  want, fetch_wanted, prefetch_range ─► slices, in the cache of experts
 //!  write, fill, clear, read ─► access from outside a graph
 //! ```
 
 mod access;
 mod block;
+mod cache;
 pub mod engine;
 pub mod engine_host;
 pub mod memory;
 pub mod model_index;
 mod replan;
 pub mod ring;
+mod slices;
 mod state;
 pub mod storage;
 #[cfg(test)]
@@ -32,6 +35,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use self::block::Block;
+use self::cache::{Cache, SliceId};
 use self::engine::{Copy, CopyEngine, Counters, Ticket};
 use self::model_index::TensorLocation;
 pub use self::ring::Need;
@@ -83,6 +87,8 @@ pub struct TensorSpec {
     pub bytes: usize,
     /// Its own bytes.
     pub span_bytes: usize,
+    /// Bytes of one expert, when it is made of experts.
+    pub slice_bytes: Option<usize>,
     /// Where its bytes are when they are not in the arena.
     pub backing: Backing,
 }
@@ -138,6 +144,8 @@ enum Place {
     Resident(Arc<Block>, usize),
     /// In the ring.
     Streamed,
+    /// In this block, at this offset, as far as it is there.
+    Cached(Arc<Block>, usize),
 }
 
 /// See the module's documentation.
@@ -148,6 +156,9 @@ pub struct Pager {
     engine: Box<dyn CopyEngine>,
     tensors: Vec<Option<PagedTensor>>,
     ring: Ring,
+    cache: Cache,
+    // Slices to be fetched next; kept so that a pass allocates nothing.
+    wanted: Vec<SliceId>,
     // The largest streamed tensor, in bytes of the ring.
     largest_bytes: usize,
     // What one operation is known to read at once, though the plan did not foresee it.
@@ -182,6 +193,8 @@ impl Pager {
             engine,
             tensors: Vec::new(),
             ring: Ring::default(),
+            cache: Cache::default(),
+            wanted: Vec::new(),
             largest_bytes: 0,
             ring_bytes_min: 0,
             spill: None,
@@ -267,7 +280,13 @@ impl Pager {
 
     /// Bytes that a tensor takes in the arena: of a state, when it is in use as a whole.
     fn arena_bytes(&self, spec: &TensorSpec) -> usize {
-        (self.lead(spec) + spec.bytes.max(spec.span_bytes)).next_multiple_of(self.config.alignment)
+        let unit = match spec.slice_bytes {
+            // In the cache, memory comes and goes in pages.
+            Some(_) => slices::page_bytes(),
+            None => self.config.alignment,
+        };
+        let bytes = self.lead(spec) + spec.bytes.max(spec.span_bytes);
+        bytes.next_multiple_of(unit.max(self.config.alignment))
     }
 
     /// Bytes that a tensor takes of the budget.
@@ -304,7 +323,7 @@ impl Pager {
         let tensor = self.tensor(id);
         match &tensor.place {
             Place::Nowhere => panic!("a tensor is used before it was planned"),
-            Place::Resident(block, offset) => {
+            Place::Resident(block, offset) | Place::Cached(block, offset) => {
                 (block.memory().address(*offset) as usize, block.buffer())
             }
             Place::Streamed => {
@@ -342,13 +361,15 @@ impl Pager {
         let mut usage = Usage {
             budget_bytes: self.config.budget_bytes,
             minimum_bytes: self.minimum_bytes,
-            arena_bytes: self.ring.bytes() as u64 + self.outside_bytes,
+            arena_bytes: (self.ring.bytes() + self.cache.used_bytes()) as u64 + self.outside_bytes,
             ring_bytes: self.ring.bytes() as u64,
             outside_bytes: self.outside_bytes,
             layers_evicted: self.layers_moved.0,
             layers_loaded: self.layers_moved.1,
             kv_pages: self.kv_pages,
             prefetches: self.prefetches,
+            expert_hits: self.cache.counts.hits,
+            expert_misses: self.cache.counts.misses,
             stalls: self.stalls,
             traffic: since(self.engine.counters(), self.baseline),
             ..Usage::default()
@@ -363,9 +384,16 @@ impl Pager {
         usage.prefetches.pending -= arrived.min(usage.prefetches.pending);
         usage.prefetches.completed += arrived;
         let mut layers: Vec<(GroupKey, bool)> = Vec::new();
-        for tensor in self.tensors.iter().flatten() {
-            let streamed = matches!(tensor.place, Place::Streamed);
-            self.count_tensor(tensor, streamed, &mut usage);
+        for id in self.ids() {
+            let tensor = self.tensor(id);
+            let streamed = match tensor.place {
+                Place::Streamed => true,
+                Place::Cached(..) => self.count_cached(id, &mut usage),
+                Place::Nowhere | Place::Resident(..) => false,
+            };
+            if !self.is_cached(id) {
+                self.count_tensor(tensor, streamed, &mut usage);
+            }
             layers.push((tensor.spec.group, streamed));
         }
         layers.retain(|(key, _)| *key != GroupKey::Shared);
@@ -375,6 +403,15 @@ impl Pager {
             usage.resident_layers += u32::from(layer.iter().all(|(_, streamed)| !streamed));
         }
         usage
+    }
+
+    /// Counts a cached tensor; whether any of it is absent.
+    fn count_cached(&self, id: TensorId, usage: &mut Usage) -> bool {
+        let there = self.cache.bytes_there(id);
+        let absent = self.tensor(id).spec.span_bytes - there;
+        usage.resident_weight_bytes += there as u64;
+        usage.streamed_weight_bytes += absent as u64;
+        absent > 0
     }
 
     fn count_tensor(&self, tensor: &PagedTensor, streamed: bool, usage: &mut Usage) {

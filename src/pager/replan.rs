@@ -60,6 +60,7 @@ impl Pager {
         let _ = self.drain();
         self.ring.clear();
         for id in ids {
+            self.cache.remove(*id);
             self.tensors[id.0 as usize] = None;
         }
         if !self.has_states() {
@@ -198,6 +199,7 @@ impl Pager {
             state: is_state,
             pinned: spec.group == GroupKey::Shared || pinned_layer || stuck,
             streamed: tensor.loaded && matches!(tensor.place, Place::Streamed),
+            experts: spec.slice_bytes.is_some(),
         }
     }
 
@@ -206,15 +208,17 @@ impl Pager {
         let wanted: Vec<(TensorId, Placement)> = self.ids().zip(plan.placements.clone()).collect();
         let moves = |(id, placement): &&(TensorId, Placement)| match self.tensor(*id).place {
             Place::Nowhere => true,
-            Place::Resident(..) => *placement == Placement::Streamed,
-            Place::Streamed => *placement == Placement::Resident,
+            Place::Resident(..) => *placement != Placement::Resident,
+            Place::Streamed => *placement != Placement::Streamed,
+            Place::Cached(..) => *placement != Placement::Cached,
         };
         let moving: Vec<(TensorId, Placement)> = wanted.iter().filter(moves).copied().collect();
         let ring_bytes = usize::try_from(plan.ring_bytes).expect("a ring fits the address space");
+        let cache_bytes = usize::try_from(plan.cache_bytes).unwrap_or(usize::MAX);
         self.reserve_stores(&wanted)?;
         self.largest_bytes = usize::try_from(plan.largest_bytes).expect("it fits the ring");
         if moving.is_empty() && ring_bytes == self.ring.bytes() {
-            return Ok(());
+            return self.resize_cache(cache_bytes);
         }
         self.drain()?;
         let before = self.moves.len();
@@ -222,6 +226,7 @@ impl Pager {
         for (id, _) in moving.iter().filter(|(_, to)| *to == Placement::Streamed) {
             self.stream_out(*id)?;
         }
+        self.cache_out(&moving, cache_bytes)?;
         if ring_bytes != self.ring.bytes() {
             self.ring.remove();
             if ring_bytes > 0 {
@@ -236,7 +241,7 @@ impl Pager {
         outcome
     }
 
-    fn ids(&self) -> impl Iterator<Item = TensorId> {
+    pub(super) fn ids(&self) -> impl Iterator<Item = TensorId> {
         let indexed = self.tensors.iter().enumerate();
         let live: Vec<usize> = indexed
             .filter(|(_, tensor)| tensor.is_some())
@@ -334,6 +339,7 @@ impl Pager {
             }
             self.kv_pages.evicted += pages;
         }
+        self.cache.remove(id);
         if let Place::Resident(block, offset) = &place {
             let spec = &self.tensor(id).spec;
             let start = offset - self.lead(spec);
@@ -344,7 +350,7 @@ impl Pager {
         Ok(())
     }
 
-    fn note_move(&mut self, id: TensorId, evicted: bool, bytes: u64) {
+    pub(super) fn note_move(&mut self, id: TensorId, evicted: bool, bytes: u64) {
         let tensor = self.tensor(id);
         let (group, states) = (tensor.spec.group, tensor.state.is_some());
         let of_layer = |known: &&mut Move| {
@@ -392,7 +398,16 @@ impl Pager {
         for (id, place) in coming.iter().zip(before) {
             if filled.is_err() {
                 self.tensor_mut(*id).place = place;
+                if self.is_cached(*id) {
+                    self.release_absent(*id);
+                }
                 continue;
+            }
+            if matches!(place, Place::Cached(..)) {
+                let there = self.cache.bytes_there(*id);
+                let bytes = self.tensor(*id).spec.span_bytes - there;
+                self.cache.remove(*id);
+                self.note_move(*id, false, bytes as u64);
             }
             if matches!(place, Place::Streamed) {
                 let bytes = self.budget_bytes_of(self.tensor(*id));
@@ -411,11 +426,14 @@ impl Pager {
         for id in coming {
             let tensor = self.tensor(*id);
             let bytes = self.arena_bytes(&tensor.spec);
-            if tensor.state.is_some() {
+            if let Place::Cached(block, offset) = tensor.place.clone() {
+                self.copies_of_absent(*id, copies);
+                self.tensor_mut(*id).place = Place::Resident(block, offset);
+            } else if tensor.state.is_some() {
                 // Memory comes page by page, as it is written.
                 let block = Block::sparse(bytes).map_err(Error::Memory)?;
                 self.place(*id, &Arc::new(block), 0, copies);
-            } else if bytes >= OWN_BLOCK_BYTES {
+            } else if bytes >= OWN_BLOCK_BYTES || tensor.spec.slice_bytes.is_some() {
                 self.place(*id, &Arc::new(new_block(bytes)?), 0, copies);
             } else {
                 small.push(*id);

@@ -127,6 +127,7 @@ impl Stage {
         let shape = Shape {
             ring_bytes,
             segment_bytes,
+            ..Shape::default()
         };
         let pager = &self.pager;
         let bytes_of = |id, range: &Range<usize>| pager.ring_bytes_of(id, range);
@@ -192,6 +193,7 @@ impl Stage {
                     range: self.pager.unit_of_transfer(id, &range),
                     state: self.pager.state_group(id),
                     written,
+                    cache: None,
                 });
             }
         }
@@ -306,6 +308,7 @@ fn spec(layer: usize, role: &str, bytes: usize, backing: Backing) -> TensorSpec 
         role: role.to_owned(),
         bytes,
         span_bytes: bytes,
+        slice_bytes: None,
         backing,
     }
 }

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use std::ops::Range;
 
 /// The byte with which a place of the ring is filled: NaN in every floating-point type.
-const POISON: u8 = 0xFF;
+pub(super) const POISON: u8 = 0xFF;
 /// How many needs a search for something to fetch ahead looks at.
 const SEARCH_MAX: usize = 64;
 
@@ -93,7 +93,7 @@ impl Pager {
     }
 
     /// A vector for the copies of a request.
-    fn new_copies(&mut self) -> Vec<Copy> {
+    pub(super) fn new_copies(&mut self) -> Vec<Copy> {
         let spare = self.spare.take();
         spare.unwrap_or_else(|| self.engine.recycled())
     }
@@ -171,7 +171,7 @@ impl Pager {
             .is_multiple_of(super::storage::BLOCK_BYTES)
     }
 
-    fn submit_in(&mut self, copies: Vec<Copy>) -> Result<super::engine::Ticket> {
+    pub(super) fn submit_in(&mut self, copies: Vec<Copy>) -> Result<super::engine::Ticket> {
         let direction = Direction::In;
         self.engine
             .submit(Request { direction, copies })
@@ -183,13 +183,14 @@ impl Pager {
     /// Waits until everything that was required is there: all pinned places are Clean.
     ///
     /// # Errors
-    /// `Failed` when a copy failed; the ring is empty afterwards.
+    /// `Failed` when a copy failed; ring and cache are empty afterwards.
     pub fn wait_ready(&mut self) -> Result<()> {
         let pinned = self.ring.all_pinned();
-        let Some(last) = pinned.max_by_key(|held| held.ticket) else {
+        let in_ring = pinned.map(|held| (held.ticket, held.from_file));
+        let in_cache = self.cache.pinned_ticket().map(|ticket| (ticket, true));
+        let Some((ticket, from_file)) = in_ring.chain(in_cache).max() else {
             return Ok(());
         };
-        let (ticket, from_file) = (last.ticket, last.from_file);
         if self.engine.is_done(ticket) {
             // Failures are looked at, and nothing is waited for.
             let outcome = self.engine.wait(ticket);
@@ -249,9 +250,10 @@ impl Pager {
         Ok(())
     }
 
-    /// Lets the whole ring be overwritten again.
+    /// Lets the whole ring be overwritten again, and all of the cache go.
     pub fn unpin(&mut self) {
         self.ring.unpin();
+        self.cache.unpin();
     }
 
     /// Whether states were lost by a failed write-back.
@@ -268,7 +270,7 @@ impl Pager {
     /// Drains the engine.
     ///
     /// # Errors
-    /// `Failed` when a copy failed; the ring is empty afterwards.
+    /// `Failed` when a copy failed; ring and cache are empty afterwards.
     pub fn drain(&mut self) -> Result<()> {
         let start = Instant::now();
         let outcome = self.engine.wait(self.engine.newest());
@@ -276,11 +278,12 @@ impl Pager {
         outcome.map_err(|failure| self.fail(&failure))
     }
 
-    /// After a failed copy: nothing in the ring is trusted any more.
-    fn fail(&mut self, failure: &Failure) -> Error {
+    /// After a failed copy: nothing in ring and cache is trusted any more.
+    pub(super) fn fail(&mut self, failure: &Failure) -> Error {
         // Waits for whatever is still in flight; its failures are looked at below.
         let _ = self.engine.wait(self.engine.newest());
         self.ring.clear();
+        self.empty_cache();
         self.prefetches.failed += self.prefetches.pending;
         self.prefetches.pending = 0;
         self.ahead.clear();

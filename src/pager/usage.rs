@@ -69,11 +69,13 @@ pub struct Usage {
     pub budget_bytes: u64,
     /// The smallest budget that would do, in bytes.
     pub minimum_bytes: u64,
-    /// Bytes of the budget in use: resident tensors, the ring, and what lies outside.
+    /// Bytes of the budget in use: resident tensors, the ring, the experts that are there,
+    /// and what lies outside.
     pub arena_bytes: u64,
-    /// Weight bytes that stay in the arena.
+    /// Weight bytes that stay in the arena, and those of cached experts that are there.
     pub resident_weight_bytes: u64,
-    /// Weight bytes that each pass moves through the ring.
+    /// Weight bytes that each pass moves through the ring, and those of cached experts that
+    /// are absent.
     pub streamed_weight_bytes: u64,
     /// State bytes in use that stay in the arena.
     pub resident_state_bytes: u64,
@@ -95,6 +97,11 @@ pub struct Usage {
     pub kv_pages: KvPages,
     /// Fetches ahead of use.
     pub prefetches: Prefetches,
+    /// Experts of one tensor that a segment needed and that were there, since the first
+    /// graph.
+    pub expert_hits: u64,
+    /// Experts of one tensor that were fetched, since the first graph.
+    pub expert_misses: u64,
     /// What the copy engine has moved.
     pub traffic: Traffic,
     /// Time the computation waited.

@@ -27,7 +27,13 @@
 //! cannot. The output matrix is a role of its own: streaming it takes a ring as large as
 //! itself. Tensors far smaller than their layer always stay, because a request of their
 //! own costs more than the memory that they leave.
+//!
+//! # Experts
+//!
+//! A token uses a few of a layer's experts. When not everything fits, expert tensors are
+//! neither resident nor streamed but share a cache of single experts: see `experts`.
 
+mod experts;
 mod search;
 mod spread;
 
@@ -38,6 +44,8 @@ pub enum Placement {
     Resident,
     /// In the backing store; in the ring while in use.
     Streamed,
+    /// In the backing store; in the cache, expert by expert, as far as there is room.
+    Cached,
 }
 
 /// What the planner knows of one tensor.
@@ -55,6 +63,8 @@ pub struct Item<'a> {
     pub pinned: bool,
     /// Is streamed now; keeping it resident means to load it.
     pub streamed: bool,
+    /// Is made of experts, of which a token reads a few.
+    pub experts: bool,
 }
 
 /// How much of the ring lies ahead of what is computed.
@@ -94,6 +104,8 @@ pub struct Plan {
     pub resident_bytes: u64,
     /// Bytes of the streamed tensors: what one pass moves.
     pub streamed_bytes: u64,
+    /// Bytes of the cache that the cached tensors share; 0 when there are none.
+    pub cache_bytes: u64,
     /// The smallest budget for which there is a plan.
     pub minimum_bytes: u64,
 }
@@ -101,7 +113,7 @@ pub struct Plan {
 impl Plan {
     /// Bytes of the arena that the plan takes.
     pub fn arena_bytes(&self) -> u64 {
-        self.resident_bytes + self.ring_bytes
+        self.resident_bytes + self.ring_bytes + self.cache_bytes
     }
 }
 
@@ -110,7 +122,7 @@ impl Plan {
 pub struct Shortfall {
     /// The smallest budget that works, in bytes.
     pub minimum_bytes: u64,
-    /// The ring's share of it.
+    /// The share of it that is for what does not stay: ring, smallest cache.
     pub ring_bytes: u64,
 }
 
@@ -123,6 +135,11 @@ const SMALL: u64 = 128;
 /// [`Shortfall`] when no plan fits the budget.
 pub fn plan(items: &[Item<'_>], group_count: usize, limits: &Limits) -> Result<Plan, Shortfall> {
     let stays = pinned(items, group_count);
+    let cached = |(item, stays): (&Item<'_>, &bool)| item.experts && !stays;
+    let cached: Vec<bool> = items.iter().zip(&stays).map(cached).collect();
+    if cached.contains(&true) {
+        return experts::plan(items, &cached, group_count, limits);
+    }
     let forced = forced(items, &stays, group_count, limits.resident_groups_max);
     search::search(items, &stays, &forced, group_count, limits)
 }

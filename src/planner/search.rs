@@ -296,11 +296,12 @@ fn chosen(
         largest_bytes: 0,
         resident_bytes: 0,
         streamed_bytes: 0,
+        cache_bytes: 0,
         minimum_bytes,
     };
     for (item, placement) in items.iter().zip(&plan.placements) {
         match placement {
-            Placement::Resident => plan.resident_bytes += item.bytes,
+            Placement::Cached | Placement::Resident => plan.resident_bytes += item.bytes,
             Placement::Streamed => {
                 plan.streamed_bytes += item.bytes;
                 plan.largest_bytes = plan.largest_bytes.max(item.bytes);

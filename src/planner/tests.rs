@@ -13,6 +13,7 @@ fn layers(count: usize) -> Vec<Item<'static>> {
             state: false,
             pinned: false,
             streamed: false,
+            experts: false,
         })
     };
     (0..count).flat_map(layer).collect()
@@ -26,6 +27,7 @@ fn state(group: usize, bytes: u64) -> Item<'static> {
         state: true,
         pinned: false,
         streamed: false,
+        experts: false,
     }
 }
 
@@ -96,6 +98,7 @@ fn a_huge_output_stays_while_layers_can_give_way() {
         state: false,
         pinned: false,
         streamed: false,
+        experts: false,
     });
     let total: u64 = items.iter().map(|item| item.bytes).sum();
     let plan = plan(&items, 9, &limits(total / 2)).unwrap();
@@ -190,6 +193,7 @@ proptest! {
                 state: state && role == 3,
                 pinned,
                 streamed: false,
+        experts: false,
             })
             .collect();
         let look_ahead = match layers {
