@@ -41,6 +41,13 @@
 //! governor that watches memory. What leaves the arena makes room before anything comes.
 //! Nothing of this changes a bit of the output.
 //!
+//! # Between two passes
+//!
+//! Only there may the budget change: `session::boundary` asks how full memory is
+//! ([`telemetry::memory`]), has a governor decide ([`telemetry::pressure`]), reads the
+//! user's budget file when a signal says so, and has the pager make another plan. What
+//! happened becomes records ([`telemetry::metrics`]).
+//!
 //! # Invariants
 //!
 //! 1. **An address llama.cpp knows is never readable.** Paged tensors lie in address

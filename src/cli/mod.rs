@@ -112,7 +112,6 @@ pub fn parse(
 /// Whatever ended the run before its time.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     llama::log::start();
-    signal::install();
     let result = understand(args.into_iter().collect()).and_then(|command| match command {
         Command::Print(what) => print(what),
         Command::Run(request) => session::run(request.resolve(&metrics::RUN)?),
@@ -130,6 +129,8 @@ fn understand(args: Vec<OsString>) -> Result<Command> {
         catch_standard_error()?;
         signal::end_with(last_words);
     }
+    // Not before: a handler writes an end of line where the terminal echoes "^C".
+    signal::install();
     let command = parse(args, options)?;
     if let Command::Run(request) = &command {
         let own = &request.own;

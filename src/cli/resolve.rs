@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::llama::{self, ModelFile, Params, Settings};
 use crate::session::demo::{self, DemoModel};
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::pressure;
+use crate::telemetry::{memory, pressure};
 
 const PREFETCH_THREADS: u16 = 2;
 const KV_PAGE_TOKENS: u32 = 256;
@@ -102,8 +102,8 @@ impl Request {
             progress,
             show,
             demo,
+            mem_pressure: self.mem_pressure(),
             budget_file: self.own.vram_budget_file,
-            mem_pressure: self.own.mem_pressure.unwrap_or(pressure::THRESHOLD),
             metrics,
         })
     }
@@ -115,10 +115,21 @@ impl Request {
         } else {
             Budget::Auto
         };
-        match &self.own.vram_budget_file {
-            Some(path) => read_budget(path),
-            None => Ok(self.own.vram_budget.unwrap_or(default)),
-        }
+        let budget = match &self.own.vram_budget_file {
+            Some(path) => read_budget(path)?,
+            None => self.own.vram_budget.unwrap_or(default),
+        };
+        Ok(match budget {
+            Budget::Auto => {
+                let memory = memory::Reader::new().read();
+                Budget::Bytes(pressure::automatic_budget(&memory, self.mem_pressure(), 0))
+            }
+            given => given,
+        })
+    }
+
+    fn mem_pressure(&self) -> f64 {
+        self.own.mem_pressure.unwrap_or(pressure::THRESHOLD)
     }
 
     /// Whether the option that goes by `name` is on the command line.

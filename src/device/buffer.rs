@@ -154,7 +154,8 @@ fn allocate(
 
     let reservation = Reservation::new(total).map_err(|error| {
         Error::Memory(format!(
-            "could not reserve {total} bytes of address space ({error})"
+            "could not reserve {} MiB of address space ({error}); lower -c",
+            total >> 20
         ))
     })?;
     let specs = tensors.iter().zip(&sizes);

@@ -386,6 +386,15 @@ impl Session {
     }
 }
 
+/// A reason of ggml's with the number of bytes at its end, if there is one, as MiB.
+fn in_mib(reason: &str) -> String {
+    let size = reason.rsplit_once("of size ");
+    match size.and_then(|(what, bytes)| Some((what, bytes.trim().parse::<f64>().ok()?))) {
+        Some((what, bytes)) => format!("{what}of {:.2} MiB", bytes / 1024.0 / 1024.0),
+        None => reason.to_owned(),
+    }
+}
+
 /// Why there is no session on the model at `path`, from what llama.cpp said and logged.
 fn load_error(path: &str, paged: bool) -> Error {
     let said = bytes::last_error();
@@ -402,6 +411,7 @@ fn load_error(path: &str, paged: bool) -> Error {
         .map_or(reason.as_str(), |(_, rest)| rest);
     let memory = ["failed to allocate", "insufficient memory", "bad_alloc"];
     if memory.iter().any(|sign| reason.contains(sign)) {
+        let reason = in_mib(reason);
         let help = if paged {
             "lower -c or --vram-budget"
         } else {
@@ -425,5 +435,21 @@ impl Drop for Session {
         // - the session came from `rpaged_session_new` and is dropped once;
         // - parameters and device, to which it refers, are fields and drop later.
         unsafe { ggml_sys::rpaged_session_free(self.raw()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_in_reasons_are_mib() {
+        assert_eq!(
+            in_mib("failed to allocate CPU buffer of size 1572864"),
+            "failed to allocate CPU buffer of 1.50 MiB"
+        );
+        for reason in ["std::bad_alloc", "of size 3 MiB", ""] {
+            assert_eq!(in_mib(reason), reason);
+        }
     }
 }

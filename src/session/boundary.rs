@@ -12,9 +12,9 @@ use crate::device::report::Reason;
 use crate::device::{Budget, PagedDevice};
 use crate::error::Result;
 use crate::llama::{Token, log};
-use crate::telemetry::memory::{self, ProcessReader, Reader};
+use crate::telemetry::memory::{ProcessReader, Reader};
 use crate::telemetry::metrics::{Facts, Metrics, PressureRecord};
-use crate::telemetry::pressure::{Action, Decision, Governor, Source, Standing};
+use crate::telemetry::pressure::{Action, Decision, Governor, Source, Standing, automatic_budget};
 
 /// What a run does between tokens.
 pub(super) struct Boundary {
@@ -129,7 +129,7 @@ impl Paging {
         };
         let before = device.report().budget_bytes;
         let changed = read_budget(path).and_then(|budget| {
-            let bytes = bytes_of(budget, device);
+            let bytes = bytes_of(budget, self.mem_pressure, device);
             device.set_budget(bytes, Reason::Budget)?;
             Ok(bytes)
         });
@@ -217,12 +217,14 @@ fn tell(decision: &Decision, done: Result<()>) {
     clippy::cast_precision_loss,
     reason = "a share of a size needs no more than 52 bits; the cast saturates"
 )]
-fn bytes_of(budget: Budget, device: &PagedDevice) -> u64 {
+fn bytes_of(budget: Budget, mem_pressure: f64, device: &PagedDevice) -> u64 {
     let report = device.report();
-    let share = |bytes: u64, share: f64| (bytes as f64 * share) as u64;
     match budget {
         Budget::Bytes(bytes) => bytes,
-        Budget::ModelShare(part) => share(report.model_bytes, part),
-        Budget::Auto => share(memory::available_bytes() + report.arena_bytes_used, 0.85),
+        Budget::ModelShare(part) => (report.model_bytes as f64 * part) as u64,
+        Budget::Auto => {
+            let memory = Reader::new().read();
+            automatic_budget(&memory, mem_pressure, report.arena_bytes_used)
+        }
     }
 }

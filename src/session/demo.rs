@@ -10,6 +10,7 @@
 use std::ffi::{CStr, CString};
 use std::io::Write;
 
+use crate::cli::size::show_bytes;
 use crate::error::{Error, Result};
 
 /// Its weights are Q8_0, its story grammar and its maker lie beside it.
@@ -39,8 +40,8 @@ pub struct DemoModel {
 
 fn failed(error: &std::io::Error) -> Error {
     Error::Failed(format!(
-        "could not write the demo model, {} bytes, to a temporary file: {error}",
-        MODEL.len()
+        "could not write the demo model, {}, to a temporary file: {error}",
+        show_bytes(MODEL.len() as u64)
     ))
 }
 

@@ -22,8 +22,8 @@ pub fn finish(error: Option<&Error>) -> Option<String> {
         return None;
     }
     // What was asked for from outside is no error; a panic has been told of by its hook.
-    let is_told = |error: &&Error| !error.to_string().is_empty() && !error.is_wanted();
-    if let Some(error) = error.filter(is_told) {
+    let is_news = |error: &&Error| !error.is_wanted() && !error.to_string().is_empty();
+    if let Some(error) = error.filter(is_news) {
         metrics.error(&error.to_string(), error.exit_code());
     }
     metrics.end(error);

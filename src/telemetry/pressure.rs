@@ -21,7 +21,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::memory::{Level, Reader};
+use super::memory::{Level, Memory, Reader};
 
 /// The share of memory in use above which the budget shrinks, unless the user says.
 pub const THRESHOLD: f64 = 0.85;
@@ -39,6 +39,30 @@ const PATIENCE: u32 = 16;
 const PATIENCE_MAX: u32 = 1024;
 /// Memory is not asked more often than this.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(5);
+
+/// The share of what is available that a budget takes by itself.
+const AUTOMATIC: f64 = 0.85;
+/// What the process takes beside its budget.
+const OVERHEAD_BYTES: u64 = 64 << 20;
+
+/// The budget when the user names none: most of what is available, and no more than stays
+/// below the threshold, or the governor would take it back at once. `own_bytes` of what is
+/// in use are the budget's already.
+pub fn automatic_budget(memory: &Memory, threshold: f64, own_bytes: u64) -> u64 {
+    let available = memory.available_bytes.saturating_add(own_bytes);
+    let levels = [Some(memory.machine), memory.group];
+    let levels = levels.into_iter().flatten();
+    let room = levels
+        .filter(|level| level.total_bytes > 0)
+        .map(|level| {
+            let others = level.used_bytes.saturating_sub(own_bytes);
+            share(level.total_bytes, threshold).saturating_sub(others + OVERHEAD_BYTES)
+        })
+        .min();
+    let most = share(available, AUTOMATIC);
+    // Where others hold nearly everything, a start with something is better than none.
+    room.unwrap_or(most).clamp(most / 4, most)
+}
 
 /// Says how full memory is.
 pub trait Source {
@@ -294,6 +318,41 @@ mod tests {
                 .filter_map(|_| self.token().map(|decision| decision.action))
                 .collect()
         }
+    }
+
+    #[test]
+    fn the_automatic_budget_leaves_the_governor_nothing_to_do() {
+        let gib = |count: u64| count << 30;
+        let machine = |used, total| Memory {
+            machine: Level {
+                used_bytes: gib(used),
+                total_bytes: gib(total),
+            },
+            group: None,
+            available_bytes: gib(total - used),
+        };
+        let budget = automatic_budget(&machine(10, 100), 0.85, 0);
+        assert_eq!(budget, gib(75) - OVERHEAD_BYTES);
+        // What is in use already does not count twice.
+        let again = automatic_budget(&machine(10 + 60, 100), 0.85, gib(60));
+        assert_eq!(again, budget);
+        assert_eq!(
+            automatic_budget(&machine(10, 100), 1.0, 0),
+            share(gib(90), 0.85)
+        );
+        let full = automatic_budget(&machine(90, 100), 0.85, 0);
+        assert_eq!(full, share(gib(10), 0.85) / 4);
+        let grouped = Memory {
+            group: Some(Level {
+                used_bytes: gib(1),
+                total_bytes: gib(11),
+            }),
+            available_bytes: gib(10),
+            ..machine(10, 100)
+        };
+        let budget = automatic_budget(&grouped, 0.5, 0);
+        assert_eq!(budget, share(gib(11), 0.5) - gib(1) - OVERHEAD_BYTES);
+        assert_eq!(automatic_budget(&Memory::default(), 0.85, 0), 0);
     }
 
     #[test]

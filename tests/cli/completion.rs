@@ -25,6 +25,11 @@ fn paging_changes_no_byte() {
         "--dynamic-layers --paged-kv --vram-budget 1G",
         "--dynamic-layers --vram-budget 50% --no-async-prefetch",
         "--dynamic-layers --vram-budget 80% -ngl 0 --prefetch-threads 1",
+        "--dynamic-layers --vram-budget 60% --load-mode dio",
+        "--dynamic-layers --vram-budget 60% --load-mode none --prefetch-depth 3",
+        "--dynamic-layers --vram-budget 70% --pin-layers 0,5-6 --mem-pressure 1",
+        "--dynamic-layers --paged-kv --vram-budget 60% --kv-page-size 16 --spill-dir .",
+        "--dynamic-layers --paged-kv --vram-budget 60% --mem-pressure 0",
     ] {
         let paged = complete(&format!("-n 60 -s 7 -c 128 {flags}"));
         assert!(paged.status.success(), "{flags}: {}", last_line(&paged));

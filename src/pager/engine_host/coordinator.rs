@@ -16,7 +16,7 @@ use crossbeam_channel::{Receiver, Sender};
 use super::super::engine::{Copy, Direction, Failure, Source, Ticket};
 use super::Tuning;
 use super::crew::{Crew, Event, Mailbox, Work};
-use super::direct::Read;
+use super::direct::{Buffers, Read};
 use super::faults::{Delays, Faults, Script, pause};
 use super::order::{Footprint, JobId, Window};
 use super::piece::{Piece, misfit};
@@ -44,6 +44,7 @@ pub struct Coordinator {
     ready: VecDeque<JobId>,
     // Direct reads that wait until one that is under way is over.
     waiting: VecDeque<Read>,
+    buffers: Arc<Buffers>,
     events: Vec<Event>,
     spare: Vec<u8>,
     faults: Faults,
@@ -104,10 +105,13 @@ impl Coordinator {
     /// A coordinator with `helpers` threads that copy besides it.
     ///
     /// # Errors
-    /// When the system refuses a thread.
+    /// When the system refuses a thread, or address space.
     pub fn new(parts: Parts, helpers: usize) -> std::io::Result<Self> {
         let Parts {
-            mailbox, progress, ..
+            mailbox,
+            progress,
+            tuning,
+            ..
         } = parts;
         let mut copiers = Crew::new("rpaged-copy", mailbox.clone(), Arc::clone(&progress));
         copiers.grow(helpers)?;
@@ -126,11 +130,12 @@ impl Coordinator {
             window: Window::default(),
             ready: VecDeque::new(),
             waiting: VecDeque::new(),
+            buffers: Arc::new(Buffers::new(tuning.reads_max, tuning.piece_bytes)?),
             events: Vec::new(),
             spare: Vec::new(),
             delays: Delays::of(&parts.faults),
             faults: parts.faults,
-            tuning: parts.tuning,
+            tuning,
             end: End {
                 progress: Arc::clone(&progress),
                 why: "the copy thread died".to_owned(),
@@ -347,7 +352,7 @@ impl Coordinator {
         let depth = self.tuning.reads_max;
         let mut is_over = false;
         while !self.waiting.is_empty() && self.reads.has_room(depth) {
-            let Some(read) = self.waiting.pop_front() else {
+            let Some(mut read) = self.waiting.pop_front() else {
                 break;
             };
             let number = self.window.job(read.job()).request;
@@ -356,6 +361,7 @@ impl Coordinator {
                 is_over = true;
                 continue;
             }
+            read.prepare(&self.buffers);
             match &mut self.reads {
                 Reads::Ring(ring) => self.events.extend(ring.begin(read, &self.progress)),
                 Reads::Crew(crew) => self.events.extend(hand_to_readers(crew, read, depth)),
@@ -477,7 +483,7 @@ fn hand_to_readers(crew: &mut Crew<Read>, read: Read, depth: usize) -> Option<Ev
     let refused = crew.grow((crew.open() + 1).min(depth)).is_err();
     crew.hand(read);
     if refused && crew.alive() == 0 {
-        return crew.help(&mut None);
+        return crew.help(&mut ());
     }
     None
 }

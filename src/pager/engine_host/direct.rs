@@ -12,7 +12,7 @@
 //! too (or there is none), and lies in its blocks like the file's.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::engine::{Copy, Source, Target};
 use super::super::memory::HostMemory;
@@ -38,6 +38,8 @@ pub struct Read {
     to: usize,
     bytes: usize,
     in_place: bool,
+    // Where the blocks are read to if not in place, while the read is under way.
+    buffer: Option<Buffer>,
     // Bytes of the covered blocks that have been read.
     done: usize,
     patience: Patience,
@@ -94,6 +96,7 @@ impl Read {
                 to: to + narrow(range.start - first),
                 bytes: narrow(range.end - range.start),
                 in_place: congruent && (copy.whole_blocks || !has_rest),
+                buffer: None,
                 done: 0,
                 patience: Patience::default(),
             })
@@ -104,8 +107,7 @@ impl Read {
         lead_of(self.offset)
     }
 
-    /// Bytes of the blocks that the asked bytes lie in.
-    pub fn covered_bytes(&self) -> usize {
+    fn covered_bytes(&self) -> usize {
         (self.lead() + self.bytes).next_multiple_of(BLOCK_BYTES)
     }
 
@@ -120,37 +122,48 @@ impl Read {
         self.file.refuse_direct().then_some(&self.file)
     }
 
-    /// What is to be read next: where in the file, to which address, how many bytes.
-    /// `bounce` is as large as the largest piece, and begins at a block.
-    pub fn place(&self, bounce: &HostMemory) -> (u64, *mut u8, usize) {
-        let start = self.offset - self.lead() as u64 + self.done as u64;
-        let left = self.covered_bytes() - self.done;
-        let address = if self.in_place {
+    /// Takes what the read needs while it is under way.
+    ///
+    /// # Panics
+    /// When more reads are under way than there are buffers.
+    pub fn prepare(&mut self, buffers: &Arc<Buffers>) {
+        if !self.in_place {
+            assert!(
+                self.covered_bytes() <= buffers.bytes,
+                "a piece is too large"
+            );
+            self.buffer = Some(Buffer::take(buffers));
+        }
+    }
+
+    /// Memory and offset that the first of the covered blocks is read to.
+    fn destination(&self) -> (&HostMemory, usize) {
+        match &self.buffer {
+            Some(buffer) => (&buffer.all.memory, buffer.offset),
             // A block that begins before the destination is in the same mapping: that
             // begins at a block.
-            self.memory
-                .address(self.to - self.lead())
-                .wrapping_add(self.done)
-        } else {
-            assert!(
-                self.covered_bytes() <= bounce.bytes(),
-                "the bounce buffer is too small"
-            );
-            bounce.address(self.done)
-        };
-        (start, address, left)
+            None => (&self.memory, self.to - self.lead()),
+        }
+    }
+
+    /// What is to be read next: where in the file, to which address, how many bytes.
+    pub fn place(&self) -> (u64, *mut u8, usize) {
+        let (memory, offset) = self.destination();
+        let address = memory.address(offset).wrapping_add(self.done);
+        let start = self.offset - self.lead() as u64 + self.done as u64;
+        (start, address, self.covered_bytes() - self.done)
     }
 
     /// Takes the outcome of one attempt: how many bytes came. None: read on, into what
     /// `place` says now.
-    pub fn advance(&mut self, outcome: io::Result<usize>, bounce: &HostMemory) -> Option<End> {
-        let count = match self.play(outcome, bounce) {
+    pub fn advance(&mut self, outcome: io::Result<usize>) -> Option<End> {
+        let count = match self.play(outcome) {
             Ok(count) => count,
             Err(error) => return self.advance_failed(&error),
         };
         self.patience = Patience::default();
         if self.done + count >= self.lead() + self.bytes {
-            self.unload(bounce);
+            self.unload();
             return Some(End::Done(Ok(())));
         }
         let blocks = (self.done + count) / BLOCK_BYTES * BLOCK_BYTES;
@@ -175,14 +188,14 @@ impl Read {
     }
 
     /// Puts what a test wants in the place of what happened, once.
-    fn play(&mut self, outcome: io::Result<usize>, bounce: &HostMemory) -> io::Result<usize> {
+    fn play(&mut self, outcome: io::Result<usize>) -> io::Result<usize> {
         match self.script.fault.take() {
             None | Some(Fault::FullDisk | Fault::DeadWorker) => outcome,
             Some(Fault::FailedRead) => Err(eio()),
             Some(Fault::RefusedDirectRead) => Err(io::ErrorKind::InvalidInput.into()),
             Some(Fault::ShortRead) => {
                 let count = outcome?;
-                let (_, address, _) = self.place(bounce);
+                let (_, address, _) = self.place();
                 // Not at a whole block.
                 let short = count / 3 * 2;
                 let address = address.wrapping_add(short);
@@ -195,13 +208,17 @@ impl Read {
     }
 
     /// Copies what was asked for to its place.
-    fn unload(&self, bounce: &HostMemory) {
-        if !self.in_place {
+    fn unload(&self) {
+        if let Some(buffer) = &self.buffer {
+            let from = buffer.offset + self.lead();
             // SAFETY:
             // - nobody else touches the destination until the ticket is done (contract of
             //   `CopyEngine`), and other copies keep their order;
             // - the buffer is this read's alone.
-            unsafe { self.memory.copy(self.to, bounce, self.lead(), self.bytes) };
+            unsafe {
+                self.memory
+                    .copy(self.to, &buffer.all.memory, from, self.bytes)
+            };
         }
     }
 
@@ -223,8 +240,9 @@ impl Read {
         }
     }
 
-    /// What the coordinator is to know.
-    pub fn report(self, end: End) -> Event {
+    /// What the coordinator is to know. The read is not under way any more.
+    pub fn report(mut self, end: End) -> Event {
+        self.buffer = None;
         match end {
             End::Done(outcome) => Event::Done(self.job, outcome),
             End::Cached { refused } => Event::Cached {
@@ -235,18 +253,18 @@ impl Read {
     }
 
     /// Reads here and now.
-    fn read_blocking(&mut self, bounce: &HostMemory) -> End {
+    fn read_blocking(&mut self) -> End {
         loop {
-            let (start, address, left) = self.place(bounce);
+            let (start, address, left) = self.place();
             // SAFETY:
-            // - the blocks lie in one mapping, which `self` or the caller keeps alive;
+            // - the blocks lie in one mapping, which `self` keeps alive;
             // - they are this read's alone: the rest of the blocks belongs to the copy,
-            //   or they are the bounce buffer's.
+            //   or they are the buffer's.
             let to = unsafe { std::slice::from_raw_parts_mut(address, left) };
             let Some(outcome) = self.file.read_blocks_at(to, start) else {
                 return End::Cached { refused: false };
             };
-            if let Some(end) = self.advance(outcome, bounce) {
+            if let Some(end) = self.advance(outcome) {
                 return end;
             }
         }
@@ -254,35 +272,71 @@ impl Read {
 }
 
 impl Work for Read {
-    // The bounce buffer, once it was needed.
-    type Spare = Option<HostMemory>;
+    type Spare = ();
 
     fn job(&self) -> JobId {
         self.job
     }
 
-    fn perform(mut self, spare: &mut Option<HostMemory>, progress: &Progress) -> Event {
+    fn perform(mut self, _spare: &mut (), progress: &Progress) -> Event {
         pause(self.script.pause);
         Fault::strike_worker(self.script.fault);
         let busy = progress.busy(self.kind);
-        let bounce = match bounce(spare, self.covered_bytes()) {
-            Ok(bounce) => bounce,
-            Err(sentence) => return Event::Done(self.job, Err(sentence)),
-        };
-        let end = self.read_blocking(bounce);
+        let end = self.read_blocking();
         drop(busy);
         self.report(end)
     }
 }
 
-/// The bounce buffer in `spare`, of at least `bytes` bytes.
-pub fn bounce(spare: &mut Option<HostMemory>, bytes: usize) -> Result<&HostMemory, String> {
-    if spare.as_ref().is_none_or(|bounce| bounce.bytes() < bytes) {
-        let memory = HostMemory::new(bytes)
-            .map_err(|error| format!("could not get {bytes} bytes to read into ({error})"))?;
-        *spare = Some(memory);
+/// Aligned memory for reads that are not in place. It is one mapping, so that it gets
+/// large pages: with small ones a disk needs twice the time.
+#[derive(Debug)]
+pub struct Buffers {
+    memory: HostMemory,
+    bytes: usize,
+    // Where free ones begin. The last one given back is taken first: memory that is not
+    // needed at all stays untouched.
+    free: Mutex<Vec<usize>>,
+}
+
+impl Buffers {
+    /// `count` buffers of `bytes` bytes each, a multiple of `BLOCK_BYTES`.
+    ///
+    /// # Errors
+    /// When the system does not give the memory.
+    pub fn new(count: usize, bytes: usize) -> io::Result<Self> {
+        Ok(Self {
+            memory: HostMemory::new(count * bytes)?,
+            bytes,
+            free: Mutex::new((0..count).rev().map(|index| index * bytes).collect()),
+        })
     }
-    Ok(spare.as_ref().expect("made above"))
+}
+
+/// One of the buffers, in use.
+#[derive(Debug)]
+struct Buffer {
+    all: Arc<Buffers>,
+    offset: usize,
+}
+
+impl Buffer {
+    fn take(all: &Arc<Buffers>) -> Self {
+        let mut free = all.free.lock().unwrap_or_else(PoisonError::into_inner);
+        Self {
+            offset: free
+                .pop()
+                .expect("there is a buffer for each read under way"),
+            all: Arc::clone(all),
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut free = self.all.free.lock().unwrap_or_else(PoisonError::into_inner);
+        free.push(self.offset);
+    }
 }
 
 /// Bytes between the beginning of the block that `offset` lies in, and `offset`.

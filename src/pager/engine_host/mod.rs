@@ -40,9 +40,11 @@ use self::ring::Ring;
 use super::engine::{Copy, CopyEngine, Counters, Direction, Failure, Request, Ticket};
 use super::storage::BLOCK_BYTES;
 
-/// Copies are cut into pieces of this size.
+/// Copies are cut into pieces of this size. A fast disk reads no faster in larger ones,
+/// and each direct read that is not in place takes a buffer as large.
 const PIECE_BYTES: usize = 1 << 20;
-/// How many direct reads are under way at once.
+/// How many direct reads are under way at once. Two keep a disk busy if this thread is
+/// woken at once; these do so, too, for the milliseconds in which all cores compute.
 const READS_MAX: usize = 8;
 /// How many finished requests' vectors are kept for reuse.
 const RECYCLED_MAX: usize = 64;

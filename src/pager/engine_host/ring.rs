@@ -15,14 +15,16 @@ use crossbeam_channel::Receiver;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::super::memory::HostMemory;
 use super::crew::Event;
-use super::direct::{End, Read, bounce};
+use super::direct::{End, Read};
 use super::faults::{Fault, pause};
 use super::progress::Progress;
 
 /// Marks the completion that says that somebody rang.
 const RUNG: u64 = u64::MAX;
+
+/// What is expected of a slot that the kernel names.
+const IN_SLOT: &str = "a read under way is in its slot";
 
 /// Wakes a coordinator that sleeps in the ring.
 #[derive(Debug)]
@@ -47,20 +49,14 @@ impl Bell {
 /// Direct reads under way.
 pub struct Ring {
     ring: IoUring,
-    slots: Vec<Slot>,
+    // The kernel names a read by its slot.
+    slots: Vec<Option<Read>>,
     free: Vec<usize>,
     bell: Arc<Bell>,
     // Whether the ring watches the bell.
     watches: bool,
     // What the kernel said, until it is looked at.
     outcomes: Vec<(u64, i32)>,
-}
-
-/// A place for a read under way.
-#[derive(Debug, Default)]
-struct Slot {
-    read: Option<Read>,
-    bounce: Option<HostMemory>,
 }
 
 impl Ring {
@@ -80,7 +76,7 @@ impl Ring {
         let counter = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         Ok(Self {
             ring,
-            slots: (0..depth).map(|_| Slot::default()).collect(),
+            slots: (0..depth).map(|_| None).collect(),
             free: (0..depth).rev().collect(),
             bell: Arc::new(Bell {
                 counter,
@@ -111,25 +107,14 @@ impl Ring {
         Fault::strike_worker(read.script.fault);
         let index = self.free.pop().expect("there is room");
         progress.begin(read.kind);
-        self.slots[index].read = Some(read);
+        self.slots[index] = Some(read);
         self.attempt(index, progress)
     }
 
     /// Queues the next attempt at the read in a slot.
     fn attempt(&mut self, index: usize, progress: &Progress) -> Option<Event> {
-        let Slot {
-            read,
-            bounce: spare,
-        } = &mut self.slots[index];
-        let read = read.as_ref().expect("a read is in its slot");
-        let bounce = match bounce(spare, read.covered_bytes()) {
-            Ok(bounce) => bounce,
-            Err(sentence) => {
-                let end = End::Done(Err(sentence));
-                return Some(self.take(index, progress).report(end));
-            }
-        };
-        let (start, address, left) = read.place(bounce);
+        let read = self.slots[index].as_ref().expect(IN_SLOT);
+        let (start, address, left) = read.place();
         let Some(file) = read.file().direct() else {
             let end = End::Cached { refused: false };
             return Some(self.take(index, progress).report(end));
@@ -155,10 +140,7 @@ impl Ring {
 
     /// Takes a read out of its slot.
     fn take(&mut self, index: usize, progress: &Progress) -> Read {
-        let read = self.slots[index]
-            .read
-            .take()
-            .expect("a read is in its slot");
+        let read = self.slots[index].take().expect(IN_SLOT);
         self.free.push(index);
         progress.finish(read.kind);
         read
@@ -196,10 +178,8 @@ impl Ring {
 
     fn advance(&mut self, index: usize, result: i32, progress: &Progress) -> Option<Event> {
         let outcome = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
-        let Slot { read, bounce } = &mut self.slots[index];
-        let read = read.as_mut().expect("a read is in its slot");
-        let bounce = bounce.as_ref().expect("made for the first attempt");
-        match read.advance(outcome, bounce) {
+        let read = self.slots[index].as_mut().expect(IN_SLOT);
+        match read.advance(outcome) {
             None => self.attempt(index, progress),
             Some(end) => Some(self.take(index, progress).report(end)),
         }
@@ -250,7 +230,7 @@ impl Drop for Ring {
                 if let Ok(index) = usize::try_from(name)
                     && let Some(slot) = self.slots.get_mut(index)
                 {
-                    slot.read = None;
+                    *slot = None;
                     self.free.push(index);
                 }
             }
