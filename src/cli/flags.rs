@@ -80,7 +80,7 @@ pub struct OwnFlags {
     #[arg(long, env = "LLAMA_ARG_NO_ASYNC_PREFETCH", value_parser = parse_truth)]
     pub no_async_prefetch: bool,
 
-    /// Layers fetched ahead of the one that computes, 1 to 64 (default: one tensor).
+    /// Layers fetched ahead of the one that computes, 1 to 64 (default: 1).
     ///
     /// rpaged-cli -m big.gguf -no-cnv -p "Hello" --dynamic-layers --prefetch-depth 2
     #[arg(long, value_name = "N", env = "LLAMA_ARG_PREFETCH_DEPTH")]

@@ -375,7 +375,7 @@ impl Request {
             budget: Budget::Auto,
             prefetch: own.prefetch(),
             prefetch_threads: usize::from(own.prefetch_threads.unwrap_or(PREFETCH_THREADS)),
-            prefetch_depth: own.prefetch_depth,
+            prefetch_depth: own.prefetch_depth.unwrap_or(1),
             pinned_layers: own.pin_layers.clone().unwrap_or_default().0,
             kv_page_tokens: own.kv_page_size.unwrap_or(KV_PAGE_TOKENS),
             spill_folder: own.spill_dir.clone(),

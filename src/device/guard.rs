@@ -47,7 +47,7 @@ mod tests {
             budget: Budget::ModelShare(1.0),
             prefetch: true,
             prefetch_threads: 1,
-            prefetch_depth: None,
+            prefetch_depth: 1,
             pinned_layers: Vec::new(),
             kv_page_tokens: 256,
             spill_folder: None,

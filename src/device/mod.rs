@@ -74,9 +74,8 @@ pub struct PagingConfig {
     pub prefetch: bool,
     /// Copy workers (`--prefetch-threads`), at least 1.
     pub prefetch_threads: usize,
-    /// Layers fetched ahead of the one that computes (`--prefetch-depth`); None: one
-    /// tensor.
-    pub prefetch_depth: Option<u32>,
+    /// Layers fetched ahead of the one that computes (`--prefetch-depth`), at least 1.
+    pub prefetch_depth: u32,
     /// Layers whose weights stay in the arena (`--pin-layers`).
     pub pinned_layers: Vec<u32>,
     /// Tokens of one page of the KV cache (`--kv-page-size`), 16 to 8192.

@@ -7,8 +7,8 @@
 //!  uses      A   A A       B B   B     C C
 //!  segments |----- A -----|---- B ----|- C -|
 //!                         ▲ cut before the norm in the gap, where no backend fuses
-//!  ring     |AAAAAAA|BBBBBBBBBB|        C begins anew at the ring's start, and is fetched
-//!           |CCCC|                      there as soon as A has run
+//!  ring     |AAAAAAA   |BBBBBBBBBB|    two slots: C is fetched into the first as soon as
+//!           |CCCC      |               A has run, while B computes
 //! ```
 //!
 //! Experts go to a cache, not to the ring. Which of them a node reads is known once the
@@ -70,7 +70,7 @@ pub struct CacheNeed {
 pub struct Shape {
     /// The ring's bytes.
     pub ring_bytes: usize,
-    /// Bytes of the ring that one segment should take at most.
+    /// Bytes of one of the ring's slots: what one segment should take at most.
     pub segment_bytes: usize,
     /// The cache's bytes.
     pub cache_bytes: usize,
@@ -104,7 +104,7 @@ pub struct Schedule {
     // Where its needs of the cache begin, and the list of ids that it knows.
     cache_start: usize,
     ids: Option<usize>,
-    // Where in the ring the next segment may begin.
+    // The slot of the next segment, in bytes from the ring's start.
     place: usize,
 }
 
@@ -332,12 +332,14 @@ impl Schedule {
             self.place = 0;
         }
         let needs_start = self.needs.len();
+        let mut at = self.place;
         for mut need in self.current.drain(..) {
-            need.at = self.place;
+            need.at = at;
             need.bytes = ring_bytes_of(need.tensor, &need.range);
-            self.place += need.bytes;
+            at += need.bytes;
             self.needs.push(need);
         }
+        self.place += total.next_multiple_of(shape.segment_bytes.max(1));
         let writes_start = self.writes.len();
         let written = uses.iter().filter_map(|used| {
             let range = used.written.clone()?;

@@ -75,8 +75,7 @@ impl Shared {
             resident_groups_max: config.resident_layers_max,
             look_ahead: match (config.prefetch, config.prefetch_depth) {
                 (false, _) => LookAhead::Nothing,
-                (true, None) => LookAhead::Tensor,
-                (true, Some(layers)) => LookAhead::Layers(layers),
+                (true, layers) => LookAhead::Layers(layers),
             },
             pinned_layers: config.pinned_layers.clone(),
             states_in: StatesIn::Folder(spill_folder(&config)),

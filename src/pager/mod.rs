@@ -159,8 +159,8 @@ pub struct Pager {
     cache: Cache,
     // Slices to be fetched next; kept so that a pass allocates nothing.
     wanted: Vec<SliceId>,
-    // The largest streamed tensor, in bytes of the ring.
-    largest_bytes: usize,
+    // The ring's slots, one of which a segment takes.
+    slot_bytes: usize,
     // What one operation is known to read at once, though the plan did not foresee it.
     ring_bytes_min: u64,
     spill: Option<(Arc<StoreFile>, u64)>,
@@ -195,7 +195,7 @@ impl Pager {
             ring: Ring::default(),
             cache: Cache::default(),
             wanted: Vec::new(),
-            largest_bytes: 0,
+            slot_bytes: 0,
             ring_bytes_min: 0,
             spill: None,
             spill_refused: None,
@@ -264,7 +264,7 @@ impl Pager {
     /// next one fits beside it.
     pub fn ring_shape(&self) -> (usize, usize) {
         let bytes = self.ring.bytes();
-        (bytes, self.largest_bytes.max(bytes / 4))
+        (bytes, self.slot_bytes.min(bytes))
     }
 
     /// How far from a multiple of the alignment the tensor begins.

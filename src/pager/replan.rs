@@ -216,7 +216,7 @@ impl Pager {
         let ring_bytes = usize::try_from(plan.ring_bytes).expect("a ring fits the address space");
         let cache_bytes = usize::try_from(plan.cache_bytes).unwrap_or(usize::MAX);
         self.reserve_stores(&wanted)?;
-        self.largest_bytes = usize::try_from(plan.largest_bytes).expect("it fits the ring");
+        self.slot_bytes = usize::try_from(plan.slot_bytes).expect("a slot fits the ring");
         if moving.is_empty() && ring_bytes == self.ring.bytes() {
             return self.resize_cache(cache_bytes);
         }

@@ -62,6 +62,8 @@ pub struct Ring {
     block: Option<Arc<Block>>,
     holdings: Vec<Holding>,
     search: u64,
+    // Places that the search has found to be needed, and in use.
+    wanted: Vec<Range<usize>>,
 }
 
 impl Ring {
@@ -108,6 +110,7 @@ impl Ring {
     /// Begins a search for something to fetch ahead.
     pub fn begin_search(&mut self) {
         self.search += 1;
+        self.wanted.clear();
     }
 
     /// Whether `need` is held; it is needed sooner than whatever the search asks next.
@@ -116,9 +119,18 @@ impl Ring {
         held.map(|held| held.mark = self.search).is_some()
     }
 
+    /// Notes that `place` is needed sooner than whatever the search asks next.
+    pub fn want(&mut self, place: Range<usize>) {
+        self.wanted.push(place);
+    }
+
     /// Whether `place` holds nothing in use, nor anything the search found to be needed
-    /// sooner.
+    /// sooner, nor is itself needed sooner.
     pub fn is_free(&self, place: &Range<usize>) -> bool {
+        let crosses = |wanted: &Range<usize>| wanted.start < place.end && place.start < wanted.end;
+        if self.wanted.iter().any(crosses) {
+            return false;
+        }
         let taken = |held: &Holding| held.pinned || held.mark == self.search;
         !self
             .holdings

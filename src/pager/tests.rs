@@ -39,7 +39,7 @@ impl Setup {
         Self {
             budget_bytes,
             page_rows: 4,
-            look_ahead: LookAhead::Tensor,
+            look_ahead: LookAhead::Layers(1),
             spill: true,
             faults: Faults::default(),
         }
@@ -345,7 +345,7 @@ proptest! {
         delay_seed in 0u64..1000,
         page_rows in prop_oneof![Just(1usize), Just(3), Just(8), Just(100)],
         look_ahead in prop_oneof![
-            Just(LookAhead::Nothing), Just(LookAhead::Tensor), Just(LookAhead::Layers(2))],
+            Just(LookAhead::Nothing), Just(LookAhead::Layers(1)), Just(LookAhead::Layers(2))],
         spill in prop::bool::ANY,
     ) {
         let faults =

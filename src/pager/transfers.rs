@@ -11,7 +11,7 @@ use std::ops::Range;
 /// The byte with which a place of the ring is filled: NaN in every floating-point type.
 pub(super) const POISON: u8 = 0xFF;
 /// How many needs a search for something to fetch ahead looks at.
-const SEARCH_MAX: usize = 64;
+const SEARCH_MAX: usize = 32;
 
 impl Pager {
     /// Has the bytes in `needs` fetched: their places are Filling or Clean, and pinned,
@@ -47,7 +47,9 @@ impl Pager {
             }
             let place = need.place();
             if !self.ring.is_free(&place) {
-                break;
+                // What comes after it may still have a place of its own.
+                self.ring.want(place);
+                continue;
             }
             self.fetch(need)?;
             self.prefetches.pending += 1;

@@ -46,7 +46,7 @@ pub(super) fn plan(
         return Ok(Plan {
             placements: vec![Placement::Resident; items.len()],
             ring_bytes: 0,
-            largest_bytes: 0,
+            slot_bytes: 0,
             resident_bytes: total,
             streamed_bytes: 0,
             cache_bytes: 0,
@@ -125,7 +125,7 @@ mod tests {
         Limits {
             budget_bytes,
             resident_groups_max: None,
-            look_ahead: LookAhead::Tensor,
+            look_ahead: LookAhead::Layers(1),
             ring_bytes_min: 0,
         }
     }

@@ -72,9 +72,7 @@ pub struct Item<'a> {
 pub enum LookAhead {
     /// Nothing is fetched ahead.
     Nothing,
-    /// A tensor, beside one layer.
-    Tensor,
-    /// This many layers, beside one.
+    /// This many layers, beside the one that computes.
     Layers(u32),
 }
 
@@ -98,8 +96,8 @@ pub struct Plan {
     pub placements: Vec<Placement>,
     /// Bytes of the ring; 0 when nothing is streamed.
     pub ring_bytes: u64,
-    /// Bytes of the largest streamed tensor.
-    pub largest_bytes: u64,
+    /// Bytes of the slots that the ring is made of: what one segment takes at most.
+    pub slot_bytes: u64,
     /// Bytes of the resident tensors.
     pub resident_bytes: u64,
     /// Bytes of the streamed tensors: what one pass moves.

@@ -61,16 +61,29 @@ impl Sums {
     }
 
     /// The rings that would do, the wanted one first.
-    fn rings(&self, limits: &Limits) -> [u64; 3] {
-        let wanted = match limits.look_ahead {
-            LookAhead::Nothing => self.need_max,
-            LookAhead::Tensor => self.group_max + self.largest,
-            LookAhead::Layers(count) => self.group_max * (u64::from(count) + 1),
+    fn rings(&self, limits: &Limits) -> [Shape; 3] {
+        let layer = self.group_max.max(self.need_max);
+        let shape = |slots: u64, slot: u64| Shape {
+            ring: (slots * slot).max(limits.ring_bytes_min).min(self.streamed),
+            slot: slot.min(self.streamed),
         };
-        let wanted = wanted.max(self.need_max);
-        [wanted, wanted.min(2 * self.need_max), self.need_max]
-            .map(|ring| ring.max(limits.ring_bytes_min).min(self.streamed))
+        let need = self.need_max;
+        match limits.look_ahead {
+            LookAhead::Nothing => [shape(1, need); 3],
+            LookAhead::Layers(count) => [
+                shape(u64::from(count) + 1, layer),
+                shape(2, need),
+                shape(1, need),
+            ],
+        }
     }
+}
+
+/// A ring's size, and that of the slots that segments take turns in.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    ring: u64,
+    slot: u64,
 }
 
 /// A set of roles streamed everywhere, and one more in its first `count` groups.
@@ -86,7 +99,7 @@ struct Choice {
 struct Best {
     choice: Choice,
     score: u64,
-    ring: u64,
+    shape: Shape,
 }
 
 /// See [`super::plan`]. `stays` and `forced` say of each item whether it is resident, or
@@ -112,7 +125,8 @@ pub(super) fn search(
     };
     for_each_choice(&roles, &start, |choice, sums| {
         let score = sums.cost + sums.loaded / PAYBACK_PASSES;
-        for (best, ring) in best.iter_mut().zip(sums.rings(limits)) {
+        for (best, shape) in best.iter_mut().zip(sums.rings(limits)) {
+            let ring = shape.ring;
             let arena = total - sums.streamed + ring;
             if arena < least.minimum_bytes {
                 least = Shortfall {
@@ -120,12 +134,12 @@ pub(super) fn search(
                     ring_bytes: ring,
                 };
             }
-            let better = best.is_none_or(|best| (score, ring) < (best.score, best.ring));
+            let better = best.is_none_or(|best| (score, ring) < (best.score, best.shape.ring));
             if arena <= limits.budget_bytes && better {
                 *best = Some(Best {
                     choice,
                     score,
-                    ring,
+                    shape,
                 });
             }
         }
@@ -292,8 +306,8 @@ fn chosen(
     }
     let mut plan = Plan {
         placements,
-        ring_bytes: best.ring,
-        largest_bytes: 0,
+        ring_bytes: best.shape.ring,
+        slot_bytes: best.shape.slot,
         resident_bytes: 0,
         streamed_bytes: 0,
         cache_bytes: 0,
@@ -304,7 +318,6 @@ fn chosen(
             Placement::Cached | Placement::Resident => plan.resident_bytes += item.bytes,
             Placement::Streamed => {
                 plan.streamed_bytes += item.bytes;
-                plan.largest_bytes = plan.largest_bytes.max(item.bytes);
             }
         }
     }

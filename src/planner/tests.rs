@@ -35,7 +35,7 @@ fn limits(budget_bytes: u64) -> Limits {
     Limits {
         budget_bytes,
         resident_groups_max: None,
-        look_ahead: LookAhead::Tensor,
+        look_ahead: LookAhead::Layers(1),
         ring_bytes_min: 0,
     }
 }
@@ -167,7 +167,7 @@ fn more_look_ahead_takes_a_larger_ring() {
     };
     let rings = [
         LookAhead::Nothing,
-        LookAhead::Tensor,
+        LookAhead::Layers(1),
         LookAhead::Layers(2),
         LookAhead::Layers(4),
     ]
@@ -198,7 +198,7 @@ proptest! {
             .collect();
         let look_ahead = match layers {
             0 => LookAhead::Nothing,
-            1 => LookAhead::Tensor,
+            1 => LookAhead::Layers(1),
             more => LookAhead::Layers(more),
         };
         let limits =
@@ -214,7 +214,7 @@ proptest! {
                 prop_assert!(plan.minimum_bytes <= budget);
                 let total: u64 = items.iter().map(|item| item.bytes).sum();
                 prop_assert_eq!(plan.resident_bytes + plan.streamed_bytes, total);
-                prop_assert!(plan.ring_bytes >= plan.largest_bytes);
+                prop_assert!(plan.ring_bytes >= plan.slot_bytes);
                 let pinned = items.iter().zip(&plan.placements).filter(|(item, _)| item.pinned);
                 for (_, placement) in pinned {
                     prop_assert_eq!(*placement, Placement::Resident);

@@ -41,7 +41,7 @@ pub fn config(model: Model, paging: Paging, budget: Budget) -> PagingConfig {
         budget,
         prefetch: true,
         prefetch_threads: 2,
-        prefetch_depth: None,
+        prefetch_depth: 1,
         pinned_layers: Vec::new(),
         kv_page_tokens: 256,
         spill_folder: None,
@@ -144,7 +144,7 @@ impl Case {
         PagingConfig {
             prefetch: self.prefetch,
             prefetch_threads: self.workers,
-            prefetch_depth: None,
+            prefetch_depth: 1,
             pinned_layers: Vec::new(),
             kv_page_tokens: 256,
             spill_folder: None,

@@ -50,7 +50,7 @@ impl Stage {
         let config = PagerConfig {
             budget_bytes: 1 << 30,
             resident_groups_max: None,
-            look_ahead: LookAhead::Tensor,
+            look_ahead: LookAhead::Layers(1),
             pinned_layers: Vec::new(),
             states_in: StatesIn::Memory,
             poison: true,
