@@ -213,6 +213,9 @@ impl PagedBackend {
             self.schedule(graph, &paged.pager)
                 .map_err(|too_large| pager::ring_too_small(too_large.bytes))?;
         }
+        for (id, range) in &self.scan.written_in_place {
+            paged.pager.note_written(*id, range);
+        }
         let moving = self.schedule.moving();
         paged.pass_bytes = moving.map(|need| paged.pager.bytes_moved(need)).sum();
         Ok(())

@@ -41,6 +41,8 @@ pub struct Scan {
     /// Whether a graph reads a state across its rows, as attention without flash attention
     /// reads the values: then all of it is in use.
     pub reads_across: bool,
+    /// What the graph writes to states that stay in the arena.
+    pub written_in_place: Vec<(TensorId, Range<usize>)>,
     // By tensor: all that the graph uses of a streamed state.
     hulls: Vec<Range<usize>>,
     // Row indices of one SET_ROWS, as bytes and merged.
@@ -63,6 +65,7 @@ impl Scan {
     pub fn rebuild(&mut self, graph: Graph<'_>, paged: &mut Paged) {
         self.touches.clear();
         self.uses.clear();
+        self.written_in_place.clear();
         for index in 0..graph.node_count() {
             let node = graph.node(index);
             // A view without elements may begin behind its tensor's end, in the next one.
@@ -184,7 +187,7 @@ impl Scan {
                 cache: None,
             });
         } else {
-            paged.pager.note_written(tensor, &range);
+            self.written_in_place.push((tensor, range));
         }
     }
 

@@ -208,10 +208,11 @@ impl Schedule {
         let (mut nodes_start, mut uses_start) = (0, 0);
         let mut first = 0;
         for of_node in uses.chunk_by(|a, b| a.node == b.node) {
-            let before = &uses[..first];
+            let (before, after) = (&uses[..first], &uses[first + of_node.len()..]);
             self.candidate.clone_from(&self.current);
             merge(&mut self.candidate, of_node);
-            let cut = self.cut(before, of_node, shape, bytes_of(&self.candidate));
+            merge(&mut self.candidate, states_of_its_layer(of_node, after));
+            let cut = self.cut(of_node, shape, bytes_of(&self.candidate));
             let node = of_node[0].node;
             let at = match cut {
                 None => None,
@@ -235,6 +236,7 @@ impl Schedule {
                 (nodes_start, uses_start) = (at, first);
                 self.candidate.clear();
                 merge(&mut self.candidate, of_node);
+                merge(&mut self.candidate, states_of_its_layer(of_node, after));
             }
             self.need_of_cache(of_node, shape)?;
             let bytes = bytes_of(&self.candidate);
@@ -255,16 +257,14 @@ impl Schedule {
 
     /// Whether the segment at hand ends before the node of `of_node`, with which it would
     /// take `bytes` of the ring.
-    fn cut(&self, before: &[Use], of_node: &[Use], shape: Shape, bytes: usize) -> Option<Cut> {
+    fn cut(&self, of_node: &[Use], shape: Shape, bytes: usize) -> Option<Cut> {
         let mut lists = of_node.iter().filter_map(|used| used.cache?.ids);
         if lists.any(|ids| Some(ids) != self.ids) {
             return Some(Cut::Late);
         }
         let known = self.current.len();
-        let layer = before.last().and_then(|last| last.state);
-        let joins = layer.is_some() && of_node.iter().all(|used| used.state == layer);
         let too_much = bytes > shape.ring_bytes
-            || (bytes > shape.segment_bytes && self.candidate.len() > known && !joins);
+            || (bytes > shape.segment_bytes && self.candidate.len() > known);
         if too_much && known > 0 {
             return Some(Cut::Full);
         }
@@ -356,9 +356,19 @@ impl Schedule {
     }
 }
 
+/// The later uses of the states of the layer whose state a node uses: attention reads them
+/// at once, so that they are needed together from the first on.
+fn states_of_its_layer<'a>(of_node: &[Use], after: &'a [Use]) -> impl Iterator<Item = &'a Use> {
+    let layer = of_node.iter().find_map(|used| used.state);
+    after
+        .iter()
+        .take_while(move |used| layer.is_some() && (used.state.is_none() || used.state == layer))
+        .filter(|used| used.state.is_some())
+}
+
 /// Adds uses to needs: one range per tensor, the hull of all.
-fn merge(needs: &mut Vec<Need>, uses: &[Use]) {
-    for used in uses.iter().filter(|used| used.cache.is_none()) {
+fn merge<'a>(needs: &mut Vec<Need>, uses: impl IntoIterator<Item = &'a Use>) {
+    for used in uses.into_iter().filter(|used| used.cache.is_none()) {
         match needs.iter_mut().find(|known| known.tensor == used.tensor) {
             Some(known) => {
                 known.range.start = known.range.start.min(used.range.start);

@@ -253,7 +253,8 @@ impl Shared {
 
     pub fn set_budget(&self, bytes: u64, reason: Reason) -> Result<()> {
         let mut paged = self.paged();
-        paged.pager.set_budget(bytes)?;
+        let part = matches!(reason, Reason::Pressure | Reason::Calm);
+        paged.pager.set_budget(bytes, part)?;
         self.note_change(reason, &mut paged);
         Ok(())
     }

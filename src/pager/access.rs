@@ -42,6 +42,7 @@ impl Pager {
             }
         }
         self.touch(id, &range)?;
+        self.ring.invalidate(id);
         match self.newest(id)? {
             // SAFETY:
             // - the bytes are llama.cpp's, not the arena's or the store's;
@@ -49,9 +50,8 @@ impl Pager {
             Newest::Memory(memory, base) => unsafe { memory.write(base + offset, bytes) },
             Newest::File(file, base) => file
                 .write_all_at(bytes, base + offset as u64)
-                .map_err(|error| spill_failed("write", &file, &error))?,
+                .map_err(|error| self.lose(&file, &error))?,
         }
-        self.ring.invalidate(id);
         Ok(())
     }
 
@@ -68,6 +68,7 @@ impl Pager {
             return Err(Error::Bug("a streamed weight cannot be filled".to_owned()));
         }
         self.touch(id, &range)?;
+        self.ring.invalidate(id);
         match self.newest(id)? {
             Newest::Memory(memory, base) => {
                 // SAFETY: as in `write`.
@@ -78,11 +79,10 @@ impl Pager {
                 for start in range.clone().step_by(FILL_BYTES) {
                     let bytes = FILL_BYTES.min(range.end - start);
                     file.write_all_at(&piece[..bytes], base + start as u64)
-                        .map_err(|error| spill_failed("write", &file, &error))?;
+                        .map_err(|error| self.lose(&file, &error))?;
                 }
             }
         }
-        self.ring.invalidate(id);
         Ok(())
     }
 
@@ -118,7 +118,23 @@ impl Pager {
         }
         self.stale = true;
         self.ring.invalidate(id);
+        let mut states = self
+            .tensors
+            .iter()
+            .flatten()
+            .filter_map(|tensor| tensor.state.as_ref());
+        if states.all(|state| state.pages_written() == 0) {
+            // Nothing is left of what was lost.
+            self.lost = None;
+        }
         Ok(())
+    }
+
+    /// After a write that failed half-way: nobody knows what the state holds.
+    fn lose(&mut self, file: &StoreFile, error: &io::Error) -> Error {
+        let error = spill_failed("write", file, error);
+        self.lost = Some(error.to_string());
+        error
     }
 
     /// Reads bytes of a tensor, from `offset` on.
@@ -129,7 +145,10 @@ impl Pager {
         let range = offset..offset + bytes.len();
         let state = self.tensor(id).state.as_ref();
         let mut bytes = bytes;
-        if let Some(state) = state {
+        if state.is_some() {
+            self.check_states()?;
+        }
+        if let Some(state) = &self.tensor(id).state {
             // What is not in use is zero, and nowhere.
             let known = match state.is_written(&range) {
                 true => state.bytes_in_use().clamp(offset, range.end) - offset,
@@ -160,6 +179,14 @@ impl Pager {
     /// Where the newest bytes of a tensor are, once nothing is in flight.
     fn newest(&mut self, id: TensorId) -> Result<Newest> {
         self.drain()?;
+        let newest = self.known(id)?;
+        if let Newest::File(file, _) = &newest {
+            file.check_unchanged().map_err(Error::Failed)?;
+        }
+        Ok(newest)
+    }
+
+    fn known(&self, id: TensorId) -> Result<Newest> {
         let tensor = self.tensor(id);
         if let Place::Resident(block, offset) = &tensor.place {
             return Ok(Newest::Memory(Arc::clone(block.memory()), *offset));

@@ -24,6 +24,7 @@ pub mod ring;
 mod slices;
 mod state;
 pub mod storage;
+mod stores;
 #[cfg(test)]
 mod tests;
 mod transfers;
@@ -36,7 +37,7 @@ use std::sync::Arc;
 
 use self::block::Block;
 use self::cache::{Cache, SliceId};
-use self::engine::{Copy, CopyEngine, Counters, Ticket};
+use self::engine::{CopyEngine, Counters, Ticket};
 use self::model_index::TensorLocation;
 pub use self::ring::Need;
 use self::ring::Ring;
@@ -164,12 +165,15 @@ pub struct Pager {
     // What one operation is known to read at once, though the plan did not foresee it.
     ring_bytes_min: u64,
     spill: Option<(Arc<StoreFile>, u64)>,
-    // The spill file could not take what it should: states stay from now on.
-    spill_refused: Option<String>,
     // Bytes that the budget covers and that lie outside.
     outside_bytes: u64,
     // Sizes have changed since the plan was made.
     stale: bool,
+    // The user's budget, of which the one in effect may be a part.
+    allowed_bytes: u64,
+    // The smallest budget for the tensors as they were at the last plan, tried or made.
+    least_bytes: u64,
+    // The largest of those that were made.
     minimum_bytes: u64,
     // What has happened, since the first graph where not said otherwise.
     baseline: Counters,
@@ -179,8 +183,6 @@ pub struct Pager {
     ahead: VecDeque<(Ticket, u64)>,
     moves: Vec<Move>,
     layers_moved: (u64, u64),
-    // A vector that a request did not need after all.
-    spare: Option<Vec<Copy>>,
     // A write-back failed: states are no longer what the graph computed.
     lost: Option<String>,
 }
@@ -188,6 +190,7 @@ pub struct Pager {
 impl Pager {
     /// A pager without tensors.
     pub fn new(config: PagerConfig, engine: Box<dyn CopyEngine>) -> Self {
+        let allowed_bytes = config.budget_bytes;
         Self {
             config,
             engine,
@@ -198,9 +201,10 @@ impl Pager {
             slot_bytes: 0,
             ring_bytes_min: 0,
             spill: None,
-            spill_refused: None,
             outside_bytes: 0,
             stale: false,
+            allowed_bytes,
+            least_bytes: 0,
             minimum_bytes: 0,
             baseline: Counters::default(),
             stalls: Stalls::default(),
@@ -209,7 +213,6 @@ impl Pager {
             ahead: VecDeque::new(),
             moves: Vec::new(),
             layers_moved: (0, 0),
-            spare: None,
             lost: None,
         }
     }

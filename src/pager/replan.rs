@@ -5,16 +5,29 @@ use std::sync::Arc;
 
 use super::block::Block;
 use super::engine::{Copy, Direction, Request, Source, Target};
-use super::memory::HostMemory;
-use super::state::{State, Store};
-use super::storage::StoreFile;
+use super::state::State;
 use super::usage::Move;
-use super::{Backing, GroupKey, PagedTensor, Pager, Place, StatesIn, TensorId, TensorSpec};
+use super::{Backing, GroupKey, PagedTensor, Pager, Place, TensorId, TensorSpec};
 use crate::error::{Error, Result};
 use crate::planner::{self, Item, Limits, Placement, Plan, Shortfall};
 
 /// Resident tensors of a group that are smaller than this share one block.
 const OWN_BLOCK_BYTES: usize = 1 << 20;
+
+/// Why a plan could not be put into effect.
+#[derive(Debug)]
+pub(super) enum Halt {
+    /// A state cannot leave the arena: another plan has to keep it there.
+    Refused,
+    /// Something failed.
+    Failed(Error),
+}
+
+impl From<Error> for Halt {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
 
 impl Pager {
     /// Takes tensors in and plans for all that there are. Resident weights are empty
@@ -47,7 +60,7 @@ impl Pager {
                 u32::try_from(index).expect("fewer than 2^32 tensors"),
             ));
         }
-        let outcome = self.replan();
+        let outcome = self.replan_within_what_is_allowed();
         if outcome.is_err() {
             self.remove_tensors(&ids);
         }
@@ -61,27 +74,34 @@ impl Pager {
         self.ring.clear();
         for id in ids {
             self.cache.remove(*id);
+            self.release_store(*id);
             self.tensors[id.0 as usize] = None;
         }
         if !self.has_states() {
-            // The states that were lost are gone.
+            // The states that were lost are gone, and what they needed.
             self.lost = None;
             self.spill = None;
-            self.spill_refused = None;
+            self.minimum_bytes = 0;
+            self.ring_bytes_min = 0;
         }
         self.stale = true;
     }
 
-    /// Plans anew for another budget.
+    /// Plans anew for another budget: the user's, or a part of it that is left for a while.
     ///
     /// # Errors
     /// `Memory` when no plan fits it, or its memory is not given: the budget stays.
-    pub fn set_budget(&mut self, bytes: u64) -> Result<()> {
+    pub fn set_budget(&mut self, bytes: u64, part: bool) -> Result<()> {
         let before = std::mem::replace(&mut self.config.budget_bytes, bytes);
+        self.forget_stuck();
         let outcome = self.replan();
         if outcome.is_err() {
             self.config.budget_bytes = before;
-            self.replan()?;
+            self.forget_stuck();
+            // If that fails too, the next graph tries again and says why.
+            let _ = self.replan();
+        } else if !part {
+            self.allowed_bytes = bytes;
         }
         outcome
     }
@@ -89,14 +109,14 @@ impl Pager {
     /// Has the budget cover this many bytes that lie outside the pager.
     ///
     /// # Errors
-    /// `Memory` when no plan leaves them: nothing has changed then.
+    /// `Memory` when no plan leaves them: they are not covered then.
     pub fn set_outside(&mut self, bytes: u64) -> Result<()> {
         let before = std::mem::replace(&mut self.outside_bytes, bytes);
         if bytes <= before {
             self.stale |= bytes < before;
             return Ok(());
         }
-        let outcome = self.replan();
+        let outcome = self.replan_within_what_is_allowed();
         if outcome.is_err() {
             self.outside_bytes = before;
         }
@@ -108,20 +128,46 @@ impl Pager {
     /// # Errors
     /// `Memory` when no plan leaves that much.
     pub fn need_ring(&mut self, bytes: usize) -> Result<()> {
-        self.ring_bytes_min = self.ring_bytes_min.max(bytes as u64);
-        self.replan()
+        let before = self.ring_bytes_min;
+        self.ring_bytes_min = before.max(bytes as u64);
+        let outcome = self.replan_within_what_is_allowed();
+        if outcome.is_err() {
+            self.ring_bytes_min = before;
+        }
+        outcome
     }
 
     /// Plans anew if sizes have changed; whether they had.
     ///
     /// # Errors
-    /// As for `add_tensors`.
+    /// As for `add_tensors`; what a graph wanted to use beyond what there was is forgotten
+    /// then.
     pub fn settle(&mut self) -> Result<bool> {
         let stale = self.stale;
-        if stale {
-            self.replan()?;
+        if stale && let Err(error) = self.replan_within_what_is_allowed() {
+            let tensors = self.tensors.iter_mut().flatten();
+            for state in tensors.filter_map(|tensor| tensor.state.as_mut()) {
+                state.retract();
+            }
+            return Err(error);
         }
         Ok(stale)
+    }
+
+    /// Plans anew. When only a part of the user's budget is left and does not do, as much
+    /// more of it is taken as has to be.
+    fn replan_within_what_is_allowed(&mut self) -> Result<()> {
+        let part = self.config.budget_bytes;
+        let outcome = self.replan();
+        if !matches!(outcome, Err(Error::Memory(_))) || part >= self.allowed_bytes {
+            return outcome;
+        }
+        self.config.budget_bytes = self.least_bytes.clamp(part, self.allowed_bytes);
+        let again = self.replan();
+        if again.is_err() {
+            self.config.budget_bytes = part;
+        }
+        again
     }
 
     pub(super) fn has_states(&self) -> bool {
@@ -130,16 +176,22 @@ impl Pager {
     }
 
     fn replan(&mut self) -> Result<()> {
+        self.check_states()?;
         // Until all is where the plan wants it.
         self.stale = true;
-        let plan = self.plan()?;
-        match self.apply(&plan) {
-            // The spill file is full: what it would have taken has to stay.
-            Err(Error::Failed(_)) if self.spill_refused.is_some() => {
-                let plan = self.plan()?;
-                self.apply(&plan)?;
+        loop {
+            let plan = self.plan()?;
+            match self.apply(&plan) {
+                Ok(()) => break,
+                // One more state has to stay.
+                Err(Halt::Refused) => {}
+                Err(Halt::Failed(error)) => return Err(error),
             }
-            outcome => outcome?,
+        }
+        self.minimum_bytes = self.minimum_bytes.max(self.least_bytes);
+        let tensors = self.tensors.iter_mut().flatten();
+        for state in tensors.filter_map(|tensor| tensor.state.as_mut()) {
+            state.agree();
         }
         self.stale = false;
         Ok(())
@@ -173,8 +225,7 @@ impl Pager {
             Ok(plan) => plan.minimum_bytes,
             Err(shortfall) => shortfall.minimum_bytes,
         };
-        // What is there in between may need more than what is there in the end.
-        self.minimum_bytes = self.minimum_bytes.max(least + outside);
+        self.least_bytes = least + outside;
         outcome.map_err(|shortfall| self.too_small(&shortfall))
     }
 
@@ -188,7 +239,11 @@ impl Pager {
             GroupKey::Layer(layer) => !is_state && self.config.pinned_layers.contains(&layer),
             _ => false,
         };
-        let stuck = is_state && self.spill_refused.is_some();
+        let stuck = tensor
+            .state
+            .as_ref()
+            .is_some_and(|state| state.stuck.is_some());
+        let known = is_state || tensor.loaded;
         Item {
             group,
             role: match spec.group {
@@ -198,13 +253,13 @@ impl Pager {
             bytes: self.budget_bytes_of(tensor),
             state: is_state,
             pinned: spec.group == GroupKey::Shared || pinned_layer || stuck,
-            streamed: tensor.loaded && matches!(tensor.place, Place::Streamed),
+            streamed: known && matches!(tensor.place, Place::Streamed),
             experts: spec.slice_bytes.is_some(),
         }
     }
 
     /// Moves the tensors to where `plan` wants them.
-    fn apply(&mut self, plan: &Plan) -> Result<()> {
+    fn apply(&mut self, plan: &Plan) -> std::result::Result<(), Halt> {
         let wanted: Vec<(TensorId, Placement)> = self.ids().zip(plan.placements.clone()).collect();
         let moves = |(id, placement): &&(TensorId, Placement)| match self.tensor(*id).place {
             Place::Nowhere => true,
@@ -218,7 +273,7 @@ impl Pager {
         self.reserve_stores(&wanted)?;
         self.slot_bytes = usize::try_from(plan.slot_bytes).expect("a slot fits the ring");
         if moving.is_empty() && ring_bytes == self.ring.bytes() {
-            return self.resize_cache(cache_bytes);
+            return Ok(self.resize_cache(cache_bytes)?);
         }
         self.drain()?;
         let before = self.moves.len();
@@ -238,7 +293,7 @@ impl Pager {
         let coming: Vec<TensorId> = coming.map(|(id, _)| *id).collect();
         let outcome = self.bring_in(&coming);
         self.count_layers(before);
-        outcome
+        Ok(outcome?)
     }
 
     pub(super) fn ids(&self) -> impl Iterator<Item = TensorId> {
@@ -251,66 +306,8 @@ impl Pager {
             .map(|index| TensorId(u32::try_from(index).expect("fewer than 2^32 tensors")))
     }
 
-    /// Sees to it that each state that is or will be streamed has a store with room for
-    /// what is in use.
-    fn reserve_stores(&mut self, wanted: &[(TensorId, Placement)]) -> Result<()> {
-        for (id, _) in wanted.iter().filter(|(_, to)| *to == Placement::Streamed) {
-            if self.tensor(*id).state.is_none() {
-                continue;
-            }
-            if let Err(sentence) = self.reserve_store(*id) {
-                self.spill_refused = Some(sentence.clone());
-                return Err(Error::Failed(sentence));
-            }
-        }
-        Ok(())
-    }
-
-    fn reserve_store(&mut self, id: TensorId) -> std::result::Result<(), String> {
-        let bytes = self.tensor(id).spec.span_bytes;
-        let store = match self.tensor(id).state.as_ref().and_then(|s| s.store.clone()) {
-            Some(store) => store,
-            None => self.new_store(bytes)?,
-        };
-        let state = self.tensor_mut(id).state.as_mut();
-        let state = state.expect("only states have stores");
-        if let Store::File(file, base) = &store {
-            let end = base + state.bytes_in_use() as u64;
-            file.reserve(*base..end)
-                .map_err(|error| spill_full(file, end - base, &error))?;
-        }
-        state.store = Some(store);
-        Ok(())
-    }
-
-    fn new_store(&mut self, bytes: usize) -> std::result::Result<Store, String> {
-        match &self.config.states_in {
-            StatesIn::Memory => HostMemory::sparse(bytes)
-                .map(|memory| Store::Memory(Arc::new(memory)))
-                .map_err(|error| {
-                    format!("could not get memory for the KV cache ({error}); lower -c")
-                }),
-            StatesIn::Folder(folder) => {
-                if self.spill.is_none() {
-                    let made = StoreFile::spill(folder).map_err(|error| {
-                        let folder = folder.display();
-                        format!(
-                            "could not make a spill file for the KV cache in '{folder}' ({error}); \
-                             give another folder with --spill-dir"
-                        )
-                    })?;
-                    self.spill = Some((Arc::new(made), 0));
-                }
-                let (file, end) = self.spill.as_mut().expect("it was made above");
-                let base = *end;
-                *end += (bytes as u64).next_multiple_of(super::storage::BLOCK_BYTES as u64);
-                Ok(Store::File(Arc::clone(file), base))
-            }
-        }
-    }
-
     /// Moves one tensor out of the arena; a state's pages go to its store.
-    fn stream_out(&mut self, id: TensorId) -> Result<()> {
+    fn stream_out(&mut self, id: TensorId) -> std::result::Result<(), Halt> {
         let bytes = self.budget_bytes_of(self.tensor(id));
         let place = self.tensor(id).place.clone();
         if let (Place::Resident(block, offset), Some(state)) = (&place, &self.tensor(id).state) {
@@ -331,12 +328,14 @@ impl Pager {
                 });
             }
             let pages = state.pages_written();
+            let lost = self.lost.take();
             if let Err(error) = self.copy_now(Direction::Out, copies) {
                 // The arena still has the bytes.
-                self.spill_refused = Some(error.to_string());
-                self.lost = None;
-                return Err(error);
+                self.lost = lost;
+                self.set_stuck(id, Some(error.to_string()));
+                return Err(Halt::Refused);
             }
+            self.lost = lost;
             self.kv_pages.evicted += pages;
         }
         self.cache.remove(id);
@@ -413,9 +412,7 @@ impl Pager {
                 let bytes = self.budget_bytes_of(self.tensor(*id));
                 self.note_move(*id, false, bytes);
             }
-            if let Some(Store::File(file, base)) = self.release_store(*id) {
-                file.release(base..base + self.tensor(*id).spec.span_bytes as u64);
-            }
+            self.release_store(*id);
         }
         filled
     }
@@ -456,15 +453,6 @@ impl Pager {
             }
         }
         Ok(())
-    }
-
-    /// A resident state needs no store; its place in the spill file stays its own.
-    fn release_store(&mut self, id: TensorId) -> Option<Store> {
-        let state = self.tensor_mut(id).state.as_mut()?;
-        match state.store.clone()? {
-            Store::Memory(_) => state.store.take(),
-            file @ Store::File(..) => Some(file),
-        }
     }
 
     /// Makes a tensor resident at `start` of `block`, and adds what fills it.
@@ -539,7 +527,7 @@ impl Pager {
             true => String::new(),
             false => format!(" ({})", parts.join(", ")),
         };
-        let stuck = match &self.spill_refused {
+        let stuck = match self.stuck_reason() {
             Some(sentence) => format!("; {sentence}"),
             None => String::new(),
         };
@@ -552,21 +540,12 @@ impl Pager {
     }
 }
 
-fn spill_full(file: &StoreFile, bytes: u64, error: &std::io::Error) -> String {
-    format!(
-        "no room for {} of KV cache in the spill file in '{}' ({error}); give another folder with \
-         --spill-dir, raise --vram-budget or lower -c",
-        mib(bytes),
-        file.path().display()
-    )
-}
-
 fn new_block(bytes: usize) -> Result<Block> {
     Block::new(bytes).map_err(Error::Memory)
 }
 
 /// Bytes in MiB, rounded up to the next hundredth, so that the figure given is enough.
-fn mib(bytes: u64) -> String {
+pub(super) fn mib(bytes: u64) -> String {
     let hundredths = (u128::from(bytes) * 100).div_ceil(1 << 20);
     format!("{}.{:02} MiB", hundredths / 100, hundredths % 100)
 }

@@ -219,7 +219,7 @@ impl Pager {
     /// Submits the fetch of the wanted slices, which are inserted and in order.
     fn fetch_slices(&mut self, pinned: bool) -> Result<()> {
         if self.config.poison {
-            let mut copies = self.new_copies();
+            let mut copies = self.engine.recycled();
             let bytes = self.wanted.iter().map(|slice| {
                 let bytes = self.cache.layout(slice.tensor);
                 (
@@ -239,7 +239,7 @@ impl Pager {
             }
         }
         let wanted = std::mem::take(&mut self.wanted);
-        let mut copies = self.new_copies();
+        let mut copies = self.engine.recycled();
         let next = |a: &SliceId, b: &SliceId| a.tensor == b.tensor && a.index + 1 == b.index;
         for run in wanted.chunk_by(next) {
             let (id, slices) = run_of(run);

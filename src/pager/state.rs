@@ -55,8 +55,12 @@ pub struct State {
     // By page: whether anything was ever written to it. The others are zero.
     written: Vec<bool>,
     pages_in_use: usize,
+    // Those that the plan in effect knows of.
+    pages_agreed: usize,
     /// Where it is kept while it is streamed.
     pub store: Option<Store>,
+    /// Why it cannot leave the arena.
+    pub stuck: Option<String>,
 }
 
 impl State {
@@ -68,7 +72,9 @@ impl State {
             page_bytes,
             written: vec![false; bytes.div_ceil(page_bytes)],
             pages_in_use: 0,
+            pages_agreed: 0,
             store: None,
+            stuck: None,
         }
     }
 
@@ -85,10 +91,21 @@ impl State {
         grew
     }
 
+    /// Notes that a plan for the pages in use is in effect.
+    pub fn agree(&mut self) {
+        self.pages_agreed = self.pages_in_use;
+    }
+
+    /// Goes back to the pages for which there was a plan.
+    pub fn retract(&mut self) {
+        self.pages_in_use = self.pages_agreed;
+    }
+
     /// Forgets all pages: they are zero, and not in use.
     pub fn clear(&mut self) {
         self.written.fill(false);
         self.pages_in_use = 0;
+        self.pages_agreed = 0;
     }
 
     /// `range`, made of whole pages.
@@ -142,6 +159,8 @@ mod tests {
     #[test]
     fn pages_are_in_use_from_the_start_and_written_one_by_one() {
         let mut state = State::new(1000, 300);
+        assert!(state.extend(700));
+        state.retract();
         assert!(state.extend(301) && !state.extend(10));
         assert_eq!(state.bytes_in_use(), 600);
         state.mark_written(&(310..311));

@@ -358,14 +358,14 @@ proptest! {
             let outcome = match act {
                 Act::Pass { seed, rows } => stage.pass(seed, rows, prefetch),
                 Act::Outside(seed) => stage.outside(seed),
-                Act::Budget(bytes) => stage.pager.set_budget(bytes),
+                Act::Budget(bytes) => stage.pager.set_budget(bytes, false),
                 Act::Scratch(bytes) => stage.pager.set_outside(bytes),
             };
             match outcome {
                 Ok(()) => stage.check_usage(),
                 Err(error) => {
                     prop_assert_eq!(error.exit_code(), 4, "{}", error);
-                    stage.pager.set_budget(2 * TOTAL_BYTES).unwrap();
+                    stage.pager.set_budget(2 * TOTAL_BYTES, false).unwrap();
                 }
             }
         }
@@ -454,6 +454,33 @@ fn weights_make_room_for_a_cache_that_grows() {
 }
 
 #[test]
+fn a_cache_that_grows_takes_back_what_pressure_had_taken() {
+    let mut stage = Stage::new(&Setup::new(2 * TOTAL_BYTES)).unwrap();
+    stage.pass(0, 1, true).unwrap();
+    // The smallest budget for one row; for all of them, a layer's states alone take more.
+    let least = stage.pager.usage().minimum_bytes;
+    stage.pager.set_budget(least, true).unwrap();
+    stage.pass(1, ROWS, true).unwrap();
+    let usage = stage.pager.usage();
+    assert!(usage.budget_bytes > least, "{usage:?}");
+    stage.check_usage();
+    stage.outside(4).unwrap();
+}
+
+#[test]
+fn a_growth_that_is_refused_is_forgotten() {
+    let mut stage = Stage::new(&Setup::new(2 * TOTAL_BYTES)).unwrap();
+    stage.pass(0, 1, true).unwrap();
+    let least = stage.pager.usage().minimum_bytes;
+    stage.pager.set_budget(least, false).unwrap();
+    let refused = stage.pass(1, ROWS, true).unwrap_err();
+    assert_eq!(refused.exit_code(), 4, "{refused}");
+    stage.outside(4).unwrap();
+    stage.pass(2, 1, true).unwrap();
+    stage.check_usage();
+}
+
+#[test]
 fn a_failed_copy_is_a_sentence_and_the_next_pass_is_right() {
     for request in 0..60 {
         let faults = Faults {
@@ -488,9 +515,9 @@ fn a_spill_folder_that_cannot_be_written_keeps_the_cache_in_the_arena() {
     stage.pager.config.states_in = StatesIn::Folder("/nowhere/at/all".into());
     let states = (2 * LAYERS * 32 * ROW_BYTES) as u64;
     // Weights give way, as far as they can.
-    stage.pager.set_budget(states + 2000).unwrap();
+    stage.pager.set_budget(states + 2000, false).unwrap();
     assert_eq!(stage.pager.usage().streamed_state_bytes, 0);
-    let refused = stage.pager.set_budget(states / 2).unwrap_err();
+    let refused = stage.pager.set_budget(states / 2, false).unwrap_err();
     assert_eq!(refused.exit_code(), 4);
     assert!(refused.to_string().contains("--spill-dir"), "{refused}");
     stage.pass(1, 30, true).unwrap();

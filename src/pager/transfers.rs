@@ -94,18 +94,13 @@ impl Pager {
         })
     }
 
-    /// A vector for the copies of a request.
-    pub(super) fn new_copies(&mut self) -> Vec<Copy> {
-        let spare = self.spare.take();
-        spare.unwrap_or_else(|| self.engine.recycled())
-    }
-
     /// Submits the fetch of `need`.
     fn fetch(&mut self, need: &Need) -> Result<()> {
         let place = need.place();
         let block = Arc::clone(self.ring.block().expect("a plan that streams has a ring"));
+        let mut copies = self.engine.recycled();
         if self.config.poison {
-            let poison = Copy {
+            copies.push(Copy {
                 from: Source::Pattern(POISON),
                 to: Target::Memory {
                     memory: Arc::clone(block.memory()),
@@ -113,10 +108,8 @@ impl Pager {
                 },
                 bytes: place.len(),
                 whole_blocks: false,
-            };
-            self.submit_in(vec![poison])?;
+            });
         }
-        let mut copies = self.new_copies();
         let from_file = self.copies_of(need, place.start, &mut copies);
         let ticket = self.submit_in(copies)?;
         self.ring.hold(need, ticket, from_file);
@@ -217,7 +210,7 @@ impl Pager {
         if writes.is_empty() {
             return Ok(());
         }
-        let mut copies = self.new_copies();
+        let mut copies = self.engine.recycled();
         let block = Arc::clone(self.ring.block().expect("a plan that streams has a ring"));
         for (id, range) in writes {
             let held = self.ring.pinned(*id).expect("what was written is pinned");
@@ -256,6 +249,8 @@ impl Pager {
     pub fn unpin(&mut self) {
         self.ring.unpin();
         self.cache.unpin();
+        // Whatever was asked for and never fetched.
+        self.wanted.clear();
     }
 
     /// Whether states were lost by a failed write-back.

@@ -37,7 +37,7 @@ fn text(lines: &Lines) -> String {
     let rate = show_bytes(bytes_per_second as u64);
     format!(
         "model:   {} in {} layers\n\
-         memory:  {} for its weights and KV cache ({share:.0} % of the model)\n\
+         memory:  {} for weights, KV cache and scratch ({share:.0} % of the model)\n\
          paged:   {} moved through that memory, {rate} per second; \
          {} tokens, {tokens_per_second:.0} per second\n",
         show_bytes(report.model_bytes),

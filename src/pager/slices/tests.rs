@@ -158,7 +158,7 @@ fn what_was_fetched_is_counted_to_the_byte() {
         };
         let (minimum, _) = minimum_and_total(&setup);
         let mut stage = Stage::new(&setup);
-        stage.pager.set_budget(minimum * 2).unwrap();
+        stage.pager.set_budget(minimum * 2, false).unwrap();
         stage.pager.start_counting();
         for step in 0..40 {
             let named = [step % SLICES, (step * step + 1) % SLICES];
@@ -186,17 +186,17 @@ fn a_tensor_keeps_what_fits_when_the_budget_falls_and_loads_the_rest_when_it_ris
     let (minimum, total) = minimum_and_total(&setup);
     let mut stage = Stage::new(&setup);
     stage.pager.start_counting();
-    stage.pager.set_budget(total - 1).unwrap();
+    stage.pager.set_budget(total - 1, false).unwrap();
     let usage = stage.pager.usage();
     // Less than two slices had to go, and nothing was read.
     let absent = usage.streamed_weight_bytes;
     assert!((10_000..=20_000).contains(&absent), "{usage:?}");
     assert_eq!(usage.traffic.storage_bytes, 0);
-    stage.pager.set_budget(minimum).unwrap();
+    stage.pager.set_budget(minimum, false).unwrap();
     assert!(stage.pager.usage().arena_bytes <= minimum);
-    assert!(stage.pager.set_budget(minimum - 1).is_err());
+    assert!(stage.pager.set_budget(minimum - 1, false).is_err());
     let absent = stage.pager.usage().streamed_weight_bytes;
-    stage.pager.set_budget(total).unwrap();
+    stage.pager.set_budget(total, false).unwrap();
     let usage = stage.pager.usage();
     assert_eq!(usage.streamed_weight_bytes, 0);
     assert_eq!(usage.traffic.storage_bytes, absent);
@@ -224,7 +224,7 @@ fn absent_slices_take_no_memory_and_leave_their_neighbours_alone() {
         };
         let (minimum, _) = minimum_and_total(&setup);
         let mut stage = Stage::new(&setup);
-        stage.pager.set_budget(minimum).unwrap();
+        stage.pager.set_budget(minimum, false).unwrap();
         let (mut absent, mut there) = (0, 0);
         for tensor in 0..TENSORS {
             let id = stage.ids[tensor];
@@ -290,10 +290,10 @@ proptest! {
         let mut stage = Stage::new(&setup);
         let mut failed = 0;
         let mut note = |outcome: Result<()>| failed += u32::from(outcome.is_err());
-        note(stage.pager.set_budget(budget(start)));
+        note(stage.pager.set_budget(budget(start), false));
         for (tensor, slices, ahead, percent) in steps {
             if let Some(percent) = percent {
-                note(stage.pager.set_budget(budget(percent)));
+                note(stage.pager.set_budget(budget(percent), false));
             }
             let named = Some(slices).filter(|slices| !slices.is_empty());
             note(stage.segment(tensor, named.as_deref(), ahead));
