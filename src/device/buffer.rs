@@ -201,15 +201,24 @@ fn take_in(
     specs: Vec<TensorSpec>,
 ) -> Result<Vec<TensorId>> {
     let mut paged = shared.paged();
+    let mut unpaged = 0;
     let reason = match kind {
         Kind::Weights => {
             check_pinned_layers(shared, &specs)?;
-            shared.set_unpaged(&mut paged, unpaged_bytes(shared, tensors))?;
+            unpaged = unpaged_bytes(shared, tensors);
+            shared.set_unpaged(&mut paged, unpaged, u64::from(shared.direct))?;
             Reason::Weights
         }
         Kind::States | Kind::Inner => Reason::Context,
     };
-    let ids = paged.pager.add_tensors(specs)?;
+    let ids = match paged.pager.add_tensors(specs.clone()) {
+        Err(Error::Memory(_)) if unpaged > 0 => {
+            // Rather a peak while loading than no run at all.
+            shared.set_unpaged(&mut paged, unpaged, 0)?;
+            paged.pager.add_tensors(specs)?
+        }
+        outcome => outcome?,
+    };
     shared.note_change(reason, &mut paged);
     Ok(ids)
 }

@@ -200,6 +200,7 @@ impl Shared {
     pub fn change_scratch(&self, change: impl Fn(u64) -> u64) -> Result<()> {
         let mut paged = self.paged();
         let scratch_bytes = change(paged.scratch_bytes);
+        // Whoever computes has loaded: what the loader needed to stage is free again.
         let outside = scratch_bytes + paged.unpaged_bytes;
         paged.pager.set_outside(outside)?;
         paged.scratch_bytes = scratch_bytes;
@@ -207,9 +208,11 @@ impl Shared {
         Ok(())
     }
 
-    /// Has the budget cover the weights that llama.cpp keeps to itself.
-    pub fn set_unpaged(&self, paged: &mut Paged, bytes: u64) -> Result<()> {
-        paged.pager.set_outside(paged.scratch_bytes + bytes)?;
+    /// Has the budget cover the weights that llama.cpp keeps to itself, and, while they are
+    /// read past the page cache, `staging` times as much again.
+    pub fn set_unpaged(&self, paged: &mut Paged, bytes: u64, staging: u64) -> Result<()> {
+        let outside = paged.scratch_bytes + bytes + bytes * staging;
+        paged.pager.set_outside(outside)?;
         paged.unpaged_bytes = bytes;
         Ok(())
     }
