@@ -69,6 +69,13 @@ fn complete(line: &str) -> Output {
     program().args(prompt).args(words).output().unwrap()
 }
 
+/// A named pipe at `path`.
+#[cfg(unix)]
+fn make_pipe(path: &std::path::Path) {
+    let made = std::process::Command::new("mkfifo").arg(path).status();
+    assert!(made.unwrap().success());
+}
+
 fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

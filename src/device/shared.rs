@@ -19,7 +19,7 @@ use crate::pager::model_index::ModelIndex;
 use crate::pager::storage::{Access, BLOCK_BYTES};
 use crate::pager::{Pager, PagerConfig, StatesIn};
 use crate::planner::LookAhead;
-use crate::telemetry::memory::available_bytes;
+use crate::telemetry::memory::{available_bytes, share_of};
 
 /// The pager, and the addresses under which llama.cpp knows its tensors.
 #[derive(Debug)]
@@ -329,16 +329,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The model's tensors, and whether their files are read past the page cache: when they
 /// do not fit in the memory there is, the cache would be emptied before each use.
 fn open_model(config: &PagingConfig) -> Result<(ModelIndex, bool)> {
-    let index = ModelIndex::read(&config.model, Access::Cached)?;
-    let direct = match config.storage {
-        Storage::Direct => true,
-        Storage::Cached => false,
-        Storage::Auto => index.bytes() > share_of(available_bytes(), 0.9),
-    };
-    if !direct || !config.weights {
-        return Ok((index, false));
-    }
-    let index = ModelIndex::read(&config.model, Access::Direct)?;
+    let fits = |bytes: u64| bytes <= share_of(available_bytes(), 0.9);
+    let index = ModelIndex::read(&config.model, |bytes| match config.storage {
+        Storage::Direct if config.weights => Access::Direct,
+        Storage::Auto if config.weights && !fits(bytes) => Access::Direct,
+        _ => Access::Cached,
+    })?;
     let direct = index.is_direct();
     Ok((index, direct))
 }
@@ -354,15 +350,4 @@ fn spill_folder(config: &PagingConfig) -> PathBuf {
         return on_disk;
     }
     std::env::temp_dir()
-}
-
-/// `share` of `bytes`, rounded down.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "a share of a size needs no more than 52 bits; the cast saturates"
-)]
-fn share_of(bytes: u64, share: f64) -> u64 {
-    (bytes as f64 * share).max(0.0) as u64
 }

@@ -28,13 +28,17 @@ pub struct ModelIndex {
 
 impl ModelIndex {
     /// Reads the headers of the model at `path` and, when it is split, of its other parts;
-    /// tensors will be read as `access` says.
+    /// tensors will be read as `access` says, which is told how many bytes they have.
     ///
     /// # Errors
     /// `Failed`, naming the file which is missing, unreadable or not a GGUF.
-    pub fn read(path: &Path, access: Access) -> Result<Self> {
+    pub fn read(path: &Path, access: impl FnOnce(u64) -> Access) -> Result<Self> {
+        let headers = Header::read_all(path)?;
+        let tensors = headers.iter().flat_map(Header::tensors);
+        let bytes = tensors.map(|tensor| tensor.bytes);
+        let access = access(bytes.fold(0, u64::saturating_add));
         let mut index = Self::default();
-        for header in Header::read_all(path)? {
+        for header in headers {
             let path = header.path();
             let file = StoreFile::open(path, access).map_err(|error| {
                 Error::Failed(format!("could not open '{}' ({error})", path.display()))
@@ -65,8 +69,7 @@ impl ModelIndex {
 
     /// Whether all parts are read past the page cache.
     pub fn is_direct(&self) -> bool {
-        let mut tensors = self.tensors.values();
-        tensors.all(|tensor| tensor.file.is_direct())
+        self.files.iter().all(|file| file.is_direct())
     }
 
     /// Bytes of all tensors together.

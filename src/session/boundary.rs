@@ -12,7 +12,7 @@ use crate::device::report::Reason;
 use crate::device::{Budget, PagedDevice};
 use crate::error::Result;
 use crate::llama::{Token, log};
-use crate::telemetry::memory::{ProcessReader, Reader};
+use crate::telemetry::memory::{ProcessReader, Reader, share_of};
 use crate::telemetry::metrics::{Facts, Metrics, PressureRecord};
 use crate::telemetry::pressure::{Action, Decision, Governor, Source, Standing, automatic_budget};
 
@@ -211,17 +211,11 @@ fn tell(decision: &Decision, done: Result<()>) {
 }
 
 /// A budget in bytes, while the arena already holds some of the memory there is.
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "a share of a size needs no more than 52 bits; the cast saturates"
-)]
 fn bytes_of(budget: Budget, mem_pressure: f64, device: &PagedDevice) -> u64 {
     let report = device.report();
     match budget {
         Budget::Bytes(bytes) => bytes,
-        Budget::ModelShare(part) => (report.model_bytes as f64 * part) as u64,
+        Budget::ModelShare(part) => share_of(report.model_bytes, part),
         Budget::Auto => {
             let memory = Reader::new().read();
             automatic_budget(&memory, mem_pressure, report.arena_bytes_used)

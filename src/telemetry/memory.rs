@@ -64,6 +64,17 @@ pub struct Process {
     pub peak_bytes: u64,
 }
 
+/// `share` of `bytes`, rounded down; nothing of a negative share.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a share of a size needs no more than 52 bits; the cast saturates"
+)]
+pub fn share_of(bytes: u64, share: f64) -> u64 {
+    (bytes as f64 * share).max(0.0) as u64
+}
+
 /// Bytes that this process can still take without anybody swapping or being killed: the
 /// least that the machine and the control groups above this process have left.
 pub fn available_bytes() -> u64 {

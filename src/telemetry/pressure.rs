@@ -21,7 +21,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::memory::{Level, Memory, Reader};
+use super::memory::{Level, Memory, Reader, share_of};
 
 /// The share of memory in use above which the budget shrinks, unless the user says.
 pub const THRESHOLD: f64 = 0.85;
@@ -56,10 +56,10 @@ pub fn automatic_budget(memory: &Memory, threshold: f64, own_bytes: u64) -> u64 
         .filter(|level| level.total_bytes > 0)
         .map(|level| {
             let others = level.used_bytes.saturating_sub(own_bytes);
-            share(level.total_bytes, threshold).saturating_sub(others + OVERHEAD_BYTES)
+            share_of(level.total_bytes, threshold).saturating_sub(others + OVERHEAD_BYTES)
         })
         .min();
-    let most = share(available, AUTOMATIC);
+    let most = share_of(available, AUTOMATIC);
     // Where others hold nearly everything, a start with something is better than none.
     room.unwrap_or(most).clamp(most / 4, most)
 }
@@ -185,14 +185,14 @@ impl Governor {
 
     /// What follows from a sample; None when nothing does.
     pub fn decide(&mut self, level: Level, standing: Standing) -> Option<Decision> {
-        let upper = share(level.total_bytes, self.threshold);
+        let upper = share_of(level.total_bytes, self.threshold);
         if level.used_bytes > upper {
             self.calm = 0;
             return self.shrink(level, level.used_bytes - upper, standing);
         }
         self.rest = 0;
         self.exhausted = false;
-        let lower = share(level.total_bytes, self.threshold - MARGIN);
+        let lower = share_of(level.total_bytes, self.threshold - MARGIN);
         let room = lower.saturating_sub(level.used_bytes);
         if room == 0 || standing.budget_bytes >= self.wanted_bytes {
             self.calm = 0;
@@ -254,17 +254,6 @@ fn decision(action: Action, level: Level, standing: Standing, after_bytes: u64) 
         before_bytes: standing.budget_bytes,
         after_bytes,
     }
-}
-
-/// `share` of `bytes`, rounded down; nothing of a negative share.
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "a share of a size needs no more than 52 bits; the cast saturates"
-)]
-fn share(bytes: u64, share: f64) -> u64 {
-    (bytes as f64 * share).max(0.0) as u64
 }
 
 #[cfg(test)]
@@ -338,10 +327,10 @@ mod tests {
         assert_eq!(again, budget);
         assert_eq!(
             automatic_budget(&machine(10, 100), 1.0, 0),
-            share(gib(90), 0.85)
+            share_of(gib(90), 0.85)
         );
         let full = automatic_budget(&machine(90, 100), 0.85, 0);
-        assert_eq!(full, share(gib(10), 0.85) / 4);
+        assert_eq!(full, share_of(gib(10), 0.85) / 4);
         let grouped = Memory {
             group: Some(Level {
                 used_bytes: gib(1),
@@ -351,7 +340,7 @@ mod tests {
             ..machine(10, 100)
         };
         let budget = automatic_budget(&grouped, 0.5, 0);
-        assert_eq!(budget, share(gib(11), 0.5) - gib(1) - OVERHEAD_BYTES);
+        assert_eq!(budget, share_of(gib(11), 0.5) - gib(1) - OVERHEAD_BYTES);
         assert_eq!(automatic_budget(&Memory::default(), 0.85, 0), 0);
     }
 
@@ -481,7 +470,7 @@ mod tests {
         ) {
             prop_assume!(minimum <= wanted);
             let mut machine = Machine::new(wanted, minimum, load);
-            machine.budget = minimum + share(wanted - minimum, start);
+            machine.budget = minimum + share_of(wanted - minimum, start);
             let actions = machine.tokens(2000);
             let settled = machine.budget;
             prop_assert_eq!(machine.tokens(500), []);

@@ -118,13 +118,7 @@ fn a_full_disk_is_a_sentence() {
 fn a_prompt_can_come_through_a_pipe() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("prompt");
-    assert!(
-        Command::new("mkfifo")
-            .arg(&pipe)
-            .status()
-            .unwrap()
-            .success()
-    );
+    super::make_pipe(&pipe);
     let path = pipe.clone();
     let writer = std::thread::spawn(move || std::fs::write(path, "Once upon a time\n"));
     let mut command = program();

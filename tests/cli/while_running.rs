@@ -233,13 +233,7 @@ fn a_reader_of_the_metrics_who_leaves_does_not_end_the_run() {
 fn a_file_that_is_a_pipe_without_reader_is_given_up() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("metrics");
-    assert!(
-        Command::new("mkfifo")
-            .arg(&pipe)
-            .status()
-            .unwrap()
-            .success()
-    );
+    super::make_pipe(&pipe);
     let leaves = |pipe: &Path| {
         let pipe = pipe.to_owned();
         std::thread::spawn(move || drop(File::open(pipe)))
