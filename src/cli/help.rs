@@ -56,6 +56,7 @@ pub fn help(options: &[OptionInfo]) -> String {
         "sampling params",
         "speculative params",
         "completion params",
+        "llama-cli params",
     ] {
         let mut inside = options
             .iter()

@@ -315,6 +315,14 @@ impl Session {
         Err(bytes::failure("the context could not be shifted; raise -c"))
     }
 
+    /// Forgets the tokens from position `from` on; false when the model's memory cannot
+    /// forget a part of what it holds, and holds it still.
+    pub fn truncate(&mut self, from: i32) -> bool {
+        // SAFETY:
+        // - the session is alive as long as `self`, and borrowed alone.
+        unsafe { ggml_sys::rpaged_truncate(self.raw(), from) }
+    }
+
     /// Samples a token from the logits of the last decode.
     ///
     /// # Errors

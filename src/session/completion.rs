@@ -9,6 +9,7 @@
 //! ```
 
 use super::boundary::Boundary;
+use super::generator::Generator;
 use super::{output, signal};
 use crate::error::{Error, Result};
 use crate::llama::{Decoded, Session, Settings, Token, log};
@@ -182,8 +183,8 @@ fn log_plan(session: &Session, settings: &Settings, keep: i32) -> Result<()> {
 
 /// Where the loop stands.
 struct Progress {
-    /// Positions that the context holds.
-    past: i32,
+    /// What the context holds.
+    context: Generator,
     /// Tokens of the prompt that were taken.
     consumed: usize,
     /// Tokens that may still be generated; negative: no bound.
@@ -206,7 +207,7 @@ pub(super) fn complete(session: &mut Session, job: &Job, boundary: &mut Boundary
         prompt = encode(session, &prompt)?;
     }
     let mut at = Progress {
-        past: 0,
+        context: Generator::default(),
         consumed: 0,
         remaining: i64::from(job.settings.n_predict),
         generated: 0,
@@ -288,7 +289,7 @@ fn advance(session: &mut Session, job: &Job, at: &mut Progress) -> Result<bool> 
     }
     let count = i32::try_from(at.batch.len()).unwrap_or(i32::MAX);
     let size = i32::try_from(n_ctx).unwrap_or(i32::MAX);
-    if at.past.saturating_add(count) >= size {
+    if at.context.past().saturating_add(count) >= size {
         if !job.settings.ctx_shift {
             log::warn("\n\nllama_completion: context full, --context-shift is off: stopping\n");
             return Ok(false);
@@ -297,16 +298,15 @@ fn advance(session: &mut Session, job: &Job, at: &mut Progress) -> Result<bool> 
             log::warn("\n\nllama_completion: context full and -n is -2: stopping\n");
             return Ok(false);
         }
-        let discard = (at.past - job.keep) / 2;
-        session.shift(job.keep, discard, at.past)?;
-        at.past -= discard;
+        let discard = (at.context.past() - job.keep) / 2;
+        at.context.shift(session, job.keep, discard)?;
     }
-    if signal::asked().is_some() || session.decode(&at.batch)? == Decoded::Aborted {
+    if signal::asked().is_some() || at.context.feed(session, &at.batch)? == Decoded::Aborted {
         return Err(interrupted());
     }
-    at.past += count;
-    if job.settings.n_print > 0 && at.past % job.settings.n_print == 0 {
-        log::debug(|| format!("\nTokens consumed so far = {} / {n_ctx}\n", at.past));
+    let past = at.context.past();
+    if job.settings.n_print > 0 && past % job.settings.n_print == 0 {
+        log::debug(|| format!("\nTokens consumed so far = {past} / {n_ctx}\n"));
     }
     Ok(true)
 }
@@ -314,8 +314,7 @@ fn advance(session: &mut Session, job: &Job, at: &mut Progress) -> Result<bool> 
 /// Fills the batch: from the prompt, or with one token from the sampler.
 fn take(session: &mut Session, job: &Job, prompt: &[Token], at: &mut Progress) -> Result<()> {
     if at.consumed >= prompt.len() {
-        let token = session.sample()?;
-        session.accept(token, true)?;
+        let token = at.context.next(session)?;
         at.batch.push(token);
         at.remaining -= 1;
         at.generated += 1;

@@ -4,6 +4,7 @@ mod boundary;
 mod closing;
 mod completion;
 pub mod demo;
+mod generator;
 mod loading;
 mod output;
 pub mod signal;

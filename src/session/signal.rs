@@ -50,6 +50,12 @@ pub fn asked() -> Option<u8> {
     Some(ASKED.load(Ordering::Relaxed)).filter(|signal| *signal != 0)
 }
 
+/// The signal that asked the generation to stop; asking takes it back, so that the next one
+/// is a first one again.
+pub fn take() -> Option<u8> {
+    Some(ASKED.swap(0, Ordering::Relaxed)).filter(|signal| *signal != 0)
+}
+
 /// Whether the budget's file is to be read again; asking takes the answer back.
 pub fn take_reload() -> bool {
     RELOAD.swap(false, Ordering::Relaxed)

@@ -14,6 +14,7 @@ fn main() -> Result<()> {
         "shim.h",
         "shim.cpp",
         "shim_internal.h",
+        "shim_options.cpp",
         "shim_params.cpp",
         "shim_session.cpp",
         "build.rs",
@@ -91,7 +92,12 @@ fn build_shim(includes: &[PathBuf]) {
     cc::Build::new()
         .cpp(true)
         .std("c++17")
-        .files(["shim.cpp", "shim_params.cpp", "shim_session.cpp"])
+        .files([
+            "shim.cpp",
+            "shim_options.cpp",
+            "shim_params.cpp",
+            "shim_session.cpp",
+        ])
         .includes(includes)
         .warnings(false)
         .compile("ggml_sys_shim");

@@ -82,7 +82,7 @@ struct rpaged_option {
     int32_t values; // how many values follow the flag: 0, 1 or 2
 };
 struct rpaged_options;
-// The options of llama-completion, from its parser.
+// The options of llama-completion, from its parser, then those that only llama-cli has.
 struct rpaged_options * rpaged_options_new(void);
 size_t rpaged_options_count(const struct rpaged_options * options);
 // Borrowed from `options`; `index` below the count.
@@ -164,6 +164,9 @@ int32_t rpaged_encode(struct rpaged_session * session, const int32_t * tokens, s
 // Removes positions [keep, keep + discard) of sequence 0 and moves the later ones, up to
 // `past`, back by `discard`.
 int32_t rpaged_shift(struct rpaged_session * session, int32_t keep, int32_t discard, int32_t past);
+// Removes what the memory holds at position `from` and later, of all sequences; false when
+// this model's memory cannot forget a part, which has then changed nothing.
+bool rpaged_truncate(struct rpaged_session * session, int32_t from);
 struct rpaged_tokens rpaged_tokenize(const struct rpaged_session * session, const char * text,
                                      size_t size, bool add_special, bool parse_special);
 struct rpaged_bytes rpaged_token_piece(const struct rpaged_session * session, int32_t token,

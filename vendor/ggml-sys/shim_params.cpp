@@ -21,71 +21,6 @@
 #include <stdexcept>
 #include <vector>
 
-static const llama_example EXAMPLE = LLAMA_EXAMPLE_COMPLETION;
-
-// ---- the list of options ---------------------------------------------------------------
-
-struct rpaged_options {
-    common_params params;
-    std::vector<common_arg> list;
-    std::vector<std::vector<const char *>> args, args_neg; // each ended by NULL
-};
-
-static int32_t values_of(const common_arg & option) {
-    if (option.handler_str_str) {
-        return 2;
-    }
-    return option.handler_string || option.handler_int ? 1 : 0;
-}
-
-static const char * section_of(common_arg & option) {
-    if (option.is_sampling) {
-        return "sampling params";
-    }
-    if (option.is_spec) {
-        return "speculative params";
-    }
-    return option.in_example(EXAMPLE) ? "completion params" : "common params";
-}
-
-extern "C" rpaged_options * rpaged_options_new(void) {
-    return rpaged_guard<rpaged_options *>(nullptr, [] {
-        auto options = std::make_unique<rpaged_options>();
-        options->list = common_params_parser_init(options->params, EXAMPLE).options;
-        for (const auto & option : options->list) {
-            options->args.push_back(option.args);
-            options->args.back().push_back(nullptr);
-            options->args_neg.push_back(option.args_neg);
-            options->args_neg.back().push_back(nullptr);
-        }
-        return options.release();
-    });
-}
-
-extern "C" size_t rpaged_options_count(const rpaged_options * options) {
-    return options->list.size();
-}
-
-extern "C" rpaged_option rpaged_options_get(const rpaged_options * options, size_t index) {
-    return rpaged_guard(rpaged_option{}, [&] {
-        auto option = options->list.at(index);
-        rpaged_option out{};
-        out.section      = section_of(option);
-        out.args         = options->args[index].data();
-        out.args_neg     = options->args_neg[index].data();
-        out.value_hint   = option.value_hint;
-        out.value_hint_2 = option.value_hint_2;
-        out.env          = option.env;
-        out.help         = options->list[index].help.c_str();
-        out.values       = values_of(option);
-        return out;
-    });
-}
-
-extern "C" void rpaged_options_free(rpaged_options * options) {
-    delete options;
-}
-
 // ---- rehearsal -----------------------------------------------------------------------------
 // llama.cpp's parser ends the process on some failures. So each of its steps that can fail
 // is rehearsed here first, on scratch parameters, where a failure is only an exception.
@@ -188,7 +123,7 @@ static void rehearse_config_files(common_params & params) {
             continue;
         }
         try {
-            common_preset_context context(EXAMPLE);
+            common_preset_context context(RPAGED_EXAMPLE);
             context.ignore_unknown_keys = true;
             common_preset global;
             const auto presets = context.load_from_ini(path, global);
@@ -253,7 +188,7 @@ static std::vector<use_of_option> find_uses(const std::vector<common_arg> & opti
             throw usage_error("unknown option '" + name + "'");
         }
         const auto * option = found->second.first;
-        const int values = values_of(*option);
+        const int values = rpaged_values_of(*option);
         if (i + values >= argc) {
             throw usage_error("option '" + name + "' needs a value");
         }
@@ -335,10 +270,11 @@ struct hidden_variables {
     }
 };
 
-static void rehearse(const common_params_context & context, const std::vector<use_of_option> & uses,
-                     char ** argv, common_params & scratch) {
+static void rehearse(const std::vector<common_arg> & options,
+                     const std::vector<use_of_option> & uses, char ** argv,
+                     common_params & scratch) {
     rehearse_config_files(scratch);
-    rehearse_environment(context.options, scratch);
+    rehearse_environment(options, scratch);
     rehearse_arguments(uses, argv, scratch);
     if (scratch.prompt_cache_all && (scratch.interactive || scratch.interactive_first)) {
         throw usage_error("'--prompt-cache-all' cannot be combined with interactive mode");
@@ -350,7 +286,7 @@ static void rehearse(const common_params_context & context, const std::vector<us
     }
     // Where the model is elsewhere this downloads it, and sets its path.
     try {
-        auto models = common_models_handler_init(scratch, EXAMPLE);
+        auto models = common_models_handler_init(scratch, RPAGED_EXAMPLE);
         common_models_handler_apply(models, scratch);
     } catch (const std::exception & error) {
         throw std::runtime_error("could not get the model: " + reason(error));
@@ -360,19 +296,50 @@ static void rehearse(const common_params_context & context, const std::vector<us
     }
 }
 
+// What only llama-cli has goes into `params` before llama-completion's parser, which does
+// not know it; the parser completes what is there.
+static void apply_extras(const std::vector<common_arg> & options,
+                         const std::vector<use_of_option> & uses, char ** argv,
+                         const common_params & rehearsed, common_params & params) {
+    for (const auto & option : options) {
+        std::string value;
+        if (rpaged_is_extra(option) && option.get_value_from_env(value)) {
+            const bool truthy = common_arg_utils::is_truthy(value);
+            if (!option.handler_void || truthy) {
+                run_handler(option, params, truthy, value, "");
+            }
+        }
+    }
+    for (const auto & use : uses) {
+        if (rpaged_is_extra(*use.option)) {
+            run_handler(*use.option, params, use.positive,
+                        use.values > 0 ? argv[use.first + 1] : "",
+                        use.values > 1 ? argv[use.first + 2] : "");
+        }
+    }
+    // A draft model from elsewhere has been fetched by the rehearsal.
+    params.speculative = rehearsed.speculative;
+    auto & draft = params.speculative.draft.mparams;
+    if (!draft.path.empty()) {
+        const std::string path = draft.path;
+        draft = {};
+        draft.path = path;
+    }
+}
+
 static std::unique_ptr<rpaged_params> parse(int argc, char ** argv, const char * const * names) {
     hidden_variables hidden;
     for (; *names; names++) {
         hidden.hide(*names);
     }
     common_params scratch;
-    const auto context = common_params_parser_init(scratch, EXAMPLE);
-    const auto uses = find_uses(context.options, argc, argv);
+    const auto options = rpaged_all_options(scratch);
+    const auto uses = find_uses(options, argc, argv);
 
     // Warnings of the handlers would otherwise be printed twice.
     common_log_set_verbosity_thold(-1);
     try {
-        rehearse(context, uses, argv, scratch);
+        rehearse(options, uses, argv, scratch);
     } catch (...) {
         common_log_set_verbosity_thold(LOG_DEFAULT_LLAMA);
         throw;
@@ -384,7 +351,7 @@ static std::unique_ptr<rpaged_params> parse(int argc, char ** argv, const char *
     std::vector<char *> args = {argv[0]};
     const bool remote = is_remote(scratch);
     for (const auto & use : uses) {
-        if (!(remote && names_model(*use.option))) {
+        if (!rpaged_is_extra(*use.option) && !(remote && names_model(*use.option))) {
             args.insert(args.end(), argv + use.first, argv + use.first + 1 + use.values);
         }
     }
@@ -392,7 +359,7 @@ static std::unique_ptr<rpaged_params> parse(int argc, char ** argv, const char *
     if (remote) {
         args.push_back(flag.data());
         args.push_back(path.data());
-        for (const auto & option : context.options) {
+        for (const auto & option : options) {
             if (names_model(option)) {
                 hidden.hide(option.env);
             }
@@ -400,7 +367,8 @@ static std::unique_ptr<rpaged_params> parse(int argc, char ** argv, const char *
     }
     args.push_back(nullptr);
     auto result = std::make_unique<rpaged_params>();
-    if (!common_params_parse((int) args.size() - 1, args.data(), result->params, EXAMPLE)) {
+    apply_extras(options, uses, argv, scratch, result->params);
+    if (!common_params_parse((int) args.size() - 1, args.data(), result->params, RPAGED_EXAMPLE)) {
         throw usage_error("llama.cpp's parser refused the command line");
     }
     return result;

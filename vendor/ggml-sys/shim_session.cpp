@@ -279,6 +279,12 @@ extern "C" int32_t rpaged_shift(rpaged_session * session, int32_t keep, int32_t 
     });
 }
 
+extern "C" bool rpaged_truncate(rpaged_session * session, int32_t from) {
+    return rpaged_guard(false, [&] {
+        return llama_memory_seq_rm(llama_get_memory(session->context()), -1, from, -1);
+    });
+}
+
 extern "C" rpaged_tokens rpaged_tokenize(const rpaged_session * session, const char * text,
                                          size_t size, bool add_special, bool parse_special) {
     return rpaged_guard(rpaged_tokens{}, [&] {
