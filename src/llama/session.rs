@@ -101,11 +101,11 @@ impl Session {
         self.device.as_ref()
     }
 
-    fn raw(&self) -> *mut ggml_sys::rpaged_session {
+    pub(super) fn raw(&self) -> *mut ggml_sys::rpaged_session {
         self.raw.as_ptr()
     }
 
-    fn model(&self) -> *const ggml_sys::llama_model {
+    pub(super) fn model(&self) -> *const ggml_sys::llama_model {
         // SAFETY:
         // - the session is alive as long as `self`; its model lives as long.
         unsafe { ggml_sys::rpaged_session_model(self.raw()) }
