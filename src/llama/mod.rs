@@ -5,12 +5,14 @@
 //! device that a [`crate::device::PagedDevice`] lends to [`Params::use_device`].
 
 mod bytes;
+mod drafting;
 pub mod log;
 mod model_file;
 mod options;
 mod params;
 mod session;
 
+pub use drafting::{Drafting, DraftingSettings};
 pub use model_file::{ModelFile, inspect};
 pub use options::{Arity, OptionInfo, build_info, cache_list, device_list, options};
 pub use params::{Params, Progress, Settings};
