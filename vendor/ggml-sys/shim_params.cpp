@@ -292,6 +292,12 @@ static void rehearse(const std::vector<common_arg> & options,
     } catch (const std::exception & error) {
         throw std::runtime_error("could not get the model: " + reason(error));
     }
+    const auto & draft = scratch.speculative.draft.mparams;
+    if (draft.path.empty() && !draft.empty()) {
+        throw std::runtime_error("could not get the draft model '" +
+                                 (draft.hf_repo.empty() ? draft.url : draft.hf_repo) +
+                                 "'; see --spec-draft-hf");
+    }
     if (scratch.model.path.empty()) {
         throw usage_error("no model given; name one with -m FILE, or try --demo");
     }
