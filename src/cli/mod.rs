@@ -1,6 +1,7 @@
 //! The command line: ours is clap's, the rest is read by llama.cpp's own parser; both are
 //! typed first ([`Command`]), then resolved once into one [`Config`].
 
+mod drafting;
 pub mod flags;
 pub mod help;
 mod resolve;

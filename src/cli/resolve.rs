@@ -7,6 +7,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::path::PathBuf;
 
+use super::drafting;
 use super::size::read_budget;
 use super::support::{Support, WhenPaged, support, when_paged};
 use super::{Config, Request};
@@ -30,7 +31,7 @@ const MODELS: &[&str] = &[
     "--hf-file",
 ];
 /// ggml's own limit, beyond which it crashes.
-const THREADS_MAX: i32 = 512;
+pub(super) const THREADS_MAX: i32 = 512;
 const CONVERSATION_ON: i32 = 1;
 const CONVERSATION_AUTO: i32 = 2;
 
@@ -72,6 +73,7 @@ impl Request {
         let path = path_of(params.model_path()?);
         let file = llama::inspect(&path)?;
         check_template(&params, &settings, &file)?;
+        drafting::check(&params, &path)?;
         self.check_pins(&file)?;
         self.check_spill_folder()?;
         let model_name = if demo.is_some() {
@@ -259,7 +261,6 @@ impl Request {
         let hidden = [
             (settings.interactive, "interactive mode"),
             (settings.grp_attn_n != 1, "self-extended context"),
-            (settings.has_draft_model, "speculative decoding"),
             (settings.embedding, "embedding"),
         ];
         if let Some((_, what)) = hidden.iter().find(|(set, _)| *set) {

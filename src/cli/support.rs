@@ -53,6 +53,17 @@ const WORKS: &[&str] = &[
     "--model-url", "--docker-repo", "--hf-repo", "--hf-file", "--hf-token", "--jinja",
     "--simple-io", "--log-disable", "--log-file", "--log-jsonl", "--log-colors", "--verbose",
     "--offline", "--verbosity", "--log-prefix", "--log-timestamps",
+    "--spec-draft-hf", "--spec-draft-threads", "--spec-draft-threads-batch",
+    "--spec-draft-cpu-mask", "--spec-draft-cpu-range", "--spec-draft-cpu-strict",
+    "--spec-draft-prio", "--spec-draft-poll", "--spec-draft-cpu-mask-batch",
+    "--spec-draft-cpu-strict-batch", "--spec-draft-prio-batch", "--spec-draft-poll-batch",
+    "--spec-draft-type-k", "--spec-draft-type-v", "--spec-draft-override-tensor",
+    "--spec-draft-cpu-moe", "--spec-draft-n-cpu-moe", "--spec-draft-n-max", "--spec-draft-n-min",
+    "--spec-draft-p-min", "--spec-draft-sampling", "--spec-draft-device", "--spec-draft-ngl",
+    "--spec-draft-model", "--spec-type", "--spec-ngram-mod-n-min", "--spec-ngram-mod-n-max",
+    "--spec-ngram-mod-n-match", "--spec-ngram-simple-size-n", "--spec-ngram-simple-size-m",
+    "--spec-ngram-map-k-size-n", "--spec-ngram-map-k-size-m", "--spec-ngram-map-k4v-size-n",
+    "--spec-ngram-map-k4v-size-m", "--spec-ngram-map-k4v-min-hits", "--spec-default",
 ];
 
 const PRINTS: &[&str] = &[
@@ -75,7 +86,12 @@ const CHAT: &[&str] = &[
 const PROMPT_CACHE: &str = "saving and loading the state of a prompt";
 const INTERACTIVE: &str = "reading input while generating";
 const SELF_EXTEND: &str = "self-extended context";
-const DRAFT: &str = "speculative decoding";
+const SYNTHETIC: &str = "drafts that are taken for right whatever they are, and so a wrong text";
+const SPLIT: &str = "drafts that branch";
+const DRAFT_DEVICE: &str = "a draft model that samples on its device; the kinds that can need \
+                            models made for them";
+const MIN_HITS: &str = "a bound that llama.cpp does not look at for this kind of drafting";
+const REMOVED: &str = "llama.cpp has removed it; use --spec-draft-n-max and --spec-draft-n-min";
 const SERVER: &str = "what llama-cli has a server do";
 const MEDIA: &str = "images, audio and video";
 const PRESET: &str = "a model by the name of a preset";
@@ -88,50 +104,14 @@ const REFUSED: &[(&str, &str)] = &[
     ("--interactive-first", INTERACTIVE),
     ("--grp-attn-n", SELF_EXTEND),
     ("--grp-attn-w", SELF_EXTEND),
-    ("--spec-draft-type-k", DRAFT),
-    ("--spec-draft-type-v", DRAFT),
-    ("--spec-draft-hf", DRAFT),
-    ("--spec-draft-threads", DRAFT),
-    ("--spec-draft-threads-batch", DRAFT),
-    ("--spec-draft-cpu-mask", DRAFT),
-    ("--spec-draft-cpu-range", DRAFT),
-    ("--spec-draft-cpu-strict", DRAFT),
-    ("--spec-draft-prio", DRAFT),
-    ("--spec-draft-poll", DRAFT),
-    ("--spec-draft-cpu-mask-batch", DRAFT),
-    ("--spec-draft-cpu-strict-batch", DRAFT),
-    ("--spec-draft-prio-batch", DRAFT),
-    ("--spec-draft-poll-batch", DRAFT),
-    ("--spec-draft-override-tensor", DRAFT),
-    ("--spec-draft-cpu-moe", DRAFT),
-    ("--spec-draft-n-cpu-moe", DRAFT),
-    ("--spec-draft-n-max", DRAFT),
-    ("--spec-draft-n-min", DRAFT),
-    ("--spec-synth-len", DRAFT),
-    ("--spec-synth-rates", DRAFT),
-    ("--spec-draft-p-split", DRAFT),
-    ("--spec-draft-p-min", DRAFT),
-    ("--spec-draft-backend-sampling", DRAFT),
-    ("--spec-draft-sampling", DRAFT),
-    ("--spec-draft-device", DRAFT),
-    ("--spec-draft-ngl", DRAFT),
-    ("--spec-draft-model", DRAFT),
-    ("--spec-type", DRAFT),
-    ("--spec-ngram-mod-n-min", DRAFT),
-    ("--spec-ngram-mod-n-max", DRAFT),
-    ("--spec-ngram-mod-n-match", DRAFT),
-    ("--spec-ngram-simple-size-n", DRAFT),
-    ("--spec-ngram-simple-size-m", DRAFT),
-    ("--spec-ngram-simple-min-hits", DRAFT),
-    ("--spec-ngram-map-k-size-n", DRAFT),
-    ("--spec-ngram-map-k-size-m", DRAFT),
-    ("--spec-ngram-map-k-min-hits", DRAFT),
-    ("--spec-ngram-map-k4v-size-n", DRAFT),
-    ("--spec-ngram-map-k4v-size-m", DRAFT),
-    ("--spec-ngram-map-k4v-min-hits", DRAFT),
-    ("--draft", DRAFT),
-    ("--draft-min", DRAFT),
-    ("--spec-default", DRAFT),
+    ("--spec-synth-len", SYNTHETIC),
+    ("--spec-synth-rates", SYNTHETIC),
+    ("--spec-draft-p-split", SPLIT),
+    ("--spec-draft-backend-sampling", DRAFT_DEVICE),
+    ("--spec-ngram-simple-min-hits", MIN_HITS),
+    ("--spec-ngram-map-k-min-hits", MIN_HITS),
+    ("--draft", REMOVED),
+    ("--draft-min", REMOVED),
     ("--server-base", SERVER),
     ("--ctx-checkpoints", SERVER),
     ("--cache-ram", SERVER),
@@ -159,6 +139,8 @@ const ONE_DEVICE: WhenPaged =
     WhenPaged::Contradicts("under paging the model has one device, the paged one");
 const BUDGET_RULES: WhenPaged =
     WhenPaged::Contradicts("under paging the budget says what stays in memory; set --vram-budget");
+const DRAFT_STAYS: WhenPaged =
+    WhenPaged::Contradicts("under paging the draft model stays in main memory");
 const PLACEMENT: WhenPaged = WhenPaged::NotBuilt("placing tensors by hand");
 const ADAPTERS: WhenPaged = WhenPaged::NotBuilt("adapters on paged weights");
 
@@ -216,6 +198,15 @@ pub const PAGED: &[(&str, WhenPaged)] = &[
     ("--control-vector", ADAPTERS),
     ("--control-vector-scaled", ADAPTERS),
     ("--control-vector-layer-range", ADAPTERS),
+    (
+        "--spec-draft-model",
+        WhenPaged::Means("stays in main memory; the budget covers its weights, cache and scratch"),
+    ),
+    ("--spec-draft-device", DRAFT_STAYS),
+    ("--spec-draft-ngl", DRAFT_STAYS),
+    ("--spec-draft-override-tensor", DRAFT_STAYS),
+    ("--spec-draft-cpu-moe", DRAFT_STAYS),
+    ("--spec-draft-n-cpu-moe", DRAFT_STAYS),
 ];
 
 /// What becomes of the option that goes by `name`; None when the table lacks it.

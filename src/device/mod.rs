@@ -35,6 +35,7 @@ use self::report::{Change, Reason};
 use self::shared::Shared;
 use crate::error::{Error, Result};
 pub use crate::pager::engine_host::Faults;
+use crate::pager::mib;
 
 /// How much memory the arena may take.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -157,6 +158,22 @@ impl PagedDevice {
     /// the plan is what it was before.
     pub fn set_budget(&self, bytes: u64, reason: Reason) -> Result<()> {
         self.shared.set_budget(bytes, reason)
+    }
+
+    /// Has the budget cover a draft model of `bytes`, which stays in memory beside the
+    /// paged one. Between graphs only.
+    ///
+    /// # Errors
+    /// `Memory` when no plan leaves so much.
+    pub fn keep_beside(&self, bytes: u64) -> Result<()> {
+        self.shared.keep_beside(bytes).map_err(|error| match error {
+            Error::Memory(sentence) => Error::Memory(format!(
+                "no room for the draft model, which takes {}: {sentence}, or leave out \
+                 --spec-draft-model",
+                mib(bytes)
+            )),
+            other => other,
+        })
     }
 
     /// Sentences that the user should read, each given once.

@@ -33,6 +33,8 @@ pub struct Report {
     /// Bytes of the inner device's own buffers: compute scratch, unpaged tensors; and of
     /// weights that llama.cpp keeps to itself (the token embedding).
     pub scratch_bytes: u64,
+    /// Bytes of a draft model: its weights, KV cache and scratch.
+    pub draft_bytes: u64,
     /// Layers of which everything stays in the arena, the output counted as one.
     pub resident_layers: u32,
     /// Layers of the model, the output counted as one.

@@ -34,6 +34,8 @@ pub struct Paged {
     // itself: what the budget covers beside the arena.
     scratch_bytes: u64,
     unpaged_bytes: u64,
+    // Bytes of what lies beside the model: a draft model.
+    beside_bytes: u64,
 }
 
 /// State of one paged device. Lock order: `paged` before `error`.
@@ -98,6 +100,7 @@ impl Shared {
                 pass_bytes: 0,
                 scratch_bytes: 0,
                 unpaged_bytes: 0,
+                beside_bytes: 0,
             }),
             direct,
             error: Mutex::new(None),
@@ -201,7 +204,7 @@ impl Shared {
         let mut paged = self.paged();
         let scratch_bytes = change(paged.scratch_bytes);
         // Whoever computes has loaded: what the loader needed to stage is free again.
-        let outside = scratch_bytes + paged.unpaged_bytes;
+        let outside = scratch_bytes + paged.unpaged_bytes + paged.beside_bytes;
         paged.pager.set_outside(outside)?;
         paged.scratch_bytes = scratch_bytes;
         self.note_change(Reason::Context, &mut paged);
@@ -211,9 +214,19 @@ impl Shared {
     /// Has the budget cover the weights that llama.cpp keeps to itself, and, while they are
     /// read past the page cache, `staging` times as much again.
     pub fn set_unpaged(&self, paged: &mut Paged, bytes: u64, staging: u64) -> Result<()> {
-        let outside = paged.scratch_bytes + bytes + bytes * staging;
+        let outside = paged.scratch_bytes + paged.beside_bytes + bytes + bytes * staging;
         paged.pager.set_outside(outside)?;
         paged.unpaged_bytes = bytes;
+        Ok(())
+    }
+
+    /// Has the budget cover `bytes` beside the model.
+    pub fn keep_beside(&self, bytes: u64) -> Result<()> {
+        let mut paged = self.paged();
+        let outside = paged.scratch_bytes + paged.unpaged_bytes + bytes;
+        paged.pager.set_outside(outside)?;
+        paged.beside_bytes = bytes;
+        self.note_change(Reason::Context, &mut paged);
         Ok(())
     }
 
@@ -234,7 +247,8 @@ impl Shared {
             kv_resident_bytes: usage.resident_state_bytes,
             kv_streamed_bytes: usage.streamed_state_bytes,
             ring_bytes: usage.ring_bytes,
-            scratch_bytes: usage.outside_bytes,
+            scratch_bytes: usage.outside_bytes.saturating_sub(paged.beside_bytes),
+            draft_bytes: paged.beside_bytes,
             pass_bytes: paged.pass_bytes,
             resident_layers: usage.resident_layers,
             layers: usage.layers,

@@ -6,12 +6,14 @@
 
 mod bytes;
 pub mod chat;
+mod drafting;
 pub mod log;
 mod model_file;
 mod options;
 mod params;
 mod session;
 
+pub use drafting::{Drafting, DraftingSettings};
 pub use model_file::{ModelFile, inspect};
 pub use options::{Arity, OptionInfo, build_info, cache_list, device_list, options};
 pub use params::{Params, Progress, Settings};

@@ -4,7 +4,7 @@
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
-use super::{Params, Token, bytes, log};
+use super::{Drafting, Params, Token, bytes, log};
 use crate::device::PagedDevice;
 use crate::error::{Error, Result};
 
@@ -30,7 +30,9 @@ pub enum Decoded {
 
 /// A loaded model with one context and one sampler.
 pub struct Session {
-    /// Freed first, by `drop`: it refers to both fields below.
+    /// Dropped first, by `drop`: it refers to the session proper.
+    drafting: Option<Drafting>,
+    /// Freed next, by `drop`: it refers to both fields below.
     raw: NonNull<ggml_sys::rpaged_session>,
     params: Params,
     /// Freed last: model and context keep tensors in its buffers.
@@ -54,7 +56,8 @@ impl Session {
             let recorded = device.as_ref().and_then(PagedDevice::take_error);
             return Err(recorded.unwrap_or_else(|| load_error(path, device.is_some())));
         };
-        let session = Self {
+        let mut session = Self {
+            drafting: None,
             raw,
             params,
             device,
@@ -71,6 +74,7 @@ impl Session {
             // - the pools live as long as the session, and so longer than its context.
             unsafe { device.attach_threadpools(pools) };
         }
+        session.drafting = Drafting::new(&session)?;
         Ok(session)
     }
 
@@ -99,6 +103,16 @@ impl Session {
     /// The paged device below, if there is one.
     pub fn device(&self) -> Option<&PagedDevice> {
         self.device.as_ref()
+    }
+
+    /// What proposes tokens, when the command line asks for drafting.
+    pub fn drafting(&self) -> Option<&Drafting> {
+        self.drafting.as_ref()
+    }
+
+    /// The same, to be told and asked.
+    pub fn drafting_mut(&mut self) -> Option<&mut Drafting> {
+        self.drafting.as_mut()
     }
 
     pub(super) fn raw(&self) -> *mut ggml_sys::rpaged_session {
@@ -152,6 +166,20 @@ impl Session {
         // SAFETY:
         // - the context is alive as long as `self`.
         unsafe { ggml_sys::llama_n_batch(self.context()) as usize }
+    }
+
+    /// Tokens that the context computes at once, at most.
+    pub fn n_ubatch(&self) -> usize {
+        // SAFETY:
+        // - the context is alive as long as `self`.
+        unsafe { ggml_sys::llama_n_ubatch(self.context()) as usize }
+    }
+
+    /// Whether the model's memory can forget the end of what it holds.
+    pub fn can_forget(&self) -> bool {
+        // SAFETY:
+        // - the session is alive as long as `self`.
+        unsafe { ggml_sys::rpaged_can_forget(self.raw()) }
     }
 
     /// Size of the context that the model was trained with, in tokens.
@@ -269,6 +297,23 @@ impl Session {
         self.judge(status, "decode", tokens.len())
     }
 
+    /// Runs the decoder over `tokens`, and has the logits of each of them ready; None when
+    /// the memory has no room for so many, and holds what it held.
+    ///
+    /// # Errors
+    /// What the device recorded, or `Failed`.
+    pub fn decode_all(&mut self, tokens: &[Token]) -> Result<Option<Decoded>> {
+        let (at, count) = (tokens.as_ptr(), tokens.len());
+        // SAFETY:
+        // - the session is alive as long as `self`, and borrowed alone;
+        // - `at` points at `count` tokens, which live through the call.
+        let status = unsafe { ggml_sys::rpaged_decode_all(self.raw(), at, count) };
+        if status == 1 {
+            return Ok(None);
+        }
+        self.judge(status, "decode", count).map(Some)
+    }
+
     /// Runs the encoder over `tokens`.
     ///
     /// # Errors
@@ -328,9 +373,22 @@ impl Session {
     /// # Errors
     /// What the device recorded (its work may end only here), or `Failed`.
     pub fn sample(&mut self) -> Result<Token> {
+        self.sample_from(-1)
+    }
+
+    /// Samples a token from the logits of the last decode's token at `index`.
+    ///
+    /// # Errors
+    /// As for `sample`.
+    pub fn sample_behind(&mut self, index: usize) -> Result<Token> {
+        self.sample_from(i32::try_from(index).unwrap_or(i32::MAX))
+    }
+
+    fn sample_from(&mut self, output: i32) -> Result<Token> {
         // SAFETY:
-        // - the session is alive as long as `self`, and borrowed alone.
-        let token = unsafe { ggml_sys::rpaged_sample(self.raw()) };
+        // - the session is alive as long as `self`, and borrowed alone; an output that is
+        //   not there comes back as a failure.
+        let token = unsafe { ggml_sys::rpaged_sample(self.raw(), output) };
         if let Some(error) = self.recorded() {
             return Err(error);
         }
@@ -390,7 +448,10 @@ impl Session {
     pub fn log_timings(&self) {
         // SAFETY:
         // - the session is alive as long as `self`.
-        unsafe { ggml_sys::rpaged_perf_print(self.raw()) }
+        unsafe { ggml_sys::rpaged_perf_print(self.raw()) };
+        if let Some(drafting) = &self.drafting {
+            drafting.log_tally();
+        }
     }
 }
 
@@ -439,6 +500,7 @@ fn load_error(path: &str, paged: bool) -> Error {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        self.drafting = None;
         // SAFETY:
         // - the session came from `rpaged_session_new` and is dropped once;
         // - parameters and device, to which it refers, are fields and drop later.

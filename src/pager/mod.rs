@@ -39,6 +39,7 @@ use self::block::Block;
 use self::cache::{Cache, SliceId};
 use self::engine::{CopyEngine, Counters, Ticket};
 use self::model_index::TensorLocation;
+pub use self::replan::mib;
 pub use self::ring::Need;
 use self::ring::Ring;
 use self::state::State;

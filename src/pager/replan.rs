@@ -545,7 +545,7 @@ fn new_block(bytes: usize) -> Result<Block> {
 }
 
 /// Bytes in MiB, rounded up to the next hundredth, so that the figure given is enough.
-pub(super) fn mib(bytes: u64) -> String {
+pub fn mib(bytes: u64) -> String {
     let hundredths = (u128::from(bytes) * 100).div_ceil(1 << 20);
     format!("{}.{:02} MiB", hundredths / 100, hundredths % 100)
 }

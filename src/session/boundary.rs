@@ -5,13 +5,15 @@
 //! leaves the old one, and never ends the run.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::signal;
 use crate::cli::size::{read_budget, show_bytes};
 use crate::device::report::Reason;
 use crate::device::{Budget, PagedDevice};
 use crate::error::Result;
-use crate::llama::{Token, log};
+use crate::llama::{Drafting, Token, log};
+use crate::telemetry::drafts::Tally;
 use crate::telemetry::memory::{ProcessReader, Reader, share_of};
 use crate::telemetry::metrics::{Facts, Metrics, PressureRecord};
 use crate::telemetry::pressure::{Action, Decision, Governor, Source, Standing, automatic_budget};
@@ -22,6 +24,8 @@ pub(super) struct Boundary {
     metrics: &'static Metrics,
     /// What the records need; None without metrics.
     readers: Option<(Reader, ProcessReader)>,
+    /// What drafting counts; None without it.
+    drafts: Option<Arc<Tally>>,
 }
 
 /// What is needed when something is paged.
@@ -44,7 +48,13 @@ impl Boundary {
             paging,
             metrics,
             readers: metrics.is_on().then(readers),
+            drafts: None,
         }
+    }
+
+    /// Has records tell of what drafting does.
+    pub fn watch(&mut self, drafting: Option<&Drafting>) {
+        self.drafts = drafting.map(|drafting| Arc::clone(drafting.tally()));
     }
 
     /// The model is loaded, a prompt of so many tokens is next.
@@ -76,7 +86,8 @@ impl Boundary {
     /// A token was generated.
     pub fn token(&mut self, device: Option<&PagedDevice>, token: Token) {
         if let Some(readers) = &mut self.readers {
-            self.metrics.token(token, || facts(readers, device));
+            let drafts = self.drafts.as_deref();
+            self.metrics.token(token, || facts(readers, device, drafts));
             self.complain();
         }
     }
@@ -85,7 +96,8 @@ impl Boundary {
     pub fn finish(&mut self, device: Option<&PagedDevice>) {
         self.note_changes(device);
         if let Some(readers) = &mut self.readers {
-            self.metrics.settle(&facts(readers, device));
+            let drafts = self.drafts.as_deref();
+            self.metrics.settle(&facts(readers, device, drafts));
             self.complain();
         }
     }
@@ -108,12 +120,17 @@ impl Boundary {
     }
 }
 
-fn facts(readers: &mut (Reader, ProcessReader), device: Option<&PagedDevice>) -> Facts {
+fn facts(
+    readers: &mut (Reader, ProcessReader),
+    device: Option<&PagedDevice>,
+    drafts: Option<&Tally>,
+) -> Facts {
     let (memory, process) = readers;
     Facts {
         report: device.map(PagedDevice::report),
         memory_pressure: memory.read().tightest().pressure(),
         process: process.read(),
+        drafts: drafts.map(Tally::read),
     }
 }
 

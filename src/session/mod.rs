@@ -51,6 +51,7 @@ fn complete(mut config: Config) -> Result<Option<closing::Lines>> {
     let (mut session, job, _demo) = loading::load(config)?;
     signal::generation_begins();
     let started = std::time::Instant::now();
+    boundary.watch(session.drafting());
     boundary.begin(session.device(), job.prompt_tokens());
     let ended = completion::complete(&mut session, &job, &mut boundary);
     boundary.finish(session.device());

@@ -5,6 +5,7 @@
 pub mod capture;
 #[cfg(target_os = "linux")]
 mod cgroup;
+pub mod drafts;
 pub mod memory;
 pub mod metrics;
 pub mod prediction;

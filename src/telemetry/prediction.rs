@@ -1,16 +1,21 @@
 //! What a token should take: the law that holds while weights stream.
 //!
 //! ```text
-//!  seconds per token = max( bytes that travel / rate of the copies, seconds of computing )
+//!  seconds per pass  = max( bytes that travel / rate of the copies, seconds of computing )
+//!  seconds per token = seconds per pass / tokens that a pass yields
 //! ```
 //!
-//! because copies and computing overlap. It is a floor: where they share processors or
-//! memory bandwidth, or where nothing is fetched ahead, a token takes longer, up to the
-//! sum. Rates are of the past, so a change of the plan shows one token later; sampling
-//! and printing are not in it.
+//! because copies and computing overlap. A pass yields one token, and with drafting those
+//! drafted ones besides that were right; the time of drafting is computing. It is a floor:
+//! where copies and computation share processors or memory bandwidth, or where nothing is
+//! fetched ahead, a token takes longer, up to the sum. Rates are of the past, so a change of
+//! the plan shows one token later; sampling and printing are not in it.
 
 /// The newest value's part in an average.
 const WEIGHT: f64 = 0.25;
+
+/// What is left of a count with each token: that of some dozen passes, with drafting.
+const FADING: f64 = 0.98;
 
 /// An average in which old values fade.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -23,7 +28,7 @@ impl Average {
 }
 
 /// The law itself; None when a rate that it needs is not known.
-pub fn seconds_per_token(
+pub fn seconds_per_pass(
     travelling_bytes: u64,
     bytes_per_second: Option<f64>,
     compute_seconds: Option<f64>,
@@ -40,8 +45,10 @@ pub fn seconds_per_token(
 /// What some tokens took, and what was moved and computed for them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Passage {
-    /// Tokens generated, each in a pass of its own over the model.
+    /// Tokens generated.
     pub tokens: u32,
+    /// Passes over the model for them; a token that was drafted takes none.
+    pub passes: u64,
     /// Wall time, in seconds.
     pub seconds: f64,
     /// Bytes copied into the arena.
@@ -57,6 +64,9 @@ pub struct Passage {
 pub struct Rates {
     bytes_per_second: Average,
     compute_seconds: Average,
+    /// Tokens and the passes they took; old ones fade.
+    tokens: f64,
+    passes: f64,
     /// Whether a rate was taken from passes: it replaces that of loading.
     from_passes: bool,
 }
@@ -79,21 +89,36 @@ impl Rates {
         // Threads that copy at the same time count their seconds each; together they are
         // not slower than the wall clock says.
         let seconds = passage.copy_seconds.min(passage.seconds);
-        if let Some(rate) = rate(passage.bytes, seconds) {
+        // Between two passes nothing is waited for: a copy that ends there was begun before.
+        let of_a_pass = Some(passage.bytes).filter(|_| passage.passes > 0);
+        if let Some(rate) = of_a_pass.and_then(|bytes| rate(bytes, seconds)) {
             if !self.from_passes {
                 self.bytes_per_second = Average::default();
                 self.from_passes = true;
             }
             self.bytes_per_second.add(rate);
         }
-        self.compute_seconds
-            .add(passage.compute_seconds / f64::from(passage.tokens));
+        #[allow(clippy::cast_precision_loss, reason = "a rate")]
+        let passes = passage.passes as f64;
+        if passes > 0.0 {
+            self.compute_seconds.add(passage.compute_seconds / passes);
+        }
+        let tokens = f64::from(passage.tokens);
+        let left = FADING.powf(tokens);
+        self.tokens = self.tokens * left + tokens;
+        self.passes = self.passes * left + passes;
     }
 
-    /// What the next token should take when so many bytes travel for it.
+    /// What the next token should take when so many bytes travel in a pass.
     pub fn predict(&self, travelling_bytes: u64) -> Option<f64> {
         let (rate, compute) = (self.bytes_per_second.0, self.compute_seconds.0);
-        seconds_per_token(travelling_bytes, rate, compute)
+        let pass = seconds_per_pass(travelling_bytes, rate, compute)?;
+        let yields = if self.passes > 0.0 {
+            (self.tokens / self.passes).max(1.0)
+        } else {
+            1.0
+        };
+        Some(pass / yields)
     }
 }
 
@@ -108,17 +133,17 @@ mod tests {
 
     #[test]
     fn the_slower_of_copying_and_computing_rules() {
-        assert_eq!(seconds_per_token(1000, Some(100.0), Some(3.0)), Some(10.0));
-        assert_eq!(seconds_per_token(1000, Some(1000.0), Some(3.0)), Some(3.0));
-        assert_eq!(seconds_per_token(0, None, Some(3.0)), Some(3.0));
-        assert_eq!(seconds_per_token(1000, Some(100.0), None), Some(10.0));
+        assert_eq!(seconds_per_pass(1000, Some(100.0), Some(3.0)), Some(10.0));
+        assert_eq!(seconds_per_pass(1000, Some(1000.0), Some(3.0)), Some(3.0));
+        assert_eq!(seconds_per_pass(0, None, Some(3.0)), Some(3.0));
+        assert_eq!(seconds_per_pass(1000, Some(100.0), None), Some(10.0));
     }
 
     #[test]
     fn without_rates_nothing_is_predicted() {
-        assert_eq!(seconds_per_token(1000, None, Some(3.0)), None);
-        assert_eq!(seconds_per_token(1000, Some(0.0), Some(3.0)), None);
-        assert_eq!(seconds_per_token(0, Some(1.0), None), None);
+        assert_eq!(seconds_per_pass(1000, None, Some(3.0)), None);
+        assert_eq!(seconds_per_pass(1000, Some(0.0), Some(3.0)), None);
+        assert_eq!(seconds_per_pass(0, Some(1.0), None), None);
         assert_eq!(Rates::default().predict(10), None);
         assert_eq!(Rates::from_load(0, 0.0).predict(10), None);
     }
@@ -126,6 +151,7 @@ mod tests {
     fn passage(bytes: u64, copy_seconds: f64) -> Passage {
         Passage {
             tokens: 2,
+            passes: 2,
             seconds: 4.0,
             bytes,
             copy_seconds,
@@ -155,7 +181,24 @@ mod tests {
     }
 
     #[test]
-    fn computing_is_counted_by_token() {
+    fn a_pass_that_yields_several_tokens_makes_each_cheaper() {
+        let mut rates = Rates::default();
+        for passes in [1, 0, 0, 0].repeat(100) {
+            rates.learn(&Passage {
+                tokens: 1,
+                passes,
+                bytes: 400 * passes,
+                copy_seconds: if passes > 0 { 4.0 } else { 0.0 },
+                ..passage(0, 0.0)
+            });
+        }
+        let predicted = rates.predict(400).unwrap();
+        assert!((predicted - 1.0).abs() < 0.04, "{predicted}");
+        assert!(rates.predict(0).unwrap() < 0.3);
+    }
+
+    #[test]
+    fn computing_is_counted_by_pass() {
         let mut rates = Rates::default();
         rates.learn(&passage(0, 0.0));
         assert_eq!(rates.predict(0), Some(0.5));

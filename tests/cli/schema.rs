@@ -150,7 +150,8 @@ fn the_format_names_the_kinds_and_the_fields_that_were_agreed_on() {
                  gpu_memory_pressure cpu_memory_pressure tokens_per_sec avg_tokens_per_sec \
                  prefetch_pending prefetch_completed prefetch_failed bytes_storage bytes_link \
                  bytes_write_back stall_storage_ms stall_link_ms stall_write_back_ms compute_ms \
-                 resident_bytes streamed_bytes seconds_per_token seconds_per_token_predicted";
+                 resident_bytes streamed_bytes seconds_per_token seconds_per_token_predicted \
+                 drafted_tokens accepted_tokens";
     let expected: Vec<_> = token.split_whitespace().collect();
     let found: Vec<_> = SCHEMA["token"]
         .iter()

@@ -18,6 +18,7 @@ fn main() -> Result<()> {
         "shim_options.cpp",
         "shim_params.cpp",
         "shim_session.cpp",
+        "shim_speculative.cpp",
         "build.rs",
     ] {
         println!("cargo:rerun-if-changed={file}");
@@ -99,6 +100,7 @@ fn build_shim(includes: &[PathBuf]) {
             "shim_options.cpp",
             "shim_params.cpp",
             "shim_session.cpp",
+            "shim_speculative.cpp",
         ])
         .includes(includes)
         .warnings(false)

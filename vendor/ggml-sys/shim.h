@@ -107,7 +107,7 @@ struct rpaged_settings {
     int32_t antiprompts, loras, control_vectors, tensor_overrides, devices;
     float rope_freq_base, rope_freq_scale;
     bool interactive, embedding, escape, special, display_prompt, verbose_prompt, use_color;
-    bool use_jinja, ctx_shift, warmup, fit, kv_offload, has_draft_model;
+    bool use_jinja, ctx_shift, warmup, fit, kv_offload;
 };
 int32_t rpaged_params_settings(const struct rpaged_params * params, struct rpaged_settings * out);
 void rpaged_params_set_n_ctx(struct rpaged_params * params, int32_t n_ctx);
@@ -174,8 +174,9 @@ struct rpaged_bytes rpaged_token_piece(const struct rpaged_session * session, in
 // "[ 'a':1, 'b':2 ]", as upstream prints tokens.
 struct rpaged_bytes rpaged_tokens_text(const struct rpaged_session * session,
                                        const int32_t * tokens, size_t count);
-// Samples from the last output; LLAMA_TOKEN_NULL on failure.
-int32_t rpaged_sample(struct rpaged_session * session);
+// Samples from the output of the batch's token `output`, from the last one when it is
+// negative; LLAMA_TOKEN_NULL on failure.
+int32_t rpaged_sample(struct rpaged_session * session, int32_t output);
 int32_t rpaged_accept(struct rpaged_session * session, int32_t token, bool is_generated);
 // The last accepted token, LLAMA_TOKEN_NULL when there is none.
 int32_t rpaged_last_token(const struct rpaged_session * session);
@@ -260,6 +261,46 @@ int32_t rpaged_turn_parse(const struct rpaged_turn * turn, const char * text, si
 // the budget for reasoning anew. A seed that is given grows by `attempt`.
 int32_t rpaged_turn_begin(const struct rpaged_turn * turn, struct rpaged_session * session,
                           uint32_t attempt);
+
+// ---- drafting --------------------------------------------------------------------------
+
+// What the parameters say of drafting.
+struct rpaged_drafting_settings {
+    bool with_model;    // a draft model of any kind is asked for
+    bool without_model; // some kind that needs no model
+    bool special;       // some kind that needs a model made for it
+    bool has_model, probabilistic, synthetic, backend_sampling;
+    int32_t draft_max, threads, threads_batch;
+};
+int32_t rpaged_params_drafting(const struct rpaged_params * params,
+                               struct rpaged_drafting_settings * out);
+// Path of the draft model's file; empty when there is none.
+struct rpaged_bytes rpaged_params_draft_path(const struct rpaged_params * params);
+// The names of the kinds that are asked for, with commas between.
+struct rpaged_bytes rpaged_params_draft_kinds(const struct rpaged_params * params);
+
+// What the draft model will take: weights, KV cache and scratch, in bytes; 0 on failure.
+// `resident`: the CPU keeps and computes it, whatever the session's model uses.
+uint64_t rpaged_draft_model_bytes(struct rpaged_session * session, bool resident);
+
+// Proposes tokens; NULL on failure. The session must outlive it.
+struct rpaged_drafter;
+struct rpaged_drafter * rpaged_drafter_new(struct rpaged_session * session, bool resident);
+void rpaged_drafter_free(struct rpaged_drafter * drafter);
+// The session's context holds `tokens` from position `from` on, and nothing behind them.
+int32_t rpaged_drafter_hold(struct rpaged_drafter * drafter, int32_t from, const int32_t * tokens,
+                            size_t count);
+// The session's context forgot `discard` tokens after the first `keep`.
+int32_t rpaged_drafter_shift(struct rpaged_drafter * drafter, int32_t keep, int32_t discard);
+// At most `most` tokens that may follow `last`, which follows what the context holds.
+struct rpaged_tokens rpaged_drafter_draft(struct rpaged_drafter * drafter, int32_t last,
+                                          int32_t most);
+// Of the last draft that was not empty, so many tokens were right.
+int32_t rpaged_drafter_judge(struct rpaged_drafter * drafter, int32_t accepted);
+// Whether the model's memory can forget the end of what it holds.
+bool rpaged_can_forget(const struct rpaged_session * session);
+// As rpaged_decode, with an output for each token.
+int32_t rpaged_decode_all(struct rpaged_session * session, const int32_t * tokens, size_t count);
 
 // ---- the machine and the cache ------------------------------------------------------------
 

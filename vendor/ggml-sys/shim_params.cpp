@@ -284,12 +284,19 @@ static void rehearse(const std::vector<common_arg> & options,
         throw usage_error("the chat template is not one that llama.cpp supports" +
                           std::string(scratch.use_jinja ? "" : "; try --jinja"));
     }
+    rpaged_check_draft_file(scratch);
     // Where the model is elsewhere this downloads it, and sets its path.
     try {
         auto models = common_models_handler_init(scratch, RPAGED_EXAMPLE);
         common_models_handler_apply(models, scratch);
     } catch (const std::exception & error) {
         throw std::runtime_error("could not get the model: " + reason(error));
+    }
+    const auto & draft = scratch.speculative.draft.mparams;
+    if (draft.path.empty() && !draft.empty()) {
+        throw std::runtime_error("could not get the draft model '" +
+                                 (draft.hf_repo.empty() ? draft.url : draft.hf_repo) +
+                                 "'; see --spec-draft-hf");
     }
     if (scratch.model.path.empty()) {
         throw usage_error("no model given; name one with -m FILE, or try --demo");
@@ -434,7 +441,6 @@ extern "C" int32_t rpaged_params_settings(const rpaged_params * handle, rpaged_s
         out->use_jinja         = p.use_jinja;
         out->ctx_shift         = p.ctx_shift;
         out->warmup            = p.warmup;
-        out->has_draft_model   = p.speculative.has_dft();
         out->fit               = p.fit_params;
         out->kv_offload        = !p.no_kv_offload;
         return RPAGED_OK;

@@ -48,7 +48,7 @@ rpaged_bytes rpaged_own(const std::string & text) {
     return {data, text.size()};
 }
 
-static rpaged_tokens own_tokens(const std::vector<llama_token> & tokens) {
+rpaged_tokens rpaged_own_tokens(const std::vector<int32_t> & tokens) {
     const size_t bytes = tokens.size() * sizeof(llama_token);
     auto * data = static_cast<llama_token *>(std::malloc(bytes + 1));
     if (!data) {
@@ -97,6 +97,11 @@ extern "C" int32_t rpaged_init(void) {
         llama_log_set(on_log, nullptr);
         return RPAGED_OK;
     });
+}
+
+void rpaged_log_forget_error() {
+    std::lock_guard<std::mutex> lock(LOGGED_ERROR_LOCK);
+    LOGGED_ERROR.clear();
 }
 
 extern "C" rpaged_bytes rpaged_log_last_error(void) {
@@ -180,10 +185,7 @@ void rpaged_session_use_sampling(rpaged_session * session, common_params_samplin
 
 extern "C" rpaged_session * rpaged_session_new(rpaged_params * handle) {
     return rpaged_guard<rpaged_session *>(nullptr, [&]() -> rpaged_session * {
-        {
-            std::lock_guard<std::mutex> lock(LOGGED_ERROR_LOCK);
-            LOGGED_ERROR.clear();
-        }
+        rpaged_log_forget_error();
         rpaged_fail("");
         // Upstream goes on without control vectors that it cannot load.
         const auto & vectors = handle->params.control_vectors;
@@ -213,6 +215,10 @@ extern "C" llama_model * rpaged_session_model(rpaged_session * session) {
 
 extern "C" llama_context * rpaged_session_context(rpaged_session * session) {
     return session->context();
+}
+
+const common_params * rpaged_session_params(const rpaged_session * session) {
+    return session->params;
 }
 
 extern "C" rpaged_threadpools rpaged_session_threadpools(rpaged_session * session) {
@@ -309,7 +315,7 @@ extern "C" bool rpaged_truncate(rpaged_session * session, int32_t from) {
 extern "C" rpaged_tokens rpaged_tokenize(const rpaged_session * session, const char * text,
                                          size_t size, bool add_special, bool parse_special) {
     return rpaged_guard(rpaged_tokens{}, [&] {
-        return own_tokens(common_tokenize(session->context(), std::string(text, size), add_special,
+        return rpaged_own_tokens(common_tokenize(session->context(), std::string(text, size), add_special,
                                           parse_special));
     });
 }
@@ -329,9 +335,9 @@ extern "C" rpaged_bytes rpaged_tokens_text(const rpaged_session * session, const
     });
 }
 
-extern "C" int32_t rpaged_sample(rpaged_session * session) {
+extern "C" int32_t rpaged_sample(rpaged_session * session, int32_t output) {
     return rpaged_guard<int32_t>(LLAMA_TOKEN_NULL, [&] {
-        return common_sampler_sample(session->sampler(), session->context(), -1);
+        return common_sampler_sample(session->sampler(), session->context(), output);
     });
 }
 

@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -17,7 +18,7 @@ use super::super::engine::{Copy, Direction, Failure, Source, Ticket};
 use super::Tuning;
 use super::crew::{Crew, Event, Mailbox, Work};
 use super::direct::{Buffers, Read};
-use super::faults::{Delays, Faults, Script, pause};
+use super::faults::{Delays, Faults, Link, Script, pause};
 use super::order::{Footprint, JobId, Window};
 use super::piece::{Piece, misfit};
 use super::progress::{Kind, Progress};
@@ -49,6 +50,7 @@ pub struct Coordinator {
     spare: Vec<u8>,
     faults: Faults,
     delays: Option<Delays>,
+    link: Option<Link>,
     tuning: Tuning,
     progress: Arc<Progress>,
     closing: bool,
@@ -75,6 +77,8 @@ struct Open {
     inline: bool,
     // What tests want of its first piece.
     script: Script,
+    // When a link as slow as tests want would be done with it.
+    due: Option<Instant>,
     failed: Option<String>,
 }
 
@@ -134,6 +138,7 @@ impl Coordinator {
             events: Vec::new(),
             spare: Vec::new(),
             delays: Delays::of(&parts.faults),
+            link: Link::of(&parts.faults),
             faults: parts.faults,
             tuning,
             end: End {
@@ -185,6 +190,7 @@ impl Coordinator {
                     begun: false,
                     inline: false,
                     script: Script::default(),
+                    due: None,
                     failed: None,
                 });
             }
@@ -273,7 +279,14 @@ impl Coordinator {
         request.begun = true;
         request.script = script;
         let bytes = request.copies.iter().map(|copy| copy.bytes);
-        request.inline = bytes.fold(0, usize::saturating_add) <= inline_bytes;
+        let bytes = bytes.fold(0, usize::saturating_add);
+        request.inline = bytes <= inline_bytes;
+        let into_arena = request.direction == Direction::In;
+        request.due = self
+            .link
+            .as_mut()
+            .filter(|_| into_arena)
+            .map(|link| link.take(bytes));
         if fails {
             let sentence = "a copy failed, as the copy engine was told to";
             request.failed = Some(sentence.to_owned());
@@ -395,6 +408,10 @@ impl Coordinator {
                 break;
             };
             pause(self.delays.as_mut().map(Delays::draw).unwrap_or_default());
+            if let (Some(due), Some(copy)) = (open.due, open.copies.first()) {
+                let _busy = self.progress.busy(Kind::of(open.direction, &copy.from));
+                pause(due.saturating_duration_since(Instant::now()));
+            }
             let ticket = Ticket(self.first);
             self.first += 1;
             self.next = self.next.max((self.first, 0));

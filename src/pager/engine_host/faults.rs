@@ -1,7 +1,7 @@
 //! Delays and failures that an engine is told to have, so that tests can see what they
 //! lead to.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::engine::{Copy, Source, Target};
 
@@ -31,6 +31,9 @@ pub struct Faults {
     pub dead_worker: Option<u64>,
     /// Has direct reads done by threads, as on systems without io_uring.
     pub no_ring: bool,
+    /// What copies into the arena take at most together, in bytes per second: a request is
+    /// done no sooner than a link as slow would have done it. None: no such bound.
+    pub bytes_per_second: Option<u64>,
 }
 
 /// What goes wrong with one piece of a copy.
@@ -128,6 +131,31 @@ impl Delays {
         } else {
             Duration::ZERO
         }
+    }
+}
+
+/// A link of a given speed, which takes one request after the other.
+pub struct Link {
+    bytes_per_second: u64,
+    free_at: Instant,
+}
+
+impl Link {
+    /// The link that `faults` ask for.
+    pub fn of(faults: &Faults) -> Option<Self> {
+        faults.bytes_per_second.map(|rate| Self {
+            bytes_per_second: rate.max(1),
+            free_at: Instant::now(),
+        })
+    }
+
+    /// When a request of `bytes` that begins now is done.
+    pub fn take(&mut self, bytes: usize) -> Instant {
+        #[allow(clippy::cast_precision_loss, reason = "a time")]
+        let seconds = bytes as f64 / self.bytes_per_second as f64;
+        let start = self.free_at.max(Instant::now());
+        self.free_at = start + Duration::from_secs_f64(seconds);
+        self.free_at
     }
 }
 

@@ -116,6 +116,8 @@ record! {
         streamed_bytes: u64,
         seconds_per_token: f64,
         seconds_per_token_predicted: Option<f64>,
+        drafted_tokens: u64,
+        accepted_tokens: u64,
     }
 }
 
@@ -135,6 +137,7 @@ record! {
         pass_bytes: u64,
         ring_bytes: u64,
         scratch_bytes: u64,
+        draft_bytes: u64,
         resident_layers: u32,
         layers: u32,
         kv_pages_gpu: u64,
@@ -192,6 +195,8 @@ record! {
         seconds_per_token_p90: Option<f64>,
         seconds_per_token_p99: Option<f64>,
         seconds_per_token_max: Option<f64>,
+        drafted_tokens: u64,
+        accepted_tokens: u64,
         plans: u64,
         pressure_decisions: u64,
         layers_evicted: u64,
@@ -264,6 +269,7 @@ impl PlanRecord {
             pass_bytes: report.pass_bytes,
             ring_bytes: report.ring_bytes,
             scratch_bytes: report.scratch_bytes,
+            draft_bytes: report.draft_bytes,
             resident_layers: report.resident_layers,
             layers: report.layers,
             kv_pages_gpu: report.kv_pages.resident,

@@ -10,6 +10,7 @@ use crate::device::Report;
 use crate::device::report::Change;
 use crate::error::Error;
 use crate::llama::Token;
+use crate::telemetry::drafts::Drafts;
 use crate::telemetry::memory::Process;
 use crate::telemetry::prediction::{Passage, Rates};
 
@@ -25,6 +26,8 @@ pub struct Facts {
     pub memory_pressure: f64,
     /// What this process takes.
     pub process: Process,
+    /// What drafting did; None without it.
+    pub drafts: Option<Drafts>,
 }
 
 /// Makes the records of one run. Times are seconds since the program's start.
@@ -46,6 +49,8 @@ pub struct Recorder {
     before: Report,
     /// The last report of all.
     report: Report,
+    /// What drafting had done at the interval's beginning.
+    drafts: Drafts,
     rates: Rates,
     predicted: Option<f64>,
     /// Seconds of each token after the first.
@@ -107,6 +112,8 @@ impl Recorder {
         let tokens = f64::from(self.open_tokens);
         let covers_prompt = self.generated_tokens == u64::from(self.open_tokens);
         let (traffic, stalls, compute_seconds) = between(&self.before, &report);
+        let all_drafts = facts.drafts.unwrap_or_default();
+        let drafts = all_drafts.since(&self.drafts);
         let record = TokenRecord {
             token: self.token,
             prompt_tokens: self.prompt_tokens,
@@ -140,21 +147,27 @@ impl Recorder {
             streamed_bytes: report.streamed_bytes,
             seconds_per_token: round(seconds / tokens.max(1.0), 1e9),
             seconds_per_token_predicted: self.predicted.map(|seconds| round(seconds, 1e9)),
+            drafted_tokens: drafts.drafted,
+            accepted_tokens: drafts.accepted,
         };
         if facts.report.is_some() {
             // A prompt is computed in batches: it says nothing about what a token takes.
             if !covers_prompt {
                 self.rates.learn(&Passage {
                     tokens: self.open_tokens,
+                    passes: facts
+                        .drafts
+                        .map_or(u64::from(self.open_tokens), |_| drafts.passes),
                     seconds,
                     bytes: traffic.storage_bytes + traffic.link_bytes,
                     copy_seconds: traffic.storage_seconds + traffic.link_seconds,
-                    compute_seconds,
+                    compute_seconds: compute_seconds + drafts.seconds,
                 });
             }
             self.predicted = self.rates.predict(report.pass_bytes);
         }
         self.before = report;
+        self.drafts = all_drafts;
         self.open_since = now;
         self.open_tokens = 0;
         Record::Token(record)
@@ -188,6 +201,7 @@ impl Recorder {
     /// How things stand at the end, so that the summary is complete.
     pub fn settle(&mut self, facts: &Facts) {
         self.note(&facts.report.unwrap_or_default());
+        self.drafts = facts.drafts.unwrap_or_default();
         self.process_bytes_peak = self.process_bytes_peak.max(facts.process.peak_bytes);
     }
 
@@ -211,6 +225,8 @@ impl Recorder {
             seconds_per_token_p90: seconds(0.9),
             seconds_per_token_p99: seconds(0.99),
             seconds_per_token_max: self.seconds.longest().map(|time| round(time, 1e9)),
+            drafted_tokens: self.drafts.drafted,
+            accepted_tokens: self.drafts.accepted,
             plans: self.plans,
             pressure_decisions: self.pressure_decisions,
             layers_evicted: report.layers_evicted,

@@ -143,6 +143,7 @@ fn facts(passes: u32) -> Facts {
             resident_bytes: 3 << 20,
             peak_bytes: 4 << 20,
         },
+        drafts: None,
     }
 }
 

@@ -144,6 +144,35 @@ fn requests_run_in_order_with_any_number_of_workers() {
 }
 
 #[test]
+fn a_slow_link_bounds_what_comes_in_and_nothing_else() {
+    for workers in [1, 3] {
+        let faults = Faults {
+            bytes_per_second: Some(64 << 20),
+            ..Faults::default()
+        };
+        let mut engine = HostEngine::new(workers, faults).unwrap();
+        let (a, b) = (memory(1 << 20), memory(1 << 20));
+        let started = std::time::Instant::now();
+        for _ in 0..4 {
+            let (from, to) = (from_memory(&a, 0), in_memory(&b, 0));
+            engine
+                .submit(request(Direction::In, from, to, 1 << 20))
+                .unwrap();
+        }
+        engine.wait(engine.newest()).unwrap();
+        assert!(started.elapsed().as_secs_f64() >= 4.0 / 64.0);
+        let seconds = engine.counters().link_seconds;
+        assert!(seconds > 3.0 / 64.0, "the wait is copying: {seconds}");
+        // Nothing waits for a link it does not use: this much would take seconds.
+        for _ in 0..400 {
+            engine.submit(duplicate(&a, &b)).unwrap();
+        }
+        engine.wait(engine.newest()).unwrap();
+        assert!(started.elapsed().as_secs_f64() < 400.0 / 64.0);
+    }
+}
+
+#[test]
 fn a_failed_request_is_reported_and_later_ones_still_run() {
     let faults = Faults {
         fail_request: Some(0),
