@@ -46,6 +46,8 @@ pub fn config(model: Model, paging: Paging, budget: Budget) -> PagingConfig {
         kv_page_tokens: 256,
         spill_folder: None,
         storage: Storage::Auto,
+        lock: false,
+        lazy_bytes_min: None,
         resident_layers_max: None,
         poison: true,
         faults: Faults::default(),
