@@ -13,6 +13,8 @@ mod flags;
 #[cfg(unix)]
 #[path = "cli/metrics.rs"]
 mod metrics;
+#[path = "cli/rpc.rs"]
+mod rpc;
 #[cfg(unix)]
 #[path = "cli/schema.rs"]
 mod schema;

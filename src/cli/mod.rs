@@ -4,7 +4,9 @@
 mod drafting;
 pub mod flags;
 pub mod help;
+mod paged;
 mod resolve;
+mod rpc;
 pub mod size;
 pub mod support;
 pub mod words;
@@ -32,14 +34,14 @@ pub enum Command {
 }
 
 /// The texts that can be asked for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Print {
     /// `--help`
     Help,
     /// `--version`
     Version,
-    /// `--list-devices`
-    Devices,
+    /// `--list-devices`, with those of these RPC servers.
+    Devices(Vec<String>),
     /// `--cache-list`
     Cache,
     /// `--completion-bash`
@@ -93,7 +95,7 @@ pub fn parse(
     if let Some(index) = words.prints {
         return Ok(Command::Print(match options[index].name() {
             "--version" => Print::Version,
-            "--list-devices" => Print::Devices,
+            "--list-devices" => Print::Devices(rpc::servers(&words, &options)),
             "--cache-list" => Print::Cache,
             "--completion-bash" => Print::CompletionBash,
             _ => Print::Help,
@@ -177,7 +179,10 @@ fn print(what: Print) -> Result<()> {
     let text = match what {
         Print::Help => help::help(&llama::options()?),
         Print::Version => help::version()?,
-        Print::Devices => llama::device_list()?,
+        Print::Devices(servers) => {
+            rpc::check(&servers)?;
+            llama::device_list(&servers.join(","))?
+        }
         Print::Cache => llama::cache_list()?,
         Print::CompletionBash => help::completion_bash(&llama::options()?),
     };

@@ -8,8 +8,9 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use super::drafting;
+use super::rpc;
 use super::size::read_budget;
-use super::support::{Support, WhenPaged, support, when_paged};
+use super::support::{Support, support};
 use super::{Config, Request};
 use crate::device::{Budget, Faults, PagingConfig, Storage};
 use crate::error::{Error, Result};
@@ -50,6 +51,7 @@ impl Request {
         self.own.check_needs()?;
         self.check_one_model()?;
         self.check_refused()?;
+        rpc::check(&rpc::servers(&self.words, &self.options))?;
         if paged {
             self.check_paged()?;
         }
@@ -87,6 +89,8 @@ impl Request {
             Some(PagingConfig {
                 budget,
                 storage: storage(settings.load_mode),
+                lock: self.own.dynamic_layers && is_locked(settings.load_mode),
+                lazy_bytes_min: lazy_bytes_min(settings.lazy_mode),
                 resident_layers_max: given.unwrap_or_else(|| {
                     // From a configuration file; negative: 'auto' and 'all'.
                     u32::try_from(settings.n_gpu_layers).ok()
@@ -135,7 +139,7 @@ impl Request {
     }
 
     /// Whether the option that goes by `name` is on the command line.
-    fn is_used(&self, name: &str) -> bool {
+    pub(super) fn is_used(&self, name: &str) -> bool {
         self.words
             .used
             .iter()
@@ -143,7 +147,7 @@ impl Request {
     }
 
     /// Whether it is on the command line or in the environment.
-    fn is_given(&self, name: &str) -> bool {
+    pub(super) fn is_given(&self, name: &str) -> bool {
         let option = self.options.iter().find(|option| option.name() == name);
         let env = option.and_then(|option| option.env.as_deref());
         self.is_used(name) || env.is_some_and(|env| std::env::var_os(env).is_some())
@@ -226,30 +230,6 @@ impl Request {
         Ok(())
     }
 
-    /// Refuses what cannot be had together with paging.
-    fn check_paged(&self) -> Result<()> {
-        for option in &self.options {
-            let name = option.name();
-            let how = |word: &str| match when_paged(name) {
-                Some(WhenPaged::Contradicts(why)) => Err(Error::Usage(format!(
-                    "'{word}' cannot be combined with paging: {why}"
-                ))),
-                Some(WhenPaged::NotBuilt(what)) => Err(Error::NotBuilt(format!(
-                    "'{word}' together with paging is not built yet: {what}"
-                ))),
-                _ => Ok(()),
-            };
-            if self.is_used(name) {
-                how(name)?;
-            } else if let Some(env) = option.env.as_deref()
-                && std::env::var_os(env).is_some()
-            {
-                how(env)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Checks that need the parsed values.
     fn check_settings(&self, settings: &Settings, paged: bool) -> Result<()> {
         if settings.conversation_mode == CONVERSATION_ON {
@@ -266,48 +246,11 @@ impl Request {
         if let Some((_, what)) = hidden.iter().find(|(set, _)| *set) {
             return Err(Error::NotBuilt(format!("{what} is not built yet")));
         }
-        if !paged {
-            return Ok(());
+        if paged {
+            self.check_paged_settings(settings)
+        } else {
+            Ok(())
         }
-        if settings.fit && self.is_given("--fit") {
-            return Err(Error::Usage(
-                "'--fit on' cannot be combined with paging: the budget says what stays in \
-                 memory; set --vram-budget"
-                    .into(),
-            ));
-        }
-        if self.own.paged_kv && !settings.kv_offload {
-            return Err(Error::Usage(
-                "'--no-kv-offload' contradicts --paged-kv: it keeps the KV cache off the device"
-                    .into(),
-            ));
-        }
-        let load_modes = [
-            ggml_sys::LLAMA_LOAD_MODE_AUTO,
-            ggml_sys::LLAMA_LOAD_MODE_NONE,
-            ggml_sys::LLAMA_LOAD_MODE_MMAP,
-            ggml_sys::LLAMA_LOAD_MODE_DIRECT_IO,
-        ];
-        if !load_modes.contains(&settings.load_mode) {
-            return Err(Error::NotBuilt(
-                "this '--load-mode' together with paging is not built yet; use auto, none, mmap or \
-                 dio"
-                    .into(),
-            ));
-        }
-        let rows = [
-            ggml_sys::LLAMA_SPLIT_MODE_NONE,
-            ggml_sys::LLAMA_SPLIT_MODE_LAYER,
-        ];
-        if !rows
-            .iter()
-            .any(|mode| i64::from(*mode) == i64::from(settings.split_mode))
-        {
-            return Err(Error::Usage(
-                "this '--split-mode' cannot be combined with paging: there is one device".into(),
-            ));
-        }
-        Ok(())
     }
 
     /// The words for llama.cpp's parser.
@@ -381,6 +324,8 @@ impl Request {
             kv_page_tokens: own.kv_page_size.unwrap_or(KV_PAGE_TOKENS),
             spill_folder: own.spill_dir.clone(),
             storage: Storage::Auto,
+            lock: false,
+            lazy_bytes_min: None,
             resident_layers_max: None,
             poison: false,
             faults: Faults::default(),
@@ -391,9 +336,28 @@ impl Request {
 /// How the model's files are read, from llama.cpp's mode of loading.
 fn storage(load_mode: i32) -> Storage {
     match load_mode {
-        ggml_sys::LLAMA_LOAD_MODE_AUTO => Storage::Auto,
+        ggml_sys::LLAMA_LOAD_MODE_AUTO | ggml_sys::LLAMA_LOAD_MODE_MLOCK => Storage::Auto,
         ggml_sys::LLAMA_LOAD_MODE_DIRECT_IO => Storage::Direct,
         _ => Storage::Cached,
+    }
+}
+
+/// Whether weights are locked in memory.
+fn is_locked(load_mode: i32) -> bool {
+    let modes = [
+        ggml_sys::LLAMA_LOAD_MODE_MLOCK,
+        ggml_sys::LLAMA_LOAD_MODE_MMAP_MLOCK,
+    ];
+    modes.contains(&load_mode)
+}
+
+/// From how many bytes on llama.cpp reads tensors by row.
+fn lazy_bytes_min(lazy_mode: i32) -> Option<u64> {
+    match u32::try_from(lazy_mode) {
+        Ok(ggml_sys::LLAMA_LAZY_MODE_ON) => Some(0),
+        // llama.cpp's own bound.
+        Ok(ggml_sys::LLAMA_LAZY_MODE_AUTO) => Some((4 << 30) + 1),
+        _ => None,
     }
 }
 

@@ -136,13 +136,16 @@ const REFUSED: &[(&str, &str)] = &[
 ];
 
 const ONE_DEVICE: WhenPaged =
-    WhenPaged::Contradicts("under paging the model has one device, the paged one");
+    WhenPaged::Contradicts("under paging there is no GPU to choose; the paged device computes");
 const BUDGET_RULES: WhenPaged =
     WhenPaged::Contradicts("under paging the budget says what stays in memory; set --vram-budget");
 const DRAFT_STAYS: WhenPaged =
     WhenPaged::Contradicts("under paging the draft model stays in main memory");
-const PLACEMENT: WhenPaged = WhenPaged::NotBuilt("placing tensors by hand");
-const ADAPTERS: WhenPaged = WhenPaged::NotBuilt("adapters on paged weights");
+const PLACED: WhenPaged = WhenPaged::Means(
+    "as always: these tensors stay in llama.cpp's own memory, unpaged; the budget covers them",
+);
+const ADAPTED: WhenPaged =
+    WhenPaged::Means("as always: adapters stay in memory, and the budget covers them");
 
 /// What upstream's options mean together with `--dynamic-layers` or `--paged-kv`; an
 /// option that is not here means what it always means.
@@ -163,41 +166,50 @@ pub const PAGED: &[(&str, WhenPaged)] = &[
         "--load-mode",
         WhenPaged::Means(
             "'dio' reads files past the page cache, 'none' and 'mmap' through it, 'auto' \
-             decides; with 'mlock' refused, not built yet",
+             decides; 'mlock' and 'mmap+mlock' lock the weights that stay, and the ring",
         ),
     ),
     (
         "--split-mode",
-        WhenPaged::Means("'none' and 'layer'; there is one device"),
+        WhenPaged::Means("'layer', or 'none' without --rpc: whole layers are paged"),
     ),
     ("--fit", WhenPaged::Means("'off' only: the budget rules")),
     ("--fit-target", BUDGET_RULES),
     ("--fit-ctx", BUDGET_RULES),
-    ("--device", ONE_DEVICE),
-    ("--tensor-split", ONE_DEVICE),
+    (
+        "--device",
+        WhenPaged::Means(
+            "the RPC servers' devices that share the model with the paged one; 'none' keeps it \
+             to itself",
+        ),
+    ),
+    (
+        "--rpc",
+        WhenPaged::Means(
+            "the servers' devices get layers, whole and outside the budget; what is left is paged",
+        ),
+    ),
+    (
+        "--tensor-split",
+        WhenPaged::Means(
+            "with --rpc only: the shares of the servers' devices, then that of the paged one",
+        ),
+    ),
     ("--main-gpu", ONE_DEVICE),
-    ("--rpc", ONE_DEVICE),
-    ("--override-tensor", PLACEMENT),
-    ("--cpu-moe", PLACEMENT),
-    ("--n-cpu-moe", PLACEMENT),
-    ("--n-cpu-ffn", PLACEMENT),
+    ("--override-tensor", PLACED),
+    ("--cpu-moe", PLACED),
+    ("--n-cpu-moe", PLACED),
+    ("--n-cpu-ffn", PLACED),
     (
         "--kv-offload",
         WhenPaged::Means("with --paged-kv, the KV cache may not be kept off the device"),
     ),
     (
         "--lazy-mode",
-        WhenPaged::NotBuilt("a second way of reading weights late"),
+        WhenPaged::Means(
+            "as always; tensors read that way lie in the page cache, not in the budget",
+        ),
     ),
-    (
-        "--backend-sampling",
-        WhenPaged::NotBuilt("sampling on the paged device"),
-    ),
-    ("--lora", ADAPTERS),
-    ("--lora-scaled", ADAPTERS),
-    ("--control-vector", ADAPTERS),
-    ("--control-vector-scaled", ADAPTERS),
-    ("--control-vector-layer-range", ADAPTERS),
     (
         "--spec-draft-model",
         WhenPaged::Means("stays in main memory; the budget covers its weights, cache and scratch"),
@@ -207,6 +219,10 @@ pub const PAGED: &[(&str, WhenPaged)] = &[
     ("--spec-draft-override-tensor", DRAFT_STAYS),
     ("--spec-draft-cpu-moe", DRAFT_STAYS),
     ("--spec-draft-n-cpu-moe", DRAFT_STAYS),
+    ("--lora", ADAPTED),
+    ("--lora-scaled", ADAPTED),
+    ("--control-vector", ADAPTED),
+    ("--control-vector-scaled", ADAPTED),
 ];
 
 /// What becomes of the option that goes by `name`; None when the table lacks it.

@@ -22,6 +22,27 @@ pub struct Words {
     pub prints: Option<usize>,
 }
 
+impl Words {
+    /// The first value of each use of upstream's option `name`, in order.
+    pub fn values_of(&self, name: &str, options: &[OptionInfo]) -> Vec<String> {
+        let mut upstream = self.upstream.iter();
+        let mut values = Vec::new();
+        for (index, _) in &self.used {
+            let option = &options[*index];
+            if option.name() == "--gpu-layers" {
+                continue;
+            }
+            // The flag itself, then its values.
+            let mut words = upstream.by_ref().take(1 + option.arity.count());
+            if let Some(value) = words.nth(1).filter(|_| option.name() == name) {
+                values.push(value.to_string_lossy().into_owned());
+            }
+            words.for_each(drop);
+        }
+        values
+    }
+}
+
 /// Sorts `args` (without the program's name).
 ///
 /// # Errors
@@ -154,6 +175,17 @@ fn nearest(name: &str, options: &[OptionInfo]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_are_found_behind_their_own_flags_only() {
+        crate::llama::log::start();
+        let options = crate::llama::options().unwrap();
+        let line = "-p --rpc -ngl 3 --rpc a:1 --control-vector-layer-range 1 2 --jinja --rpc b:2";
+        let words = sort(line.split(' ').map(OsString::from), &options).unwrap();
+        assert_eq!(words.values_of("--rpc", &options), ["a:1", "b:2"]);
+        assert_eq!(words.values_of("--prompt", &options), ["--rpc"]);
+        assert!(words.values_of("--jinja", &options).is_empty());
+    }
 
     #[test]
     fn metrics_are_asked_for_by_the_flag_not_by_a_value() {

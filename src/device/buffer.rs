@@ -9,6 +9,7 @@ use ggml_sys as sys;
 
 use super::addresses::AddressRange;
 use super::guard::guard;
+use super::outside;
 use super::report::Reason;
 use super::scratch;
 use super::shared::Shared;
@@ -204,8 +205,8 @@ fn take_in(
     let mut unpaged = 0;
     let reason = match kind {
         Kind::Weights => {
-            check_pinned_layers(shared, &specs)?;
-            unpaged = unpaged_bytes(shared, tensors);
+            outside::check_pinned_layers(shared, &specs)?;
+            unpaged = outside::unpaged_bytes(shared, tensors);
             shared.set_unpaged(&mut paged, unpaged, u64::from(shared.direct))?;
             Reason::Weights
         }
@@ -221,39 +222,6 @@ fn take_in(
     };
     shared.note_change(reason, &mut paged);
     Ok(ids)
-}
-
-/// Bytes of the model's weights that llama.cpp keeps to itself: those that are not among
-/// `tensors`, and the token embedding when it is the output as well.
-fn unpaged_bytes(shared: &Shared, tensors: &[Tensor<'_>]) -> u64 {
-    let paged: u64 = tensors
-        .iter()
-        .map(|tensor| tensor.span_bytes() as u64)
-        .sum();
-    let tied = tensors
-        .iter()
-        .find(|tensor| tensor.name() == "token_embd.weight");
-    let tied = tied.map_or(0, |tensor| tensor.span_bytes() as u64);
-    shared.index.bytes().saturating_sub(paged) + tied
-}
-
-fn check_pinned_layers(shared: &Shared, specs: &[TensorSpec]) -> Result<()> {
-    let layer = |spec: &TensorSpec| match spec.group {
-        GroupKey::Layer(layer) => Some(layer),
-        _ => None,
-    };
-    let last = specs.iter().filter_map(layer).max().unwrap_or(0);
-    match shared
-        .config
-        .pinned_layers
-        .iter()
-        .find(|pinned| **pinned > last)
-    {
-        Some(pinned) => Err(Error::Usage(format!(
-            "'--pin-layers' names layer '{pinned}', and the model's layers are 0 to {last}"
-        ))),
-        None => Ok(()),
-    }
 }
 
 /// An ordinary buffer of the inner device, with the tensors laid out in it.

@@ -52,6 +52,8 @@ mod tests {
             kv_page_tokens: 256,
             spill_folder: None,
             storage: Storage::Auto,
+            lock: false,
+            lazy_bytes_min: None,
             resident_layers_max: None,
             poison: false,
             faults: Faults::default(),

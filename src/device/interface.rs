@@ -189,7 +189,8 @@ unsafe extern "C" fn device_props(
             // Weights that are paged do not lie in llama.cpp's own mapping.
             buffer_from_host_ptr: mappable,
             events: false,
-            mmap_support: mappable,
+            // What lies on the CPU may be mapped: rows that are read when they are needed.
+            mmap_support: true,
         },
     };
     // SAFETY: ggml passes a struct to be filled in.

@@ -19,6 +19,7 @@ mod buffer;
 mod experts;
 mod guard;
 mod interface;
+mod outside;
 pub mod report;
 mod scan;
 pub mod schedule;
@@ -86,6 +87,12 @@ pub struct PagingConfig {
     pub spill_folder: Option<PathBuf>,
     /// How the model's files are read (`--load-mode`).
     pub storage: Storage,
+    /// Lock the weights in the arena in memory (`--load-mode mlock`).
+    pub lock: bool,
+    /// Tensors by row that have at least this many bytes are left to llama.cpp, which maps
+    /// them and reads the rows that it needs (`--lazy-mode`); None: it does not. The budget
+    /// does not cover them: their memory is the page cache's.
+    pub lazy_bytes_min: Option<u64>,
     /// Upper bound on resident layers, the output counted as one (`-ngl`); None: as many
     /// as fit.
     pub resident_layers_max: Option<u32>,
@@ -130,6 +137,17 @@ impl PagedDevice {
         !self.shared.config.weights
     }
 
+    /// Whether weights are to be locked in memory.
+    pub fn is_locked(&self) -> bool {
+        self.shared.config.lock
+    }
+
+    /// Says, before the model loads, whether other machines' devices share it: the layers
+    /// that are not on this device are not in this machine's memory then.
+    pub fn share_model(&self, shared: bool) {
+        self.shared.share_model(shared);
+    }
+
     /// Has the inner backend compute with these thread pools, each with its number of
     /// threads: whichever has as many as llama.cpp asks for. Null ones are left out.
     ///
@@ -143,6 +161,12 @@ impl PagedDevice {
     /// for when loading the model, making the context or decoding has failed.
     pub fn take_error(&self) -> Option<Error> {
         self.shared.take_error()
+    }
+
+    /// Whether weights were to be paged, and the model that was loaded has none here.
+    pub fn lacks_weights(&self) -> bool {
+        let report = self.report();
+        self.shared.config.weights && report.resident_bytes + report.streamed_bytes == 0
     }
 
     /// Sizes and counters at this moment.

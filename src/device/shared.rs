@@ -47,6 +47,8 @@ pub struct Shared {
     paged: Mutex<Paged>,
     error: Mutex<Option<Error>>,
     broken: AtomicBool,
+    // Whether layers of the model lie on other machines.
+    shares_model: AtomicBool,
     graphs: AtomicU64,
     // llama.cpp's thread pools and how many threads each has; null until attached.
     threadpools: [(AtomicPtr<sys::ggml_threadpool>, AtomicI32); 2],
@@ -87,6 +89,7 @@ impl Shared {
                 false => inner.arena_alignment(),
             },
             states_follow: config.kv,
+            lock: config.lock,
         };
         let pager = Pager::new(pager_config, Box::new(engine));
         let shared = Arc::new(Self {
@@ -105,6 +108,7 @@ impl Shared {
             direct,
             error: Mutex::new(None),
             broken: AtomicBool::new(false),
+            shares_model: AtomicBool::new(false),
             graphs: AtomicU64::new(0),
             threadpools: Default::default(),
             loading: Mutex::default(),
@@ -161,6 +165,15 @@ impl Shared {
 
     pub fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Relaxed)
+    }
+
+    pub fn share_model(&self, shared: bool) {
+        self.shares_model.store(shared, Ordering::Relaxed);
+    }
+
+    /// Whether layers of the model lie on other machines.
+    pub fn shares_model(&self) -> bool {
+        self.shares_model.load(Ordering::Relaxed)
     }
 
     pub fn attach_threadpools(&self, pools: [(sys::ggml_threadpool_t, i32); 2]) {

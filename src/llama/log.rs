@@ -39,24 +39,40 @@ unsafe extern "C" fn on_abort(message: *const c_char) {
     let line = line
         .rsplit_once("/llama.cpp/")
         .map_or(line, |(_, rest)| rest);
-    let sentence = format!("llama.cpp gave up: {line}");
+    let error = error_of(line);
     static ABORTING: AtomicBool = AtomicBool::new(false);
     if ABORTING.swap(true, Ordering::Relaxed) {
         // The threads that compute tend to find the same thing wrong at the same time.
         std::thread::sleep(LAST_WORDS);
-        exit_at_once(70);
+        exit_at_once(error.exit_code().into());
     }
     let on_stderr = metrics::RUN.is_on_stderr();
-    if metrics::RUN.is_on() {
+    if metrics::RUN.is_on() || error.exit_code() != 70 {
         // What is queued comes first; whoever aborts has no lock of the log's.
         stop();
-        telemetry::finish(Some(&Error::Bug(sentence.clone())));
+    }
+    if metrics::RUN.is_on() {
+        telemetry::finish(Some(&error));
     }
     if !on_stderr {
-        let sentence = format!("\nerror: {sentence}\n");
+        let sentence = format!("\nerror: {error}\n");
         drop(std::io::stderr().write_all(sentence.as_bytes()));
     }
-    exit_at_once(70);
+    exit_at_once(error.exit_code().into());
+}
+
+/// What ggml's last words mean. That it aborts where a server is lost is no bug.
+fn error_of(line: &str) -> Error {
+    match line.split_once("ggml-rpc.cpp:") {
+        Some((_, reason)) => {
+            let reason = reason.split_once(": ").map_or(reason, |(_, reason)| reason);
+            Error::Failed(format!(
+                "an RPC server does not answer as it should ({}); see --rpc",
+                reason.trim()
+            ))
+        }
+        None => Error::Bug(format!("llama.cpp gave up: {line}")),
+    }
 }
 
 /// Ends the process without running destructors, which might wait for the very thread

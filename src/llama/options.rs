@@ -1,10 +1,10 @@
 //! The options of llama-completion, asked of llama.cpp's own parser.
 #![allow(unsafe_code, reason = "calls the C doors")]
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, CString, c_char};
 
 use super::bytes;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// How many values follow a flag.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -148,14 +148,16 @@ unsafe fn copy_array(array: *const *const c_char) -> Vec<String> {
     all
 }
 
-/// What `--list-devices` prints.
+/// What `--list-devices` prints, with the devices of these RPC servers.
 ///
 /// # Errors
 /// `Failed` when a device cannot be asked.
-pub fn device_list() -> Result<String> {
+pub fn device_list(rpc_servers: &str) -> Result<String> {
+    let servers = CString::new(rpc_servers)
+        .map_err(|_| Error::Usage("an argument contains a NUL".to_owned()))?;
     // SAFETY:
-    // - takes nothing.
-    bytes::take_text(unsafe { ggml_sys::rpaged_device_list() })
+    // - `servers` ends with NUL and outlives the call.
+    bytes::take_text(unsafe { ggml_sys::rpaged_device_list(servers.as_ptr()) })
 }
 
 /// What `--cache-list` prints.

@@ -153,26 +153,36 @@ impl Params {
         unsafe { ggml_sys::rpaged_params_set_n_ctx(self.raw(), n_ctx) }
     }
 
-    /// Makes `device` the model's only one; see `rpaged_params_use_device`.
+    /// Has the model lie on `device`, and on those of RPC servers before it; see
+    /// `rpaged_params_use_device`.
     ///
     /// # Errors
-    /// `Failed` when memory runs out.
+    /// `Failed` when the parameters name a device that cannot share the model.
     pub fn use_device(&mut self, device: &crate::device::PagedDevice) -> Result<()> {
-        let load_mode = match (device.keeps_mapping(), device.is_direct()) {
-            (true, _) => -1,
-            (false, true) => ggml_sys::LLAMA_LOAD_MODE_DIRECT_IO,
-            (false, false) => ggml_sys::LLAMA_LOAD_MODE_NONE,
+        let load_mode = match (
+            device.keeps_mapping(),
+            device.is_locked(),
+            device.is_direct(),
+        ) {
+            (true, ..) => -1,
+            // What llama.cpp keeps to itself is locked by it.
+            (_, true, _) => ggml_sys::LLAMA_LOAD_MODE_MLOCK,
+            (.., true) => ggml_sys::LLAMA_LOAD_MODE_DIRECT_IO,
+            (.., false) => ggml_sys::LLAMA_LOAD_MODE_NONE,
         };
+        let mut others = 0;
         // SAFETY:
         // - the handle is alive as long as `self`, and borrowed alone;
-        // - the session that is made of `self` keeps the device alive (`Session::new`).
-        let status =
-            unsafe { ggml_sys::rpaged_params_use_device(self.raw(), device.raw(), load_mode) };
-        if status == ggml_sys::RPAGED_OK as i32 {
-            Ok(())
-        } else {
-            Err(bytes::failure("llama.cpp refused the device"))
+        // - the session that is made of `self` keeps the device alive (`Session::new`);
+        // - `others` is a place for one number.
+        let status = unsafe {
+            ggml_sys::rpaged_params_use_device(self.raw(), device.raw(), load_mode, &raw mut others)
+        };
+        if status != ggml_sys::RPAGED_OK as i32 {
+            return Err(bytes::failure("llama.cpp refused the device"));
         }
+        device.share_model(others > 0);
+        Ok(())
     }
 
     /// Has `progress` told while the model loads.

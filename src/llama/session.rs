@@ -62,6 +62,17 @@ impl Session {
             params,
             device,
         };
+        if session
+            .device
+            .as_ref()
+            .is_some_and(PagedDevice::lacks_weights)
+        {
+            return Err(Error::Usage(
+                "nothing is left to page: --override-tensor or --rpc has placed all layers \
+                 elsewhere; leave out --dynamic-layers"
+                    .into(),
+            ));
+        }
         if let Some(device) = &session.device {
             // SAFETY:
             // - the session is alive.

@@ -75,6 +75,23 @@ impl HostMemory {
         }
     }
 
+    /// Keeps all of it in memory, until it is dropped or unlocked.
+    ///
+    /// # Errors
+    /// When the system's limit does not allow it.
+    pub fn lock(&self) -> Result<(), region::Error> {
+        let guard = region::lock(self.address(0), self.bytes.max(1))?;
+        // Unmapping unlocks, and a guard would only find nothing there any more.
+        std::mem::forget(guard);
+        Ok(())
+    }
+
+    /// Lets the system take pages again, and give them back one by one.
+    pub fn unlock(&self) {
+        // What was not locked is no failure.
+        let _ = region::unlock(self.address(0), self.bytes.max(1));
+    }
+
     /// Gives the memory of a range back to the system; its whole pages are zero afterwards,
     /// what is left of other pages at both ends is filled with zero.
     ///

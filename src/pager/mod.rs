@@ -125,6 +125,8 @@ pub struct PagerConfig {
     pub alignment: usize,
     /// States will be paged too: a minimum stated before they are known is not the last.
     pub states_follow: bool,
+    /// Lock the memory of weights, so that the system does not swap it out.
+    pub lock: bool,
 }
 
 #[derive(Debug)]
@@ -184,6 +186,9 @@ pub struct Pager {
     ahead: VecDeque<(Ticket, u64)>,
     moves: Vec<Move>,
     layers_moved: (u64, u64),
+    // The system refuses to lock memory: said once, then not tried again.
+    not_locked: Option<String>,
+    lock_refused: bool,
     // A write-back failed: states are no longer what the graph computed.
     lost: Option<String>,
 }
@@ -214,6 +219,8 @@ impl Pager {
             ahead: VecDeque::new(),
             moves: Vec::new(),
             layers_moved: (0, 0),
+            not_locked: None,
+            lock_refused: false,
             lost: None,
         }
     }
@@ -352,7 +359,9 @@ impl Pager {
 
     /// Sentences that the user should read, each given once.
     pub fn notices(&mut self) -> Vec<String> {
-        self.engine.notices()
+        let mut notices = self.engine.notices();
+        notices.extend(self.not_locked.take());
+        notices
     }
 
     /// What the plans made since this was last asked did.

@@ -23,6 +23,7 @@ pub struct TensorLocation {
 #[derive(Debug, Default)]
 pub struct ModelIndex {
     files: Vec<Arc<StoreFile>>,
+    architecture: String,
     tensors: HashMap<String, TensorLocation>,
 }
 
@@ -37,7 +38,12 @@ impl ModelIndex {
         let tensors = headers.iter().flat_map(Header::tensors);
         let bytes = tensors.map(|tensor| tensor.bytes);
         let access = access(bytes.fold(0, u64::saturating_add));
-        let mut index = Self::default();
+        let first = headers.first();
+        let architecture = first.and_then(|first| first.text(c"general.architecture"));
+        let mut index = Self {
+            architecture: architecture.unwrap_or_default(),
+            ..Self::default()
+        };
         for header in headers {
             let path = header.path();
             let file = StoreFile::open(path, access).map_err(|error| {
@@ -60,6 +66,17 @@ impl ModelIndex {
     /// The model's parts, in their order.
     pub fn files(&self) -> &[Arc<StoreFile>] {
         &self.files
+    }
+
+    /// The model's architecture, e.g. `llama`; empty when the header does not say.
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    /// Names of all tensors, and how many bytes they have.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, u64)> {
+        let tensors = self.tensors.iter();
+        tensors.map(|(name, location)| (name.as_str(), location.bytes))
     }
 
     /// Where the tensor called `name` lies.

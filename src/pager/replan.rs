@@ -285,7 +285,9 @@ impl Pager {
         if ring_bytes != self.ring.bytes() {
             self.ring.remove();
             if ring_bytes > 0 {
-                self.ring.replace(new_block(ring_bytes)?);
+                let block = new_block(ring_bytes)?;
+                self.lock(&block);
+                self.ring.replace(block);
             }
         }
         self.ring.clear();
@@ -425,13 +427,16 @@ impl Pager {
             let bytes = self.arena_bytes(&tensor.spec);
             if let Place::Cached(block, offset) = tensor.place.clone() {
                 self.copies_of_absent(*id, copies);
+                self.lock(&block);
                 self.tensor_mut(*id).place = Place::Resident(block, offset);
             } else if tensor.state.is_some() {
                 // Memory comes page by page, as it is written.
                 let block = Block::sparse(bytes).map_err(Error::Memory)?;
                 self.place(*id, &Arc::new(block), 0, copies);
             } else if bytes >= OWN_BLOCK_BYTES || tensor.spec.slice_bytes.is_some() {
-                self.place(*id, &Arc::new(new_block(bytes)?), 0, copies);
+                let block = Arc::new(new_block(bytes)?);
+                self.lock(&block);
+                self.place(*id, &block, 0, copies);
             } else {
                 small.push(*id);
             }
@@ -446,6 +451,7 @@ impl Pager {
                 .map(|id| self.arena_bytes(&self.tensor(*id).spec));
             let sizes: Vec<usize> = sizes.collect();
             let block = Arc::new(new_block(sizes.iter().sum())?);
+            self.lock(&block);
             let mut start = 0;
             for (id, bytes) in group.iter().zip(sizes) {
                 self.place(*id, &block, start, copies);
@@ -453,6 +459,22 @@ impl Pager {
             }
         }
         Ok(())
+    }
+
+    /// Keeps the weights in `block` in memory, where that is asked for. As in llama.cpp it
+    /// is no failure when the system refuses, but the user is told.
+    fn lock(&mut self, block: &Block) {
+        if !self.config.lock || self.lock_refused {
+            return;
+        }
+        if let Err(error) = block.memory().lock() {
+            self.lock_refused = true;
+            self.not_locked = Some(format!(
+                "the weights are not all locked in memory: the system refused {} ({error}); raise \
+                 its limit (ulimit -l), or leave out --load-mode mlock",
+                mib(block.bytes() as u64)
+            ));
+        }
     }
 
     /// Makes a tensor resident at `start` of `block`, and adds what fills it.
@@ -517,7 +539,7 @@ impl Pager {
         };
         let outside = match self.outside_bytes {
             0 => String::new(),
-            bytes => format!("{} for what llama.cpp computes with", mib(bytes)),
+            bytes => format!("{} for what llama.cpp keeps and computes with", mib(bytes)),
         };
         let parts: Vec<&str> = [&*ring, &*outside]
             .into_iter()

@@ -353,6 +353,7 @@ impl Pager {
         let (block, is_there) = match &tensor.place {
             // Such a tensor has a block of its own.
             Place::Resident(block, _) if loaded => {
+                block.memory().unlock();
                 block.memory().take_small_pages();
                 (Arc::clone(block), true)
             }

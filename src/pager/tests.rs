@@ -80,6 +80,7 @@ impl Stage {
             poison: true,
             alignment: 64,
             states_follow: true,
+            lock: false,
         };
         let engine = HostEngine::new(1, setup.faults).unwrap();
         let mut pager = Pager::new(config, Box::new(engine));

@@ -343,23 +343,15 @@ fn flags_that_contradict_paging_are_refused() {
     for flag in [
         "--fit on",
         "-fitt 100",
-        "-dev none",
         "-ts 1,1",
         "-mg 1",
         "-sm row",
+        "-sm tensor",
     ] {
         assert_refused(&paged(flag), 2, &["paging"]);
     }
-    for flag in [
-        "-ot x=CPU",
-        "-cmoe",
-        "-ncffn 2",
-        "-lm mlock",
-        "--lora x",
-        "-bs",
-    ] {
-        assert_refused(&paged(flag), 3, &["paging", "not built yet"]);
-    }
+    let nothing = paged("-ot .*=CPU");
+    assert_refused(&nothing, 2, &["nothing is left", "--override-tensor"]);
     assert_refused(
         &complete("--paged-kv -nkvo"),
         2,

@@ -214,13 +214,18 @@ fn texts_that_are_printed_have_no_metrics() {
 
 #[test]
 fn a_line_that_is_printed_past_the_log_is_an_object() {
-    // llama.cpp prints this warning itself.
-    let plain = stderr(&complete("-n 1 -ngl 3"));
-    let count = plain.matches("warning: no usable GPU").count();
+    // llama.cpp's parser prints this itself.
+    const LINE: &str = "Read 4 bytes from binary file";
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompt");
+    std::fs::write(&file, "Once").unwrap();
+    let line = format!("-n 1 -bf {}", file.display());
+    let plain = stderr(&complete(&line));
+    let count = plain.matches(LINE).count();
     assert!(count > 0, "{plain}");
-    let all = records(&stderr(&complete("-n 1 -ngl 3 --metrics")));
+    let all = records(&stderr(&complete(&format!("{line} --metrics"))));
     let logs = of(&all, "log");
-    let is_it = |log: &&&Value| log["text"].as_str().unwrap().contains("no usable GPU");
+    let is_it = |log: &&&Value| log["text"].as_str().unwrap().contains(LINE);
     assert_eq!(logs.iter().filter(is_it).count(), count);
     let seed = logs
         .iter()

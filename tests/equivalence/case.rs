@@ -46,6 +46,8 @@ pub fn config(model: Model, paging: Paging, budget: Budget) -> PagingConfig {
         kv_page_tokens: 256,
         spill_folder: None,
         storage: Storage::Auto,
+        lock: false,
+        lazy_bytes_min: None,
         resident_layers_max: None,
         poison: true,
         faults: Faults::default(),
@@ -72,8 +74,7 @@ pub fn budgets(spec: &RunSpec, paging: Paging) -> (u64, u64) {
 /// The same under other settings, whose budget is ample.
 pub fn budgets_under(ample: &PagingConfig, spec: &RunSpec) -> (u64, u64) {
     let device = PagedDevice::new(ample.clone()).unwrap();
-    let model = LlamaModel::load(&spec.model.file().path, Placement::Paged(&device));
-    let model = model.unwrap();
+    let model = LlamaModel::of(spec, Placement::Paged(&device)).unwrap();
     let mut context = LlamaContext::new(&model, spec).unwrap();
     // What is in use, and so the minimum, grows with the context.
     run_steps(&mut context, &spec.steps).unwrap();

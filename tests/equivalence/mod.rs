@@ -1,9 +1,11 @@
 //! Paged and stock llama.cpp give the same bits.
 
+mod adapters;
 mod budgets;
 mod case;
 mod covering;
 mod matrix;
+mod placed;
 mod sequences;
 mod settings;
 mod states;

@@ -122,6 +122,15 @@ impl Step {
     }
 }
 
+/// What changes a model's answers beside its own weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Adapter {
+    /// The model's adapter of this seed, times so many tenths.
+    Lora { seed: u64, tenths: i16 },
+    /// A vector added to the outputs of these layers.
+    Vector { first: i32, last: i32 },
+}
+
 /// All that decides the logits of a run, apart from where it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RunSpec {
@@ -137,6 +146,9 @@ pub struct RunSpec {
     pub sequences: u32,
     /// One buffer for all sequences.
     pub unified: bool,
+    pub adapters: Vec<Adapter>,
+    /// Patterns of tensors that are placed by hand, in llama.cpp's own CPU memory.
+    pub placed: Vec<&'static str>,
     pub steps: Vec<Step>,
 }
 
@@ -154,6 +166,8 @@ impl RunSpec {
             threads: 1,
             sequences: 1,
             unified: false,
+            adapters: Vec::new(),
+            placed: Vec::new(),
             steps: vec![
                 Step::feed(0, 0, &prompt(7, prompt_tokens)),
                 Step::generate(0, position, generated),
@@ -176,6 +190,7 @@ impl RunSpec {
 pub enum Failure {
     Load,
     Context,
+    Adapter,
     /// `llama_decode` returned this.
     Decode(i32),
 }
@@ -185,7 +200,7 @@ pub type Logits = Vec<Vec<f32>>;
 
 /// Loads the model to `placement` and runs the steps of `spec`.
 pub fn run(placement: Placement<'_>, spec: &RunSpec) -> Result<Logits, Failure> {
-    let model = LlamaModel::load(&spec.model.file().path, placement)?;
+    let model = LlamaModel::of(spec, placement)?;
     let mut context = LlamaContext::new(&model, spec)?;
     run_steps(&mut context, &spec.steps)
 }

@@ -10,7 +10,8 @@ use std::sync::Once;
 use ggml_sys as sys;
 use rpaged::device::PagedDevice;
 
-use super::{Entry, Failure, RunSpec};
+use super::{Adapter, Entry, Failure, RunSpec};
+use crate::models::random::Random;
 
 /// Where the model's tensors are placed and computed.
 #[derive(Clone, Copy)]
@@ -48,7 +49,25 @@ pub struct LlamaModel<'d> {
 impl<'d> LlamaModel<'d> {
     /// Loads the model at `path`, whole, to where `placement` says.
     pub fn load(path: &Path, placement: Placement<'d>) -> Result<Self, Failure> {
+        Self::load_but(&[], path, placement)
+    }
+
+    /// Loads the model of `spec`, all but what is placed by hand to where `placement` says.
+    pub fn of(spec: &RunSpec, placement: Placement<'d>) -> Result<Self, Failure> {
+        Self::load_but(&spec.placed, &spec.model.file().path, placement)
+    }
+
+    fn load_but(placed: &[&str], path: &Path, placement: Placement<'d>) -> Result<Self, Failure> {
         start();
+        let patterns: Vec<CString> = placed
+            .iter()
+            .map(|text| CString::new(*text).unwrap())
+            .collect();
+        let mut overrides: Vec<_> = patterns.iter().map(by_hand).collect();
+        overrides.push(sys::llama_model_tensor_buft_override {
+            pattern: ptr::null(),
+            buft: ptr::null_mut(),
+        });
         let device = match placement {
             Placement::Stock => ptr::null_mut(),
             Placement::Paged(device) => device.raw(),
@@ -59,6 +78,7 @@ impl<'d> LlamaModel<'d> {
         let mut params = unsafe { sys::llama_model_default_params() };
         params.devices = devices.as_mut_ptr();
         params.use_extra_bufts = false;
+        params.tensor_buft_overrides = overrides.as_ptr();
         if let Placement::Paged(_) = placement {
             params.n_gpu_layers = 999;
             params.load_mode = sys::LLAMA_LOAD_MODE_NONE;
@@ -68,6 +88,7 @@ impl<'d> LlamaModel<'d> {
         let name = CString::new(path.to_str().unwrap()).unwrap();
         // SAFETY:
         // - the path ends with NUL.
+        // - the overrides end with a null one; they and their patterns outlive the call.
         // - `params.devices` is a list ended by null that outlives the call; the device in
         //   it is alive for `'d`, which outlives the model.
         let raw = unsafe { sys::llama_model_load_from_file(name.as_ptr(), params) };
@@ -85,6 +106,16 @@ impl<'d> LlamaModel<'d> {
             vocab: usize::try_from(tokens).unwrap(),
             device: PhantomData,
         })
+    }
+}
+
+/// Has the tensors that `pattern` names be placed in llama.cpp's own CPU memory.
+fn by_hand(pattern: &CString) -> sys::llama_model_tensor_buft_override {
+    sys::llama_model_tensor_buft_override {
+        pattern: pattern.as_ptr(),
+        // SAFETY:
+        // - takes nothing; the buffer type is static.
+        buft: unsafe { sys::ggml_backend_cpu_buffer_type() },
     }
 }
 
@@ -127,11 +158,64 @@ impl<'m> LlamaContext<'m> {
         if raw.is_null() {
             return Err(Failure::Context);
         }
-        Ok(Self {
+        let context = Self {
             raw,
             vocab: model.vocab,
             model: PhantomData,
-        })
+        };
+        context.adapt(model, spec)?;
+        Ok(context)
+    }
+
+    /// Applies the adapters of `spec`.
+    fn adapt(&self, model: &LlamaModel<'_>, spec: &RunSpec) -> Result<(), Failure> {
+        let (mut loras, mut scales) = (Vec::new(), Vec::new());
+        for adapter in &spec.adapters {
+            match adapter {
+                Adapter::Lora { seed, tenths } => {
+                    let path = spec.model.lora(*seed);
+                    let path = CString::new(path.to_str().unwrap()).unwrap();
+                    // SAFETY:
+                    // - the model is alive, and frees the adapter; the path ends with NUL.
+                    let lora = unsafe { sys::llama_adapter_lora_init(model.raw, path.as_ptr()) };
+                    if lora.is_null() {
+                        return Err(Failure::Adapter);
+                    }
+                    loras.push(lora);
+                    scales.push(f32::from(*tenths) / 10.0);
+                }
+                Adapter::Vector { first, last } => self.steer(model, *first, *last)?,
+            }
+        }
+        let (at, scales) = (loras.as_mut_ptr(), scales.as_mut_ptr());
+        // SAFETY:
+        // - the context and the adapters are alive; there are as many scales as adapters.
+        let status = unsafe { sys::llama_set_adapters_lora(self.raw, at, loras.len(), scales) };
+        assert_eq!(status, 0, "adapters of {spec:?}");
+        Ok(())
+    }
+
+    /// Applies a control vector to a range of layers.
+    fn steer(&self, model: &LlamaModel<'_>, first: i32, last: i32) -> Result<(), Failure> {
+        // SAFETY:
+        // - the model is alive; so for the next call.
+        let width = unsafe { sys::llama_model_n_embd(model.raw) };
+        // SAFETY: see above.
+        let layers = unsafe { sys::llama_model_n_layer(model.raw) };
+        let mut random = Random::named("control vector");
+        let values: Vec<f32> = (0..width * (layers - 1))
+            .map(|_| random.between(-0.1, 0.1))
+            .collect();
+        // SAFETY:
+        // - the context is alive; the values are copied.
+        let status = unsafe {
+            sys::llama_set_adapter_cvec(self.raw, values.as_ptr(), values.len(), width, first, last)
+        };
+        if status == 0 {
+            Ok(())
+        } else {
+            Err(Failure::Adapter)
+        }
     }
 
     /// Decodes one batch and returns the logits of each of its tokens.

@@ -104,6 +104,14 @@ impl Model {
         slot.get_or_init(|| Box::leak(Box::new(self.write())))
     }
 
+    /// A LoRA adapter for all of the model's matrices, of rank 4; others for other seeds.
+    pub fn lora(self, seed: u64) -> PathBuf {
+        let path = folder().join(format!("{self:?}-lora-{seed}.gguf"));
+        let (metadata, tensors) = self.recipe().encode_lora(seed, 4, 8.0);
+        write_file(&path, &metadata, &tensors);
+        path
+    }
+
     fn write(self) -> File {
         let (metadata, tensors) = self.recipe().encode();
         let tensor_bytes = tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum();
@@ -158,7 +166,8 @@ fn folder() -> &'static PathBuf {
 /// Writes one file beside its place and moves it there: another run of the tests may have
 /// the old file mapped, and has the same bytes in it.
 fn write_file(path: &Path, metadata: &[(String, Value)], tensors: &[Encoded]) {
-    let beside = path.with_extension(format!("{}.tmp", std::process::id()));
+    let thread = std::thread::current().id();
+    let beside = path.with_extension(format!("{}-{thread:?}.tmp", std::process::id()));
     gguf::write(&beside, metadata, tensors);
     std::fs::rename(&beside, path).unwrap();
 }

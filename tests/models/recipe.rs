@@ -94,6 +94,51 @@ impl Recipe {
         (self.metadata.clone(), tensors)
     }
 
+    /// A LoRA adapter of rank `rank` for all matrices of this model, with its alpha.
+    pub fn encode_lora(
+        &self,
+        seed: u64,
+        rank: i64,
+        alpha: f32,
+    ) -> (Vec<(String, Value)>, Vec<Encoded>) {
+        let text = |key: &str, value| (key.to_owned(), Value::Text(value));
+        let metadata = vec![
+            text("general.type", "adapter"),
+            text("general.architecture", self.architecture),
+            text("adapter.type", "lora"),
+            ("adapter.lora.alpha".to_owned(), Value::F32(alpha)),
+        ];
+        // llama.cpp adapts an embedding that is the output as well as neither.
+        let is_tied = self
+            .tensors
+            .iter()
+            .all(|tensor| tensor.name != "output.weight");
+        let is_adapted = |tensor: &&Tensor| {
+            tensor.fill == Fill::Matrix && !(is_tied && tensor.name == "token_embd.weight")
+        };
+        let matrices = self.tensors.iter().filter(is_adapted);
+        let parts = matrices.flat_map(|tensor| {
+            let mut first = tensor.dims.clone();
+            let mut second = tensor.dims.clone();
+            if tensor.name == "token_embd.weight" {
+                // Its rows are looked up, so its two factors are the other way round.
+                (first[0], first[1]) = (rank, tensor.dims[1]);
+                (second[0], second[1]) = (rank, tensor.dims[0]);
+            } else {
+                first[1] = rank;
+                second[0] = rank;
+            }
+            [("lora_a", first), ("lora_b", second)].map(|(part, dims)| {
+                let name = format!("{}.{part}", tensor.name);
+                let mut random = Random::named(&format!("{seed}/{name}"));
+                let count: i64 = dims.iter().product();
+                let values: Vec<f32> = (0..count).map(|_| random.between(-0.1, 0.1)).collect();
+                gguf::encode(&name, sys::GGML_TYPE_F32, &dims, &values)
+            })
+        });
+        (metadata, parts.collect())
+    }
+
     fn encode_tensor(&self, tensor: &Tensor) -> Encoded {
         let mut random = Random::named(&format!("{}/{}", self.seed, tensor.name));
         let count: i64 = tensor.dims.iter().product();

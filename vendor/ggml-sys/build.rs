@@ -14,6 +14,7 @@ fn main() -> Result<()> {
         "shim.h",
         "shim.cpp",
         "shim_chat.cpp",
+        "shim_devices.cpp",
         "shim_internal.h",
         "shim_options.cpp",
         "shim_params.cpp",
@@ -44,6 +45,7 @@ fn main() -> Result<()> {
     generate_bindings(&includes)?;
     build_shim(&includes);
     link_dependencies_of_common(&build, &cache);
+    check_rpc(&cache);
 
     let ggml_version = ggml_version(&source)?;
     println!("cargo:rustc-env=GGML_SYS_GGML_VERSION={ggml_version}");
@@ -56,6 +58,17 @@ fn cache_value<'a>(cache: &'a str, key: &str) -> Option<&'a str> {
         let (name, value) = line.split_once('=')?;
         (name.split(':').next() == Some(key)).then_some(value)
     })
+}
+
+/// Without RPC all builds and runs, only `--rpc` is refused: a warning will do. A folder
+/// that an older configuration has built does not notice the new one.
+fn check_rpc(cache: &str) {
+    if cache_value(cache, "GGML_RPC") != Some("ON") {
+        println!(
+            "cargo:warning=llama.cpp is built without RPC (GGML_RPC=ON, see .cargo/config.toml), \
+             so --rpc will be refused; `cargo clean --release -p llama-cpp-sys-2` has it built anew"
+        );
+    }
 }
 
 /// ggml's version as its `CMakeLists.txt` sets it, e.g. `0.26.0`.
@@ -97,6 +110,7 @@ fn build_shim(includes: &[PathBuf]) {
         .files([
             "shim.cpp",
             "shim_chat.cpp",
+            "shim_devices.cpp",
             "shim_options.cpp",
             "shim_params.cpp",
             "shim_session.cpp",

@@ -103,7 +103,8 @@ void rpaged_params_free(struct rpaged_params * params);
 // What a session needs of the parameters. Enums are llama.cpp's.
 struct rpaged_settings {
     int32_t n_predict, n_ctx, n_batch, n_ubatch, n_keep, n_parallel, n_gpu_layers, n_print;
-    int32_t mirostat, grp_attn_n, conversation_mode, numa, load_mode, split_mode, verbosity, n_threads, n_threads_batch;
+    int32_t mirostat, grp_attn_n, conversation_mode, numa, load_mode, lazy_mode, split_mode;
+    int32_t verbosity, n_threads, n_threads_batch;
     int32_t antiprompts, loras, control_vectors, tensor_overrides, devices;
     float rope_freq_base, rope_freq_scale;
     bool interactive, embedding, escape, special, display_prompt, verbose_prompt, use_color;
@@ -124,10 +125,13 @@ struct rpaged_bytes rpaged_params_text(const struct rpaged_params * params, enum
 // `index` below `antiprompts` of the settings.
 struct rpaged_bytes rpaged_params_antiprompt(const struct rpaged_params * params, size_t index);
 
-// `device` becomes the model's only one and gets all layers; nothing is fitted to free
-// memory, nothing is warmed up. A `load_mode` that is not negative replaces the given one.
+// `device` becomes the model's last one, behind the RPC servers' devices that the parameters
+// name or, when they name none, all of them: `others` is their number. All layers go to
+// devices; nothing is fitted to free memory, nothing is warmed up. A `load_mode` that is not
+// negative replaces the given one.
 int32_t rpaged_params_use_device(struct rpaged_params * params,
-                                 struct ggml_backend_device * device, int32_t load_mode);
+                                 struct ggml_backend_device * device, int32_t load_mode,
+                                 size_t * others);
 // Called with 0.0 .. 1.0 while the model loads; returns whether to go on.
 void rpaged_params_on_progress(struct rpaged_params * params,
                                bool (*callback)(float progress, void * data), void * data);
@@ -304,8 +308,9 @@ int32_t rpaged_decode_all(struct rpaged_session * session, const int32_t * token
 
 // ---- the machine and the cache ------------------------------------------------------------
 
-// What --list-devices and --cache-list print.
-struct rpaged_bytes rpaged_device_list(void);
+// What --list-devices, with the devices of these RPC servers (HOST:PORT, commas between), and
+// --cache-list print.
+struct rpaged_bytes rpaged_device_list(const char * rpc_servers);
 struct rpaged_bytes rpaged_cache_list(void);
 // llama.cpp's version, commit and compiler.
 struct rpaged_bytes rpaged_build_info(void);

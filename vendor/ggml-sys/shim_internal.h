@@ -38,7 +38,6 @@ struct rpaged_bytes rpaged_own(const std::string & text);
 struct rpaged_tokens rpaged_own_tokens(const std::vector<int32_t> & tokens);
 // Forgets the error that was logged first, so that the next one is.
 void rpaged_log_forget_error();
-const common_params * rpaged_session_params(const struct rpaged_session * session);
 // Throws when the draft model's file is one that upstream's parser would trip over.
 void rpaged_check_draft_file(const common_params & params);
 

@@ -418,6 +418,7 @@ extern "C" int32_t rpaged_params_settings(const rpaged_params * handle, rpaged_s
         out->conversation_mode = p.conversation_mode;
         out->numa              = p.numa;
         out->load_mode         = p.load_mode;
+        out->lazy_mode         = p.lazy_mode;
         out->split_mode        = p.split_mode;
         out->n_threads         = p.cpuparams.n_threads;
         out->n_threads_batch   = p.cpuparams_batch.n_threads;
@@ -471,21 +472,6 @@ extern "C" rpaged_bytes rpaged_params_antiprompt(const rpaged_params * handle, s
                         [&] { return rpaged_own(handle->params.antiprompt.at(index)); });
 }
 
-extern "C" int32_t rpaged_params_use_device(rpaged_params * handle, ggml_backend_device * device,
-                                            int32_t load_mode) {
-    return rpaged_guard<int32_t>(RPAGED_FAILED, [&]() -> int32_t {
-        common_params & p = handle->params;
-        p.devices      = {device, nullptr};
-        p.n_gpu_layers = -2; // all
-        if (load_mode >= 0) {
-            p.load_mode = (llama_load_mode) load_mode;
-        }
-        p.fit_params   = false;
-        p.warmup       = false;
-        return RPAGED_OK;
-    });
-}
-
 extern "C" void rpaged_params_on_progress(rpaged_params * handle, bool (*callback)(float, void *),
                                           void * data) {
     handle->params.load_progress_callback           = callback;
@@ -493,27 +479,6 @@ extern "C" void rpaged_params_on_progress(rpaged_params * handle, bool (*callbac
 }
 
 // ---- the machine and the cache ---------------------------------------------------------------
-
-extern "C" rpaged_bytes rpaged_device_list(void) {
-    return rpaged_guard(rpaged_bytes{}, [] {
-        ggml_backend_load_all();
-        std::string text = "Available devices:\n";
-        bool any = false;
-        for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
-            auto * device = ggml_backend_dev_get(i);
-            if (ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU) {
-                continue;
-            }
-            any = true;
-            size_t free = 0, total = 0;
-            ggml_backend_dev_memory(device, &free, &total);
-            text += string_format("  %s: %s (%zu MiB, %zu MiB free)\n",
-                                  ggml_backend_dev_name(device),
-                                  ggml_backend_dev_description(device), total >> 20, free >> 20);
-        }
-        return rpaged_own(any ? text : text + "  (none)\n");
-    });
-}
 
 extern "C" rpaged_bytes rpaged_cache_list(void) {
     return rpaged_guard(rpaged_bytes{}, [] {

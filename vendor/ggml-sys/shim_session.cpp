@@ -217,10 +217,6 @@ extern "C" llama_context * rpaged_session_context(rpaged_session * session) {
     return session->context();
 }
 
-const common_params * rpaged_session_params(const rpaged_session * session) {
-    return session->params;
-}
-
 extern "C" rpaged_threadpools rpaged_session_threadpools(rpaged_session * session) {
     return rpaged_guard(rpaged_threadpools{}, [&] {
         if (!session->decode_pool) {

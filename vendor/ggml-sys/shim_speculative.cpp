@@ -160,7 +160,7 @@ extern "C" uint64_t rpaged_draft_model_bytes(rpaged_session * session, bool resi
     return rpaged_guard<uint64_t>(0, [&]() -> uint64_t {
         rpaged_fail("");
         rpaged_log_forget_error();
-        const auto & params = *rpaged_session_params(session);
+        const auto & params = rpaged_session_params(session);
         const auto draft = load(params, rpaged_session_context(session), resident, true);
         if (!draft.context) {
             return 0;
@@ -216,7 +216,7 @@ extern "C" rpaged_drafter * rpaged_drafter_new(rpaged_session * session, bool re
     return rpaged_guard<rpaged_drafter *>(nullptr, [&]() -> rpaged_drafter * {
         rpaged_fail("");
         rpaged_log_forget_error();
-        const auto & params = *rpaged_session_params(session);
+        const auto & params = rpaged_session_params(session);
         auto * target = rpaged_session_context(session);
         auto drafter = std::make_unique<rpaged_drafter>();
         drafter->params = params.speculative;

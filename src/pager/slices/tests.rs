@@ -59,6 +59,7 @@ impl Stage {
                 Access::Direct => BLOCK_BYTES,
             },
             states_follow: false,
+            lock: false,
         };
         let engine = HostEngine::new(2, setup.faults).unwrap();
         let mut pager = Pager::new(config, Box::new(engine));

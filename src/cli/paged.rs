@@ -1,0 +1,87 @@
+//! What upstream's options may say when memory is paged.
+
+use super::support::{WhenPaged, when_paged};
+use super::{Request, rpc};
+use crate::error::{Error, Result};
+use crate::llama::Settings;
+
+impl Request {
+    /// Refuses what cannot be had together with paging.
+    pub(super) fn check_paged(&self) -> Result<()> {
+        for option in &self.options {
+            let name = option.name();
+            let how = |word: &str| match when_paged(name) {
+                Some(WhenPaged::Contradicts(why)) => Err(Error::Usage(format!(
+                    "'{word}' cannot be combined with paging: {why}"
+                ))),
+                Some(WhenPaged::NotBuilt(what)) => Err(Error::NotBuilt(format!(
+                    "'{word}' together with paging is not built yet: {what}"
+                ))),
+                _ => Ok(()),
+            };
+            if self.is_used(name) {
+                how(name)?;
+            } else if let Some(env) = option.env.as_deref()
+                && std::env::var_os(env).is_some()
+            {
+                how(env)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks of the parsed values, when memory is paged.
+    pub(super) fn check_paged_settings(&self, settings: &Settings) -> Result<()> {
+        if settings.fit && self.is_given("--fit") {
+            return Err(Error::Usage(
+                "'--fit on' cannot be combined with paging: the budget says what stays in \
+                 memory; set --vram-budget"
+                    .into(),
+            ));
+        }
+        if self.own.paged_kv && !settings.kv_offload {
+            return Err(Error::Usage(
+                "'--no-kv-offload' contradicts --paged-kv: it keeps the KV cache off the device"
+                    .into(),
+            ));
+        }
+        let layers_may_split = self.has_other_devices(settings);
+        let mode = i64::from(settings.split_mode);
+        let none = i64::from(ggml_sys::LLAMA_SPLIT_MODE_NONE);
+        if mode == none && layers_may_split {
+            return Err(Error::Usage(
+                "'--split-mode none' leaves a model one device, and --rpc brings others beside \
+                 the paged one; leave one of them out"
+                    .into(),
+            ));
+        }
+        if mode != none && mode != i64::from(ggml_sys::LLAMA_SPLIT_MODE_LAYER) {
+            return Err(Error::Usage(
+                "this '--split-mode' cannot be combined with paging: whole layers are paged; use \
+                 layer"
+                    .into(),
+            ));
+        }
+        if self.is_given("--tensor-split") && !layers_may_split {
+            return Err(Error::Usage(
+                "'--tensor-split' has nothing to split: under paging there is one device unless \
+                 --rpc brings others"
+                    .into(),
+            ));
+        }
+        if settings.tensor_overrides > 0 && layers_may_split {
+            return Err(Error::NotBuilt(
+                "placing tensors by hand is not built yet where layers are paged and others lie \
+                 on RPC servers; use --tensor-split without --override-tensor"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether the model gets devices beside the paged one.
+    fn has_other_devices(&self, settings: &Settings) -> bool {
+        // `--device none` is a list with nothing but its end.
+        settings.devices != 1 && !rpc::servers(&self.words, &self.options).is_empty()
+    }
+}
