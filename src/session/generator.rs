@@ -6,12 +6,12 @@ use crate::llama::{Decoded, Session, Token};
 
 /// Where the generation stands in its context.
 #[derive(Debug, Default)]
-pub(super) struct Generator {
+pub(crate) struct Generator {
     /// Positions that the context holds.
     past: i32,
 }
 
-#[allow(dead_code, reason = "prompt caches and chat are being built on it")]
+#[allow(dead_code, reason = "prompt caches are being built on it")]
 impl Generator {
     /// The context holds `past` tokens already.
     pub fn after(past: i32) -> Self {
