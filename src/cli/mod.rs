@@ -58,12 +58,26 @@ pub struct Request {
     pub options: Vec<OptionInfo>,
 }
 
+/// What a run does with the prompt.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Mode {
+    /// Completes it.
+    Complete,
+    /// Chats at the terminal, beginning with it.
+    Chat {
+        /// Whether the terminal shows colours.
+        colours: bool,
+    },
+}
+
 /// A completion with all questions answered.
 pub struct Config {
     /// llama.cpp's parameters.
     pub params: Params,
     /// What a session needs of them.
     pub settings: Settings,
+    /// What is done with the prompt.
+    pub mode: Mode,
     /// The paging asked for.
     pub paging: Option<crate::device::PagingConfig>,
     /// The model's name for messages.

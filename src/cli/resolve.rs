@@ -11,7 +11,7 @@ use super::drafting;
 use super::rpc;
 use super::size::read_budget;
 use super::support::{Support, support};
-use super::{Config, Request};
+use super::{Config, Mode, Request};
 use crate::device::{Budget, Faults, PagingConfig, Storage};
 use crate::error::{Error, Result};
 use crate::llama::{self, ModelFile, Params, Settings};
@@ -31,6 +31,21 @@ const MODELS: &[&str] = &[
     "--hf-repo",
     "--hf-file",
 ];
+/// The options that only the plain conversation has, which reads lines.
+const PLAIN: &[&str] = &[
+    "--simple-io",
+    "--in-prefix",
+    "--in-suffix",
+    "--in-prefix-bos",
+    "--interactive",
+    "--interactive-first",
+    "--keep",
+    "--prompt-cache",
+    "--prompt-cache-all",
+    "--prompt-cache-ro",
+    "--grp-attn-n",
+    "--grp-attn-w",
+];
 /// ggml's own limit, beyond which it crashes.
 pub(super) const THREADS_MAX: i32 = 512;
 const CONVERSATION_ON: i32 = 1;
@@ -42,7 +57,7 @@ impl Request {
     /// # Errors
     /// `Usage` and `NotBuilt` for the command line, `Failed` for the model's file.
     pub fn resolve(mut self, metrics: &'static Metrics) -> Result<Config> {
-        let show = self.own.demo && !self.has_prompt();
+        let show = self.own.demo && !self.has_prompt() && !self.wants_chat();
         if show && !self.own.dynamic_layers && !self.own.paged_kv {
             self.own.dynamic_layers = true;
             self.own.paged_kv = true;
@@ -50,7 +65,8 @@ impl Request {
         let paged = self.own.dynamic_layers || self.own.paged_kv;
         self.own.check_needs()?;
         self.check_one_model()?;
-        self.check_refused()?;
+        let may_chat = !show && self.may_chat();
+        self.check_refused(may_chat)?;
         rpc::check(&rpc::servers(&self.words, &self.options))?;
         if paged {
             self.check_paged()?;
@@ -60,7 +76,7 @@ impl Request {
         } else {
             None
         };
-        let mut arguments = self.arguments(demo.as_ref(), show);
+        let mut arguments = self.arguments(demo.as_ref(), show, may_chat);
         let given = if paged {
             self.resident_layers()?
         } else {
@@ -70,11 +86,11 @@ impl Request {
         let mut params = Params::parse(arguments, &self.hidden_variables(paged))?;
         let mut settings = params.settings()?;
         check_numbers(&settings)?;
-        self.check_settings(&settings, paged)?;
+        self.check_settings(&settings, paged, may_chat)?;
         raise_context(&mut params, &mut settings);
         let path = path_of(params.model_path()?);
         let file = llama::inspect(&path)?;
-        check_template(&params, &settings, &file)?;
+        let mode = self.mode(may_chat, &mut params, &mut settings, &file)?;
         drafting::check(&params, &path)?;
         self.check_pins(&file)?;
         self.check_spill_folder()?;
@@ -103,6 +119,7 @@ impl Request {
         Ok(Config {
             params,
             settings,
+            mode,
             paging,
             model_name,
             progress,
@@ -200,12 +217,70 @@ impl Request {
         }
     }
 
-    /// Refuses what is not built.
-    fn check_refused(&self) -> Result<()> {
-        let conversation = self.words.used.iter().rev().find_map(|(index, word)| {
+    /// What `-cnv` and `-no-cnv` say, if they are given.
+    fn conversation(&self) -> Option<bool> {
+        self.words.used.iter().rev().find_map(|(index, word)| {
             let option = &self.options[*index];
             (option.name() == "--conversation").then(|| !option.args_neg.contains(word))
-        });
+        })
+    }
+
+    /// Whether the command line speaks of a conversation.
+    fn wants_chat(&self) -> bool {
+        let speaks = |(index, _): &(usize, String)| {
+            let kind = support(self.options[*index].name());
+            matches!(kind, Some(Support::Chat | Support::Terminal))
+        };
+        self.conversation()
+            .unwrap_or_else(|| self.words.used.iter().any(speaks))
+    }
+
+    /// Whether a conversation would be the chat at the terminal: one on both ends, and
+    /// nothing asked for that only the plain conversation has.
+    fn may_chat(&self) -> bool {
+        self.conversation() != Some(false)
+            && std::io::stdin().is_terminal()
+            && std::io::stdout().is_terminal()
+            && !PLAIN.iter().any(|name| self.is_given(name))
+    }
+
+    /// What is done with the prompt. Without `-cnv` or `-no-cnv`, a model that has a
+    /// template is chatted with, as by llama-completion.
+    fn mode(
+        &self,
+        may_chat: bool,
+        params: &mut Params,
+        settings: &mut Settings,
+        file: &ModelFile,
+    ) -> Result<Mode> {
+        let chats = match settings.conversation_mode {
+            CONVERSATION_ON => true,
+            CONVERSATION_AUTO => file.has_template || !params.chat_template()?.is_empty(),
+            _ => false,
+        };
+        if chats && may_chat {
+            let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+            let colours = settings.use_color && (!plain || self.is_given("--color"));
+            return Ok(Mode::Chat { colours });
+        }
+        if may_chat && !self.is_given("--jinja") {
+            // It was switched on for a chat, see `arguments`.
+            params.set_jinja(false);
+            settings.use_jinja = false;
+        }
+        if chats {
+            return Err(Error::NotBuilt(
+                "this model has a chat template, and chat mode is not built yet; use -no-cnv to \
+                 complete the prompt as it is"
+                    .into(),
+            ));
+        }
+        Ok(Mode::Complete)
+    }
+
+    /// Refuses what is not built.
+    fn check_refused(&self, may_chat: bool) -> Result<()> {
+        let conversation = self.conversation();
         for (index, word) in &self.words.used {
             match support(self.options[*index].name()) {
                 Some(Support::Refused(what)) => {
@@ -213,7 +288,12 @@ impl Request {
                         "'{word}' is not built yet: {what}"
                     )));
                 }
-                Some(Support::Chat) if conversation != Some(false) => {
+                Some(Support::Terminal) if !may_chat => {
+                    return Err(Error::Usage(format!(
+                        "'{word}' is for the chat at a terminal, which this is not"
+                    )));
+                }
+                Some(Support::Chat) if conversation != Some(false) && !may_chat => {
                     return Err(Error::NotBuilt(format!(
                         "'{word}' belongs to chat mode, which is not built yet; with -no-cnv it \
                          has no effect, and the prompt is completed as it is"
@@ -231,8 +311,8 @@ impl Request {
     }
 
     /// Checks that need the parsed values.
-    fn check_settings(&self, settings: &Settings, paged: bool) -> Result<()> {
-        if settings.conversation_mode == CONVERSATION_ON {
+    fn check_settings(&self, settings: &Settings, paged: bool, may_chat: bool) -> Result<()> {
+        if settings.conversation_mode == CONVERSATION_ON && !may_chat {
             return Err(Error::NotBuilt(
                 "chat mode is not built yet; use -no-cnv to complete the prompt as it is".into(),
             ));
@@ -254,8 +334,17 @@ impl Request {
     }
 
     /// The words for llama.cpp's parser.
-    fn arguments(&self, demo: Option<&DemoModel>, show: bool) -> Vec<CString> {
+    fn arguments(&self, demo: Option<&DemoModel>, show: bool, may_chat: bool) -> Vec<CString> {
         let mut all = vec![c"rpaged-cli".to_owned()];
+        if may_chat && !self.is_given("--jinja") {
+            // As llama-cli has it: a chat wants the template itself, not one that looks
+            // alike. Before the rest, because a template is judged by it.
+            all.push(c"--jinja".to_owned());
+        }
+        if may_chat && !self.logs_as_told() {
+            // On the terminal the chat is what counts.
+            all.extend([c"-lv".to_owned(), c"2".to_owned()]);
+        }
         if let Some(demo) = demo {
             all.extend([c"-m".to_owned(), demo.path().to_owned()]);
         }
@@ -265,15 +354,19 @@ impl Request {
                     all.extend(words.iter().map(|word| (*word).to_owned()));
                 }
             }
-            if !["--verbose", "--verbosity", "--log-file"]
-                .iter()
-                .any(|name| self.is_given(name))
-            {
+            if !self.logs_as_told() {
                 all.extend([c"-lv".to_owned(), c"1".to_owned()]);
             }
         }
         all.extend(self.words.upstream.iter().cloned());
         all
+    }
+
+    /// Whether the user has said how much is to be logged.
+    fn logs_as_told(&self) -> bool {
+        ["--verbose", "--verbosity", "--log-file"]
+            .iter()
+            .any(|name| self.is_given(name))
     }
 
     /// The bound on resident layers that `--gpu-layers` gives, on the command line or in
@@ -421,19 +514,6 @@ fn check_numbers(settings: &Settings) -> Result<()> {
             "'-n' must be -2, -1, or a number of tokens, got '{}'",
             settings.n_predict
         )));
-    }
-    Ok(())
-}
-
-/// Without `-cnv` or `-no-cnv`, llama-completion chats with a model that has a template.
-fn check_template(params: &Params, settings: &Settings, file: &ModelFile) -> Result<()> {
-    let template = file.has_template || !params.chat_template()?.is_empty();
-    if template && settings.conversation_mode == CONVERSATION_AUTO {
-        return Err(Error::NotBuilt(
-            "this model has a chat template, and chat mode is not built yet; use -no-cnv to \
-             complete the prompt as it is"
-                .into(),
-        ));
     }
     Ok(())
 }

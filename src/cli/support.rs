@@ -11,6 +11,8 @@ pub enum Support {
     /// Belongs to chat mode, which is not built; with `-no-cnv` it is accepted and has no
     /// effect, as in llama-completion.
     Chat,
+    /// Does at a terminal what it does in llama-cli; refused elsewhere.
+    Terminal,
     /// Not built; the text says what is missing.
     Refused(&'static str),
 }
@@ -79,9 +81,12 @@ const CHAT: &[&str] = &[
     "--system-prompt", "--system-prompt-file", "--single-turn", "--multiline-input",
     "--in-prefix-bos", "--in-prefix", "--in-suffix", "--reasoning-format", "--reasoning",
     "--reasoning-effort", "--reasoning-budget", "--reasoning-budget-message",
-    "--reasoning-preserve", "--chat-template", "--chat-template-file", "--chat-template-kwargs",
+    "--reasoning-preserve", "--chat-template", "--chat-template-file",
     "--skip-chat-parsing",
 ];
+
+/// Options of llama-cli's that llama-completion does not have.
+const TERMINAL: &[&str] = &["--chat-template-kwargs", "--show-timings"];
 
 const PROMPT_CACHE: &str = "saving and loading the state of a prompt";
 const INTERACTIVE: &str = "reading input while generating";
@@ -116,7 +121,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("--ctx-checkpoints", SERVER),
     ("--cache-ram", SERVER),
     ("--log-prompts-dir", SERVER),
-    ("--show-timings", SERVER),
     ("--mmproj", MEDIA),
     ("--mmproj-url", MEDIA),
     ("--mmproj-auto", MEDIA),
@@ -236,6 +240,9 @@ pub fn support(name: &str) -> Option<Support> {
     if CHAT.contains(&name) {
         return Some(Support::Chat);
     }
+    if TERMINAL.contains(&name) {
+        return Some(Support::Terminal);
+    }
     let refused = REFUSED.iter().find(|(refused, _)| *refused == name);
     refused.map(|(_, why)| Support::Refused(why))
 }
@@ -268,6 +275,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         .iter()
         .chain(PRINTS)
         .chain(CHAT)
+        .chain(TERMINAL)
         .copied()
         .chain(refused)
 }

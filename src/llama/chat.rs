@@ -281,6 +281,12 @@ impl Turn {
         self.texts(ggml_sys::RPAGED_TURN_STOP)
     }
 
+    /// Texts that are shown although they are tokens for control, such as tags.
+    #[allow(clippy::missing_errors_doc, reason = "see `prompt`")]
+    pub fn preserved(&self) -> Result<Vec<Vec<u8>>> {
+        self.texts(ggml_sys::RPAGED_TURN_PRESERVED)
+    }
+
     /// Splits what the model has said into thoughts and answer; `partial`: more may come,
     /// and the beginning of a tag is left out until it is known to be none.
     ///

@@ -153,6 +153,13 @@ impl Params {
         unsafe { ggml_sys::rpaged_params_set_n_ctx(self.raw(), n_ctx) }
     }
 
+    /// Says whether chat templates are read as such, not matched with known ones.
+    pub fn set_jinja(&mut self, jinja: bool) {
+        // SAFETY:
+        // - the handle is alive as long as `self`, and borrowed alone.
+        unsafe { ggml_sys::rpaged_params_set_jinja(self.raw(), jinja) }
+    }
+
     /// Has the model lie on `device`, and on those of RPC servers before it; see
     /// `rpaged_params_use_device`.
     ///

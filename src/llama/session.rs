@@ -379,6 +379,25 @@ impl Session {
         unsafe { ggml_sys::rpaged_truncate(self.raw(), from) }
     }
 
+    /// Whether all that a token at position `to` would look at is still there: a sliding
+    /// window forgets what it has passed.
+    pub fn reaches_back_to(&self, to: i32) -> bool {
+        // SAFETY:
+        // - the model is alive as long as `self`.
+        let window = unsafe { ggml_sys::llama_model_n_swa(self.model()) };
+        if window == 0 {
+            return true;
+        }
+        // SAFETY:
+        // - the context is alive as long as `self`, and its memory as long as it.
+        let memory = unsafe { ggml_sys::llama_get_memory(self.context()) };
+        // SAFETY:
+        // - the memory is alive, as just said; a sequence that is not there has no
+        //   positions.
+        let first = unsafe { ggml_sys::llama_memory_seq_pos_min(memory, 0) };
+        first <= to.saturating_sub(window).max(0)
+    }
+
     /// Samples a token from the logits of the last decode.
     ///
     /// # Errors

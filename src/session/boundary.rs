@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::signal;
 use crate::cli::size::{read_budget, show_bytes};
@@ -16,10 +17,12 @@ use crate::llama::{Drafting, Token, log};
 use crate::telemetry::drafts::Tally;
 use crate::telemetry::memory::{ProcessReader, Reader, share_of};
 use crate::telemetry::metrics::{Facts, Metrics, PressureRecord};
-use crate::telemetry::pressure::{Action, Decision, Governor, Source, Standing, automatic_budget};
+use crate::telemetry::pressure::{
+    Action, Decision, Governor, Source, Standing, THRESHOLD, automatic_budget,
+};
 
 /// What a run does between tokens.
-pub(super) struct Boundary {
+pub(crate) struct Boundary {
     paging: Option<Paging>,
     metrics: &'static Metrics,
     /// What the records need; None without metrics.
@@ -29,7 +32,7 @@ pub(super) struct Boundary {
 }
 
 /// What is needed when something is paged.
-pub(super) struct Paging {
+pub(crate) struct Paging {
     /// The file that holds the budget.
     pub budget_file: Option<PathBuf>,
     /// The share of memory in use above which the budget shrinks.
@@ -90,6 +93,30 @@ impl Boundary {
             self.metrics.token(token, || facts(readers, device, drafts));
             self.complain();
         }
+    }
+
+    /// The user has typed for so long: no token took that time.
+    pub fn waited(&self, time: Duration) {
+        self.metrics.waited(time);
+    }
+
+    /// The user wants another budget; returns its bytes.
+    ///
+    /// # Errors
+    /// `Memory` when it cannot be had; the old one stays.
+    pub fn set_budget(&mut self, device: &PagedDevice, budget: Budget) -> Result<u64> {
+        let mem_pressure = self.paging.as_ref().map(|paging| paging.mem_pressure);
+        let bytes = bytes_of(budget, mem_pressure.unwrap_or(THRESHOLD), device);
+        device.set_budget(bytes, Reason::Budget)?;
+        let governor = self
+            .paging
+            .as_mut()
+            .and_then(|paging| paging.governor.as_mut());
+        if let Some(governor) = governor {
+            governor.want(bytes);
+        }
+        self.note_changes(Some(device));
+        Ok(bytes)
     }
 
     /// The generation is over, one way or another.

@@ -8,11 +8,18 @@ use super::signal;
 use crate::cli::Config;
 use crate::device::PagedDevice;
 use crate::error::Result;
-use crate::llama::{self, Session, log};
+use crate::llama::{self, Session, Settings, log};
 
 /// Loads the model; returns with the session what is to be generated, and the demo model's
 /// file, which has to outlive the session.
-pub(super) fn load(mut config: Config) -> Result<(Session, Job, Option<DemoModel>)> {
+pub(super) fn load(config: Config) -> Result<(Session, Job, Option<DemoModel>)> {
+    let (session, settings, demo) = open(config)?;
+    let job = Job::new(&session, settings)?;
+    Ok((session, job, demo))
+}
+
+/// Loads the model; the demo model's file has to outlive the session.
+pub(super) fn open(mut config: Config) -> Result<(Session, Settings, Option<DemoModel>)> {
     announce(&config);
     llama::start_backend(config.settings.numa);
     let device = config.paging.take().map(PagedDevice::new).transpose()?;
@@ -33,8 +40,7 @@ pub(super) fn load(mut config: Config) -> Result<(Session, Job, Option<DemoModel
         session.warm_up()?;
     }
     session.reset_timings();
-    let job = Job::new(&session, config.settings)?;
-    Ok((session, job, config.demo))
+    Ok((session, config.settings, config.demo))
 }
 
 /// Upstream's warnings about the context's shape, and where it stands.

@@ -1,10 +1,10 @@
-//! One run: load the model, complete the prompt, close with the timings.
+//! One run: load the model, complete the prompt or chat, close with the timings.
 
-mod boundary;
+pub(crate) mod boundary;
 mod closing;
 mod completion;
 pub mod demo;
-mod generator;
+pub(crate) mod generator;
 mod loading;
 mod output;
 pub mod signal;
@@ -13,7 +13,8 @@ mod tests;
 
 use boundary::{Boundary, Paging};
 
-use crate::cli::Config;
+use crate::chat;
+use crate::cli::{Config, Mode};
 use crate::device::PagedDevice;
 use crate::error::{Error, Result};
 use crate::llama::log;
@@ -27,7 +28,10 @@ pub fn run(config: Config) -> Result<()> {
     if config.paging.is_some() {
         signal::install_reload();
     }
-    let result = complete(config);
+    let result = match config.mode {
+        Mode::Complete => complete(config),
+        Mode::Chat { colours } => converse(config, colours).map(|()| None),
+    };
     // What is still queued comes before whatever the caller prints about the end.
     log::stop();
     match result? {
@@ -36,16 +40,38 @@ pub fn run(config: Config) -> Result<()> {
     }
 }
 
-/// Returns the closing lines of the show, if this is it.
-fn complete(mut config: Config) -> Result<Option<closing::Lines>> {
-    let show = config.show;
+/// What is done between the tokens of this run.
+fn boundary(config: &mut Config) -> Boundary {
     let paging = config.paging.as_ref().map(|_| Paging {
         budget_file: config.budget_file.take(),
         mem_pressure: config.mem_pressure,
         source: Box::new(Sampler::new()),
         governor: None,
     });
-    let mut boundary = Boundary::new(paging, config.metrics);
+    Boundary::new(paging, config.metrics)
+}
+
+/// Chats at the terminal.
+fn converse(mut config: Config, colours: bool) -> Result<()> {
+    let mut boundary = boundary(&mut config);
+    let (mut session, settings, _demo) = loading::open(config)?;
+    signal::generation_begins();
+    let ended = chat::talk(&mut session, &settings, &mut boundary, colours);
+    boundary.finish(session.device());
+    if let Err(error) = ended {
+        if error.is_wanted() {
+            output::end_line();
+        }
+        return Err(error);
+    }
+    session.log_timings();
+    Ok(())
+}
+
+/// Returns the closing lines of the show, if this is it.
+fn complete(mut config: Config) -> Result<Option<closing::Lines>> {
+    let show = config.show;
+    let mut boundary = boundary(&mut config);
     // The demo model's file must be there until the model is loaded, and its mapping
     // until the session is gone.
     let (mut session, job, _demo) = loading::load(config)?;

@@ -18,6 +18,8 @@
 
 use std::ffi::c_void;
 #[cfg(unix)]
+use std::sync::OnceLock;
+#[cfg(unix)]
 use std::sync::atomic::AtomicI32;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
@@ -30,6 +32,9 @@ static COLOURED: AtomicBool = AtomicBool::new(false);
 
 /// Whether SIGUSR1 came since it was last asked for.
 static RELOAD: AtomicBool = AtomicBool::new(false);
+/// How the terminal was set before an editor set it otherwise.
+#[cfg(unix)]
+static TERMINAL: OnceLock<libc::termios> = OnceLock::new();
 /// The descriptor that wakes the thread that ends the process; negative: there is none, or
 /// it was woken.
 #[cfg(unix)]
@@ -38,6 +43,41 @@ static WAKE: AtomicI32 = AtomicI32::new(-1);
 /// From now on a first signal stops the generation gently.
 pub fn generation_begins() {
     GENERATING.store(true, Ordering::Relaxed);
+}
+
+/// From now on a first signal ends the process: nothing is under way.
+pub fn generation_ends() {
+    GENERATING.store(false, Ordering::Relaxed);
+}
+
+/// Notes how the terminal is set, for the case that a signal ends the process while it is
+/// set otherwise: an editor reads single keys.
+#[cfg(unix)]
+pub fn remember_terminal() {
+    // SAFETY:
+    // - all zeroes are a valid `termios`: integers and arrays of them.
+    let mut terminal: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY:
+    // - `terminal` is a place for one structure.
+    if unsafe { libc::tcgetattr(libc::STDIN_FILENO, &raw mut terminal) } == 0 {
+        TERMINAL.get_or_init(|| terminal);
+    }
+}
+
+/// Does nothing: here no signal ends the process while the terminal is set otherwise.
+#[cfg(not(unix))]
+pub fn remember_terminal() {}
+
+/// Sets the terminal as it was, and switches off what an editor has switched on.
+#[cfg(unix)]
+fn restore_terminal() {
+    if let Some(terminal) = TERMINAL.get() {
+        put(libc::STDOUT_FILENO, b"\x1b[?2004l");
+        // SAFETY:
+        // - `terminal` is a complete structure that `tcgetattr` has filled in;
+        // - `tcsetattr` may be called in a handler.
+        unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, terminal) };
+    }
 }
 
 /// Notes whether the terminal shows a colour.
@@ -158,6 +198,7 @@ extern "C" fn on_signal(signal: i32) {
     if before == 0 && GENERATING.load(Ordering::Relaxed) {
         return;
     }
+    restore_terminal();
     let coloured = COLOURED.load(Ordering::Relaxed);
     let reset: &[u8] = if coloured { b"\x1b[0m\n" } else { b"\n" };
     let wake = WAKE.swap(-1, Ordering::Relaxed);

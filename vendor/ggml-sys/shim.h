@@ -205,6 +205,7 @@ enum rpaged_chat_text_kind {
     RPAGED_CHAT_INPUT_PREFIX,
     RPAGED_CHAT_INPUT_SUFFIX,
 };
+void rpaged_params_set_jinja(struct rpaged_params * params, bool use_jinja);
 struct rpaged_bytes rpaged_chat_text(const struct rpaged_params * params,
                                      enum rpaged_chat_text_kind kind);
 
@@ -250,6 +251,7 @@ enum rpaged_turn_text_kind {
     RPAGED_TURN_THINKING_START,    // the tag, empty when the template has none
     RPAGED_TURN_THINKING_END,      // the tags
     RPAGED_TURN_STOP,              // texts that end an answer
+    RPAGED_TURN_PRESERVED,         // texts that belong to it even if they are special tokens
 };
 // How many texts of this kind there are.
 size_t rpaged_turn_count(const struct rpaged_turn * turn, enum rpaged_turn_text_kind kind);

@@ -135,6 +135,10 @@ extern "C" int32_t rpaged_chat_settings_of(const rpaged_params * handle,
     });
 }
 
+extern "C" void rpaged_params_set_jinja(rpaged_params * handle, bool use_jinja) {
+    handle->params.use_jinja = use_jinja;
+}
+
 extern "C" rpaged_bytes rpaged_chat_text(const rpaged_params * handle, rpaged_chat_text_kind kind) {
     return rpaged_guard(rpaged_bytes{}, [&] {
         const common_params & p = handle->params;
@@ -234,6 +238,7 @@ extern "C" rpaged_bytes rpaged_turn_text(const rpaged_turn * turn, rpaged_turn_t
             case RPAGED_TURN_THINKING_START:    return rpaged_own(r.thinking_start_tag);
             case RPAGED_TURN_THINKING_END:      return rpaged_own(r.thinking_end_tags.at(index));
             case RPAGED_TURN_STOP:              return rpaged_own(r.additional_stops.at(index));
+            case RPAGED_TURN_PRESERVED:         return rpaged_own(r.preserved_tokens.at(index));
         }
         throw std::invalid_argument("no such text");
     });
@@ -243,6 +248,7 @@ extern "C" size_t rpaged_turn_count(const rpaged_turn * turn, rpaged_turn_text_k
     switch (kind) {
         case RPAGED_TURN_THINKING_END: return turn->rendered.thinking_end_tags.size();
         case RPAGED_TURN_STOP:         return turn->rendered.additional_stops.size();
+        case RPAGED_TURN_PRESERVED:    return turn->rendered.preserved_tokens.size();
         default:                       return 1;
     }
 }

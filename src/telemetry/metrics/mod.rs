@@ -18,7 +18,7 @@ mod record;
 mod recorder;
 
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,8 @@ type Sink = Box<dyn Write + Send>;
 /// Makes records and writes them.
 pub struct Metrics {
     started: Instant,
+    /// Microseconds that nobody generated in: the user was typing.
+    waited_us: AtomicU64,
     /// Whether there is a sink, or was one.
     on: AtomicBool,
     /// Whether standard error is one.
@@ -96,6 +98,7 @@ impl Metrics {
     pub fn new() -> Self {
         Self {
             started: Instant::now(),
+            waited_us: AtomicU64::new(0),
             on: AtomicBool::new(false),
             on_stderr: AtomicBool::new(false),
             state: Mutex::default(),
@@ -149,8 +152,16 @@ impl Metrics {
         }
     }
 
+    /// Seconds since the start, without the time that the user took.
     fn now(&self) -> f64 {
-        self.started.elapsed().as_secs_f64()
+        let waited = Duration::from_micros(self.waited_us.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(waited).as_secs_f64()
+    }
+
+    /// The user has typed for so long: no token took that time.
+    pub fn waited(&self, time: Duration) {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.waited_us.fetch_add(us, Ordering::Relaxed);
     }
 
     /// The model is loaded, a prompt of so many tokens is next.
