@@ -64,6 +64,9 @@ impl Request {
             arguments.extend(self.words.gpu_layers.take().into_iter().flatten());
             None
         };
+        if self.is_used("--log-disable") {
+            llama::log::note_disabled();
+        }
         let mut params = Params::parse(arguments, &self.hidden_variables(paged))?;
         let mut settings = params.settings()?;
         check_numbers(&settings)?;
@@ -257,8 +260,6 @@ impl Request {
         }
         // Reached only through a configuration file or the environment.
         let hidden = [
-            (settings.interactive, "interactive mode"),
-            (settings.grp_attn_n != 1, "self-extended context"),
             (settings.has_draft_model, "speculative decoding"),
             (settings.embedding, "embedding"),
         ];

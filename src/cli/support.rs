@@ -52,7 +52,10 @@ const WORKS: &[&str] = &[
     "--control-vector", "--control-vector-scaled", "--control-vector-layer-range", "--model",
     "--model-url", "--docker-repo", "--hf-repo", "--hf-file", "--hf-token", "--jinja",
     "--simple-io", "--log-disable", "--log-file", "--log-jsonl", "--log-colors", "--verbose",
-    "--offline", "--verbosity", "--log-prefix", "--log-timestamps",
+    "--offline", "--verbosity", "--log-prefix", "--log-timestamps", "--prompt-cache",
+    "--prompt-cache-all", "--prompt-cache-ro", "--interactive", "--interactive-first",
+    "--grp-attn-n", "--grp-attn-w", "--multiline-input", "--in-prefix-bos", "--in-prefix",
+    "--in-suffix",
 ];
 
 const PRINTS: &[&str] = &[
@@ -65,29 +68,18 @@ const PRINTS: &[&str] = &[
 
 #[rustfmt::skip]
 const CHAT: &[&str] = &[
-    "--system-prompt", "--system-prompt-file", "--single-turn", "--multiline-input",
-    "--in-prefix-bos", "--in-prefix", "--in-suffix", "--reasoning-format", "--reasoning",
-    "--reasoning-effort", "--reasoning-budget", "--reasoning-budget-message",
+    "--system-prompt", "--system-prompt-file", "--single-turn", "--reasoning-format",
+    "--reasoning", "--reasoning-effort", "--reasoning-budget", "--reasoning-budget-message",
     "--reasoning-preserve", "--chat-template", "--chat-template-file", "--chat-template-kwargs",
     "--skip-chat-parsing",
 ];
 
-const PROMPT_CACHE: &str = "saving and loading the state of a prompt";
-const INTERACTIVE: &str = "reading input while generating";
-const SELF_EXTEND: &str = "self-extended context";
 const DRAFT: &str = "speculative decoding";
 const SERVER: &str = "what llama-cli has a server do";
 const MEDIA: &str = "images, audio and video";
 const PRESET: &str = "a model by the name of a preset";
 
 const REFUSED: &[(&str, &str)] = &[
-    ("--prompt-cache", PROMPT_CACHE),
-    ("--prompt-cache-all", PROMPT_CACHE),
-    ("--prompt-cache-ro", PROMPT_CACHE),
-    ("--interactive", INTERACTIVE),
-    ("--interactive-first", INTERACTIVE),
-    ("--grp-attn-n", SELF_EXTEND),
-    ("--grp-attn-w", SELF_EXTEND),
     ("--spec-draft-type-k", DRAFT),
     ("--spec-draft-type-v", DRAFT),
     ("--spec-draft-hf", DRAFT),

@@ -2,8 +2,8 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::completion::Job;
 use super::demo::DemoModel;
+use super::job::Job;
 use super::signal;
 use crate::cli::Config;
 use crate::device::PagedDevice;
@@ -33,7 +33,7 @@ pub(super) fn load(mut config: Config) -> Result<(Session, Job, Option<DemoModel
         session.warm_up()?;
     }
     session.reset_timings();
-    let job = Job::new(&session, config.settings)?;
+    let job = Job::new(&mut session, config.settings)?;
     Ok((session, job, config.demo))
 }
 

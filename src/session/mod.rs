@@ -4,10 +4,15 @@ mod boundary;
 mod closing;
 mod completion;
 pub mod demo;
+mod dialogue;
 mod generator;
+mod job;
 mod loading;
 mod output;
+mod prompt_cache;
+mod room;
 pub mod signal;
+mod stops;
 #[cfg(test)]
 mod tests;
 
@@ -52,7 +57,7 @@ fn complete(mut config: Config) -> Result<Option<closing::Lines>> {
     signal::generation_begins();
     let started = std::time::Instant::now();
     boundary.begin(session.device(), job.prompt_tokens());
-    let ended = completion::complete(&mut session, &job, &mut boundary);
+    let ended = completion::complete(&mut session, job, &mut boundary);
     boundary.finish(session.device());
     let generated = match ended {
         Ok(generated) => generated,
