@@ -31,8 +31,6 @@ const MODELS: &[&str] = &[
 ];
 /// ggml's own limit, beyond which it crashes.
 const THREADS_MAX: i32 = 512;
-const CONVERSATION_ON: i32 = 1;
-const CONVERSATION_AUTO: i32 = 2;
 
 impl Request {
     /// Answers all questions: refuses, parses upstream's flags, looks at the model.
@@ -74,7 +72,6 @@ impl Request {
         raise_context(&mut params, &mut settings);
         let path = path_of(params.model_path()?);
         let file = llama::inspect(&path)?;
-        check_template(&params, &settings, &file)?;
         self.check_pins(&file)?;
         self.check_spill_folder()?;
         let model_name = if demo.is_some() {
@@ -253,11 +250,6 @@ impl Request {
 
     /// Checks that need the parsed values.
     fn check_settings(&self, settings: &Settings, paged: bool) -> Result<()> {
-        if settings.conversation_mode == CONVERSATION_ON {
-            return Err(Error::NotBuilt(
-                "chat mode is not built yet; use -no-cnv to complete the prompt as it is".into(),
-            ));
-        }
         // Reached only through a configuration file or the environment.
         let hidden = [
             (settings.has_draft_model, "speculative decoding"),
@@ -457,19 +449,6 @@ fn check_numbers(settings: &Settings) -> Result<()> {
             "'-n' must be -2, -1, or a number of tokens, got '{}'",
             settings.n_predict
         )));
-    }
-    Ok(())
-}
-
-/// Without `-cnv` or `-no-cnv`, llama-completion chats with a model that has a template.
-fn check_template(params: &Params, settings: &Settings, file: &ModelFile) -> Result<()> {
-    let template = file.has_template || !params.chat_template()?.is_empty();
-    if template && settings.conversation_mode == CONVERSATION_AUTO {
-        return Err(Error::NotBuilt(
-            "this model has a chat template, and chat mode is not built yet; use -no-cnv to \
-             complete the prompt as it is"
-                .into(),
-        ));
     }
     Ok(())
 }

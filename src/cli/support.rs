@@ -55,7 +55,8 @@ const WORKS: &[&str] = &[
     "--offline", "--verbosity", "--log-prefix", "--log-timestamps", "--prompt-cache",
     "--prompt-cache-all", "--prompt-cache-ro", "--interactive", "--interactive-first",
     "--grp-attn-n", "--grp-attn-w", "--multiline-input", "--in-prefix-bos", "--in-prefix",
-    "--in-suffix",
+    "--in-suffix", "--system-prompt", "--system-prompt-file", "--single-turn",
+    "--chat-template", "--chat-template-file", "--skip-chat-parsing",
 ];
 
 const PRINTS: &[&str] = &[

@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 /// What a session needs of the parameters; fields and units are llama.cpp's.
 pub type Settings = ggml_sys::rpaged_settings;
 
-/// What a completion that reads input needs of the parameters; fields are llama.cpp's.
+/// What a completion that takes turns and keeps states needs of the parameters; fields are
+/// llama.cpp's.
 pub type Dialogue = ggml_sys::rpaged_dialogue;
 
 /// Told how much of the model is loaded, 0.0 to 1.0.
@@ -139,30 +140,6 @@ impl Params {
         // SAFETY:
         // - all zeroes are valid for integers and booleans, and the call has filled it in.
         Ok(unsafe { out.assume_init() })
-    }
-
-    fn dialogue_text(&self, which: ggml_sys::rpaged_dialogue_text) -> Result<Vec<u8>> {
-        // SAFETY:
-        // - the handle is alive as long as `self`; the text is a copy.
-        bytes::take(unsafe { ggml_sys::rpaged_params_dialogue_text(self.raw(), which) })
-    }
-
-    /// What stands before each input (`--in-prefix`).
-    #[allow(clippy::missing_errors_doc, reason = "see `model_path`")]
-    pub fn input_prefix(&self) -> Result<Vec<u8>> {
-        self.dialogue_text(ggml_sys::RPAGED_DIALOGUE_PREFIX)
-    }
-
-    /// What stands behind each input (`--in-suffix`).
-    #[allow(clippy::missing_errors_doc, reason = "see `model_path`")]
-    pub fn input_suffix(&self) -> Result<Vec<u8>> {
-        self.dialogue_text(ggml_sys::RPAGED_DIALOGUE_SUFFIX)
-    }
-
-    /// The system message of a conversation (`-sys`, `-sysf`).
-    #[allow(clippy::missing_errors_doc, reason = "see `model_path`")]
-    pub fn system_prompt(&self) -> Result<Vec<u8>> {
-        self.dialogue_text(ggml_sys::RPAGED_DIALOGUE_SYSTEM)
     }
 
     /// The sampling parameters, as upstream prints them.

@@ -105,7 +105,7 @@ impl Session {
         self.raw.as_ptr()
     }
 
-    fn model(&self) -> *const ggml_sys::llama_model {
+    pub(super) fn model(&self) -> *const ggml_sys::llama_model {
         // SAFETY:
         // - the session is alive as long as `self`; its model lives as long.
         unsafe { ggml_sys::rpaged_session_model(self.raw()) }

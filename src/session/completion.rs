@@ -18,6 +18,7 @@ use super::job::{Job, RESERVE};
 use super::output::{self, Screen};
 use super::signal;
 use crate::error::{Error, Result};
+use crate::llama::chat::chat_settings;
 use crate::llama::console::Display;
 use crate::llama::{Decoded, Session, Settings, Token, log};
 
@@ -64,7 +65,7 @@ pub(super) fn complete(
     mut job: Job,
     boundary: &mut Boundary,
 ) -> Result<usize> {
-    let simple = session.params().dialogue()?.simple_io;
+    let simple = chat_settings(session.params())?.simple_io;
     // Where nothing is read the terminal is left alone.
     let screen = Screen::open(simple || !job.dialogue.interactive, job.settings.use_color)?;
     let mut input = std::mem::take(&mut job.prompt);

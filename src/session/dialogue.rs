@@ -1,10 +1,12 @@
 //! The user's turns: how they are announced, read and made part of the text, in interactive
 //! mode and in conversations.
 
+use super::conversation::Conversation;
 use super::output::{self, Screen};
 use super::signal;
 use super::stops::Stops;
 use crate::error::Result;
+use crate::llama::chat::{chat_settings, input_prefix, input_suffix, system_prompt};
 use crate::llama::console::{Display, unescape};
 use crate::llama::{self, Session, Settings, Token, log};
 
@@ -47,13 +49,14 @@ impl Dialogue {
         settings: &Settings,
         wanted: &llama::Dialogue,
         conversation: Option<Conversation>,
-        awaits_first: bool,
+        is_conversation: bool,
     ) -> Result<Self> {
         let params = session.params();
-        let is_conversation = Conversation::is_wanted(session, settings);
+        let chat = chat_settings(params)?;
+        let has_prompt = !params.prompt()?.is_empty();
         let (mut interactive, mut first) = (wanted.interactive, wanted.interactive_first);
         if is_conversation {
-            first = !(wanted.single_turn && !params.prompt()?.is_empty());
+            first = !(chat.single_turn && has_prompt);
             interactive = first;
         }
         interactive |= first;
@@ -61,17 +64,17 @@ impl Dialogue {
             interactive,
             first,
             is_conversation,
-            awaits_first,
-            is_single: wanted.single_turn,
+            awaits_first: conversation.is_some() && !has_prompt,
+            is_single: chat.single_turn,
             conversation,
-            prefix: params.input_prefix()?,
-            suffix: params.input_suffix()?,
-            prefix_bos: wanted.input_prefix_bos,
-            multiline: wanted.multiline_input,
+            prefix: input_prefix(params)?,
+            suffix: input_suffix(params)?,
+            prefix_bos: chat.input_prefix_bos,
+            multiline: chat.multiline_input,
             escape: settings.escape,
             display_prompt: settings.display_prompt,
             verbose: settings.verbose_prompt,
-            has_system: !params.system_prompt()?.is_empty(),
+            has_system: !system_prompt(params)?.is_empty(),
         })
     }
 
@@ -168,7 +171,7 @@ impl Dialogue {
         }
         let typed = match &mut self.conversation {
             Some(conversation) => {
-                let text = conversation.add("user", &line, true)?;
+                let text = conversation.ask(&line)?;
                 if std::mem::take(is_cut) {
                     tokens.extend(session.end_of_turn());
                 }
@@ -218,23 +221,4 @@ fn log_turn(session: &Session, tokens: &[Token]) -> Result<()> {
         log::info(format!("{token:6} -> '{piece}'\n"));
     }
     Ok(())
-}
-
-/// The messages so far, and the template that turns them into text.
-pub(super) struct Conversation {}
-
-impl Conversation {
-    pub fn is_wanted(_session: &Session, _settings: &Settings) -> bool {
-        false
-    }
-    pub fn new(_s: &Session, _settings: &Settings, _w: &llama::Dialogue) -> Result<Option<Self>> {
-        Ok(None)
-    }
-    pub fn opening(&mut self, _given: &[u8]) -> Result<Vec<u8>> {
-        Ok(Vec::new())
-    }
-    pub fn add(&mut self, _role: &str, _content: &[u8], _a: bool) -> Result<Vec<u8>> {
-        Ok(Vec::new())
-    }
-    pub fn note(&mut self, _role: &str, _content: &[u8]) {}
 }

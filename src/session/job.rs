@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::dialogue::{Conversation, Dialogue};
+use super::conversation::Kind;
+use super::dialogue::Dialogue;
 use super::prompt_cache::PromptCache;
 use super::room::{Groups, Room};
 use super::stops::Stops;
@@ -40,8 +41,15 @@ impl Job {
             ));
         }
         let wanted = session.params().dialogue()?;
-        announce(session)?;
-        let mut conversation = Conversation::new(session, &settings, &wanted)?;
+        warn_of_size(session);
+        let (is_conversation, mut conversation) = match Kind::new(session, &settings)? {
+            Kind::Plain => (false, None),
+            Kind::Untemplated => (true, None),
+            Kind::Templated(conversation) => (true, Some(conversation)),
+        };
+        log::info("\n");
+        log::info(format!("{}\n", session.params().system_info()?));
+        log::info("\n");
         let path = cache_path(session.params())?;
         let mut cache = PromptCache::open(session, path, &wanted)?;
 
@@ -69,31 +77,15 @@ impl Job {
         }
         check_length(session, prompt.len())?;
         let replay = cache.match_prompt(session, &prompt, !given.is_empty());
-        let length = i32::try_from(prompt.len()).unwrap_or(i32::MAX);
-        let keep = match settings.n_keep {
-            all if all < 0 || all > length => length,
-            some => some + i32::from(adds_bos),
-        };
+        let keep = keep(settings.n_keep, prompt.len(), adds_bos);
         if settings.verbose_prompt {
             log_prompt(session, &given, &prompt, keep, i32::from(adds_bos))?;
         }
-        let dialogue = Dialogue::new(session, &settings, &wanted, conversation, awaits_first)?;
+        let dialogue = Dialogue::new(session, &settings, &wanted, conversation, is_conversation)?;
         let stops = Stops::new(session, session.params().antiprompts()?)?;
         dialogue.announce(&stops);
         log_plan(session, &settings, keep)?;
-        let room = if settings.grp_attn_n != 1 {
-            Room::Extend(Groups::new(
-                session,
-                settings.grp_attn_n,
-                wanted.grp_attn_w,
-            )?)
-        } else if !session.params().dialogue()?.ctx_shift {
-            Room::Stop("context shift is disabled => stopping")
-        } else if settings.n_predict == UNTIL_FULL {
-            Room::Stop("n_predict == -2 => stopping")
-        } else {
-            Room::Shift { keep }
-        };
+        let room = room(session, &settings, keep)?;
         dialogue.explain();
         Ok(Self {
             settings,
@@ -113,7 +105,33 @@ impl Job {
     }
 }
 
-fn announce(session: &Session) -> Result<()> {
+/// Tokens of the prompt that survive a shift of the context.
+fn keep(asked: i32, length: usize, adds_bos: bool) -> i32 {
+    let length = i32::try_from(length).unwrap_or(i32::MAX);
+    match asked {
+        all if all < 0 || all > length => length,
+        some => some + i32::from(adds_bos),
+    }
+}
+
+fn room(session: &Session, settings: &Settings, keep: i32) -> Result<Room> {
+    let wanted = session.params().dialogue()?;
+    Ok(if settings.grp_attn_n != 1 {
+        Room::Extend(Groups::new(
+            session,
+            settings.grp_attn_n,
+            wanted.grp_attn_w,
+        )?)
+    } else if !wanted.ctx_shift {
+        Room::Stop("context shift is disabled => stopping")
+    } else if settings.n_predict == UNTIL_FULL {
+        Room::Stop("n_predict == -2 => stopping")
+    } else {
+        Room::Shift { keep }
+    })
+}
+
+fn warn_of_size(session: &Session) {
     let n_ctx = session.n_ctx();
     if n_ctx > session.n_ctx_train() {
         log::warn(format!(
@@ -121,10 +139,6 @@ fn announce(session: &Session) -> Result<()> {
             session.n_ctx_train()
         ));
     }
-    log::info("\n");
-    log::info(format!("{}\n", session.params().system_info()?));
-    log::info("\n");
-    Ok(())
 }
 
 fn check_length(session: &Session, length: usize) -> Result<()> {

@@ -3,6 +3,7 @@
 mod boundary;
 mod closing;
 mod completion;
+mod conversation;
 pub mod demo;
 mod dialogue;
 mod generator;

@@ -188,23 +188,90 @@ struct rpaged_bytes rpaged_sampler_text(const struct rpaged_session * session);
 // Logs the timings, as llama-completion does at its end.
 void rpaged_perf_print(const struct rpaged_session * session);
 
+// ---- chat ------------------------------------------------------------------------------------
+
+// What the command line says about conversations.
+struct rpaged_chat_settings {
+    bool enable_template; // false with --in-prefix, --in-suffix and --in-prefix-bos
+    bool single_turn, multiline_input, show_timings, simple_io, input_prefix_bos;
+};
+int32_t rpaged_chat_settings_of(const struct rpaged_params * params,
+                                struct rpaged_chat_settings * out);
+enum rpaged_chat_text_kind {
+    RPAGED_CHAT_SYSTEM_PROMPT,
+    RPAGED_CHAT_INPUT_PREFIX,
+    RPAGED_CHAT_INPUT_SUFFIX,
+};
+struct rpaged_bytes rpaged_chat_text(const struct rpaged_params * params,
+                                     enum rpaged_chat_text_kind kind);
+
+// Text that the caller lends for the length of a call; `data` may not be NULL.
+struct rpaged_view {
+    const char * data;
+    size_t size;
+};
+struct rpaged_message {
+    struct rpaged_view role, content, reasoning;
+};
+
+struct rpaged_chat;
+// The templates that command line and model name, with ChatML where there are none. Copies
+// what it needs of both. NULL on failure.
+struct rpaged_chat * rpaged_chat_new(const struct rpaged_params * params,
+                                     const struct llama_model * model);
+void rpaged_chat_free(struct rpaged_chat * chat);
+// Whether command line or model name a template.
+bool rpaged_chat_is_explicit(const struct rpaged_chat * chat);
+// A short conversation as the template writes it.
+struct rpaged_bytes rpaged_chat_example(const struct rpaged_chat * chat);
+// What `message` adds to the text of the `count` messages before it, as llama-completion
+// has it formatted.
+struct rpaged_bytes rpaged_chat_format_single(const struct rpaged_chat * chat,
+                                              const struct rpaged_message * past, size_t count,
+                                              const struct rpaged_message * message,
+                                              bool add_assistant);
+// The text of all messages, as llama-completion has it formatted.
+struct rpaged_bytes rpaged_chat_format_all(const struct rpaged_chat * chat,
+                                           const struct rpaged_message * messages, size_t count,
+                                           bool add_generation_prompt);
+
+struct rpaged_turn;
+// The conversation so far with the beginning of an answer, as llama-cli has it formatted:
+// with the template's arguments and the settings on reasoning. NULL on failure.
+struct rpaged_turn * rpaged_turn_new(const struct rpaged_chat * chat,
+                                     const struct rpaged_message * messages, size_t count);
+void rpaged_turn_free(struct rpaged_turn * turn);
+enum rpaged_turn_text_kind {
+    RPAGED_TURN_PROMPT,            // what the model is to read
+    RPAGED_TURN_GENERATION_PROMPT, // its end: the beginning of the answer
+    RPAGED_TURN_THINKING_START,    // the tag, empty when the template has none
+    RPAGED_TURN_THINKING_END,      // the tags
+    RPAGED_TURN_STOP,              // texts that end an answer
+};
+// How many texts of this kind there are.
+size_t rpaged_turn_count(const struct rpaged_turn * turn, enum rpaged_turn_text_kind kind);
+struct rpaged_bytes rpaged_turn_text(const struct rpaged_turn * turn,
+                                     enum rpaged_turn_text_kind kind, size_t index);
+struct rpaged_answer {
+    struct rpaged_bytes content, reasoning;
+};
+// Splits what the model has answered so far, or at last. Fills nothing in on failure.
+int32_t rpaged_turn_parse(const struct rpaged_turn * turn, const char * text, size_t size,
+                          bool is_partial, struct rpaged_answer * out);
+// The session samples this turn's answer by a fresh sampler: grammar from its beginning,
+// the budget for reasoning anew. A seed that is given grows by `attempt`.
+int32_t rpaged_turn_begin(const struct rpaged_turn * turn, struct rpaged_session * session,
+                          uint32_t attempt);
+
 // ---- input, console and saved states -----------------------------------------------------
 
-// What a completion that reads input needs of the parameters.
+// What a completion that takes turns and keeps states needs of the parameters.
 struct rpaged_dialogue {
     int32_t grp_attn_w;
-    bool interactive, interactive_first, single_turn, multiline_input, simple_io;
-    bool input_prefix_bos, uses_template, prompt_cache_all, prompt_cache_ro;
+    bool interactive, interactive_first, prompt_cache_all, prompt_cache_ro;
     bool ctx_shift; // off, once there is a session whose memory cannot be shifted
 };
 int32_t rpaged_params_dialogue(const struct rpaged_params * params, struct rpaged_dialogue * out);
-enum rpaged_dialogue_text {
-    RPAGED_DIALOGUE_PREFIX,
-    RPAGED_DIALOGUE_SUFFIX,
-    RPAGED_DIALOGUE_SYSTEM,
-};
-struct rpaged_bytes rpaged_params_dialogue_text(const struct rpaged_params * params,
-                                                enum rpaged_dialogue_text text);
 // The text with its escapes resolved, as -e has it.
 struct rpaged_bytes rpaged_unescape(const char * text, size_t size);
 

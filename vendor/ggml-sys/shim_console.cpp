@@ -20,28 +20,10 @@ extern "C" int32_t rpaged_params_dialogue(const rpaged_params * handle, rpaged_d
         out->grp_attn_w        = p.grp_attn_w;
         out->interactive       = p.interactive;
         out->interactive_first = p.interactive_first;
-        out->single_turn       = p.single_turn;
-        out->multiline_input   = p.multiline_input;
-        out->simple_io         = p.simple_io;
-        out->input_prefix_bos  = p.input_prefix_bos;
-        out->uses_template     = p.enable_chat_template;
         out->prompt_cache_all  = p.prompt_cache_all;
         out->prompt_cache_ro   = p.prompt_cache_ro;
         out->ctx_shift         = p.ctx_shift;
         return RPAGED_OK;
-    });
-}
-
-extern "C" rpaged_bytes rpaged_params_dialogue_text(const rpaged_params * handle,
-                                                    rpaged_dialogue_text text) {
-    return rpaged_guard(rpaged_bytes{}, [&] {
-        const common_params & p = handle->params;
-        switch (text) {
-            case RPAGED_DIALOGUE_PREFIX: return rpaged_own(p.input_prefix);
-            case RPAGED_DIALOGUE_SUFFIX: return rpaged_own(p.input_suffix);
-            case RPAGED_DIALOGUE_SYSTEM: return rpaged_own(p.system_prompt);
-        }
-        throw std::invalid_argument("no such text");
     });
 }
 

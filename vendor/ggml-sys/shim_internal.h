@@ -24,6 +24,11 @@ bool rpaged_is_extra(const common_arg & option);
 // How many values follow the option's flag.
 int32_t rpaged_values_of(const common_arg & option);
 
+// What the session was made of.
+const common_params & rpaged_session_params(const rpaged_session * session);
+// The session samples from now on by a fresh sampler made of `sampling`.
+void rpaged_session_use_sampling(rpaged_session * session, common_params_sampling sampling);
+
 // Remembers `text` as this thread's last error: one line, trimmed, without "error: ".
 void rpaged_fail(const std::string & text);
 // The text as rpaged_fail would keep it.

@@ -159,11 +159,32 @@ struct rpaged_session {
     // Before the context, which must be gone when they go.
     threadpool_ptr decode_pool;
     threadpool_ptr batch_pool;
+    // In place of the one in `init`, once a turn of a chat has begun.
+    common_sampler_ptr turn_sampler;
     common_init_result_ptr init;
 
     llama_context * context() const { return init->context(); }
-    common_sampler * sampler() const { return init->sampler(0); }
+    common_sampler * sampler() const {
+        return turn_sampler ? turn_sampler.get() : init->sampler(0);
+    }
 };
+
+const common_params & rpaged_session_params(const rpaged_session * session) {
+    return *session->params;
+}
+
+void rpaged_session_use_sampling(rpaged_session * session, common_params_sampling sampling) {
+    common_sampler_ptr sampler(common_sampler_init(session->init->model(), sampling));
+    if (!sampler) {
+        throw std::runtime_error("the sampler could not be made");
+    }
+    if (session->params->sampling.backend_sampling) {
+        // The context refers to the old one.
+        auto * chain = sampling.backend_sampling ? common_sampler_get(sampler.get()) : nullptr;
+        llama_set_sampler(session->context(), 0, chain);
+    }
+    session->turn_sampler = std::move(sampler);
+}
 
 extern "C" rpaged_session * rpaged_session_new(rpaged_params * handle) {
     return rpaged_guard<rpaged_session *>(nullptr, [&]() -> rpaged_session * {
