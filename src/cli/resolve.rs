@@ -83,10 +83,13 @@ impl Request {
             arguments.extend(self.words.gpu_layers.take().into_iter().flatten());
             None
         };
+        if self.is_used("--log-disable") {
+            llama::log::note_disabled();
+        }
         let mut params = Params::parse(arguments, &self.hidden_variables(paged))?;
         let mut settings = params.settings()?;
         check_numbers(&settings)?;
-        self.check_settings(&settings, paged, may_chat)?;
+        self.check_settings(&settings, paged)?;
         raise_context(&mut params, &mut settings);
         let path = path_of(params.model_path()?);
         let file = llama::inspect(&path)?;
@@ -268,13 +271,6 @@ impl Request {
             params.set_jinja(false);
             settings.use_jinja = false;
         }
-        if chats {
-            return Err(Error::NotBuilt(
-                "this model has a chat template, and chat mode is not built yet; use -no-cnv to \
-                 complete the prompt as it is"
-                    .into(),
-            ));
-        }
         Ok(Mode::Complete)
     }
 
@@ -294,10 +290,9 @@ impl Request {
                     )));
                 }
                 Some(Support::Chat) if conversation != Some(false) && !may_chat => {
-                    return Err(Error::NotBuilt(format!(
-                        "'{word}' belongs to chat mode, which is not built yet; with -no-cnv it \
-                         has no effect, and the prompt is completed as it is"
-                    )));
+                    llama::log::warn(format!(
+                        "'{word}' has no effect away from a terminal, as in llama-completion\n"
+                    ));
                 }
                 Some(_) => {}
                 None => {
@@ -311,18 +306,9 @@ impl Request {
     }
 
     /// Checks that need the parsed values.
-    fn check_settings(&self, settings: &Settings, paged: bool, may_chat: bool) -> Result<()> {
-        if settings.conversation_mode == CONVERSATION_ON && !may_chat {
-            return Err(Error::NotBuilt(
-                "chat mode is not built yet; use -no-cnv to complete the prompt as it is".into(),
-            ));
-        }
+    fn check_settings(&self, settings: &Settings, paged: bool) -> Result<()> {
         // Reached only through a configuration file or the environment.
-        let hidden = [
-            (settings.interactive, "interactive mode"),
-            (settings.grp_attn_n != 1, "self-extended context"),
-            (settings.embedding, "embedding"),
-        ];
+        let hidden = [(settings.embedding, "embedding")];
         if let Some((_, what)) = hidden.iter().find(|(set, _)| *set) {
             return Err(Error::NotBuilt(format!("{what} is not built yet")));
         }

@@ -8,8 +8,8 @@ pub enum Support {
     Works,
     /// Prints something and ends; done by us.
     Prints,
-    /// Belongs to chat mode, which is not built; with `-no-cnv` it is accepted and has no
-    /// effect, as in llama-completion.
+    /// Does something in the chat at a terminal; elsewhere it is accepted and has no effect,
+    /// as in llama-completion, and a warning says so.
     Chat,
     /// Does at a terminal what it does in llama-cli; refused elsewhere.
     Terminal,
@@ -66,6 +66,11 @@ const WORKS: &[&str] = &[
     "--spec-ngram-mod-n-match", "--spec-ngram-simple-size-n", "--spec-ngram-simple-size-m",
     "--spec-ngram-map-k-size-n", "--spec-ngram-map-k-size-m", "--spec-ngram-map-k4v-size-n",
     "--spec-ngram-map-k4v-size-m", "--spec-ngram-map-k4v-min-hits", "--spec-default",
+    "--prompt-cache",
+    "--prompt-cache-all", "--prompt-cache-ro", "--interactive", "--interactive-first",
+    "--grp-attn-n", "--grp-attn-w", "--multiline-input", "--in-prefix-bos", "--in-prefix",
+    "--in-suffix", "--system-prompt", "--system-prompt-file", "--single-turn",
+    "--chat-template", "--chat-template-file", "--skip-chat-parsing",
 ];
 
 const PRINTS: &[&str] = &[
@@ -78,19 +83,13 @@ const PRINTS: &[&str] = &[
 
 #[rustfmt::skip]
 const CHAT: &[&str] = &[
-    "--system-prompt", "--system-prompt-file", "--single-turn", "--multiline-input",
-    "--in-prefix-bos", "--in-prefix", "--in-suffix", "--reasoning-format", "--reasoning",
-    "--reasoning-effort", "--reasoning-budget", "--reasoning-budget-message",
-    "--reasoning-preserve", "--chat-template", "--chat-template-file",
-    "--skip-chat-parsing",
+    "--reasoning-format", "--reasoning", "--reasoning-effort", "--reasoning-budget",
+    "--reasoning-budget-message", "--reasoning-preserve",
 ];
 
 /// Options of llama-cli's that llama-completion does not have.
 const TERMINAL: &[&str] = &["--chat-template-kwargs", "--show-timings"];
 
-const PROMPT_CACHE: &str = "saving and loading the state of a prompt";
-const INTERACTIVE: &str = "reading input while generating";
-const SELF_EXTEND: &str = "self-extended context";
 const SYNTHETIC: &str = "drafts that are taken for right whatever they are, and so a wrong text";
 const SPLIT: &str = "drafts that branch";
 const DRAFT_DEVICE: &str = "a draft model that samples on its device; the kinds that can need \
@@ -102,13 +101,6 @@ const MEDIA: &str = "images, audio and video";
 const PRESET: &str = "a model by the name of a preset";
 
 const REFUSED: &[(&str, &str)] = &[
-    ("--prompt-cache", PROMPT_CACHE),
-    ("--prompt-cache-all", PROMPT_CACHE),
-    ("--prompt-cache-ro", PROMPT_CACHE),
-    ("--interactive", INTERACTIVE),
-    ("--interactive-first", INTERACTIVE),
-    ("--grp-attn-n", SELF_EXTEND),
-    ("--grp-attn-w", SELF_EXTEND),
     ("--spec-synth-len", SYNTHETIC),
     ("--spec-synth-rates", SYNTHETIC),
     ("--spec-draft-p-split", SPLIT),

@@ -79,6 +79,7 @@ fn error_of(line: &str) -> Error {
 /// that has just failed.
 #[cfg(unix)]
 fn exit_at_once(code: i32) -> ! {
+    super::console::restore_terminal();
     // SAFETY:
     // - may be called at any time, and does not return.
     unsafe { libc::_exit(code) }
@@ -143,6 +144,23 @@ pub fn stop() {
     unsafe { ggml_sys::rpaged_log_stop() }
 }
 
+/// Whether `--log-disable` was given.
+static DISABLED: AtomicBool = AtomicBool::new(false);
+
+/// Notes that `--log-disable` was given: nothing may switch the log on again.
+pub fn note_disabled() {
+    DISABLED.store(true, Ordering::Relaxed);
+}
+
+/// Returns when all that was queued is written; what comes later will be written too.
+pub fn drain() {
+    if !DISABLED.load(Ordering::Relaxed) {
+        // SAFETY:
+        // - takes nothing; only this program's main thread drains the log.
+        unsafe { ggml_sys::rpaged_log_drain() }
+    }
+}
+
 /// The verbosity: 0 output only, 1 errors, 2 warnings, 3 information, 5 debugging.
 pub fn verbosity() -> i32 {
     // SAFETY:
@@ -150,7 +168,15 @@ pub fn verbosity() -> i32 {
     unsafe { ggml_sys::rpaged_log_verbosity() }
 }
 
-/// The first error that llama.cpp logged while the last session was being made.
+/// Forgets the first error, so that the next one is the first.
+pub(super) fn forget_error() {
+    // SAFETY:
+    // - takes nothing; works under a lock.
+    unsafe { ggml_sys::rpaged_log_forget_error() }
+}
+
+/// The first error that llama.cpp logged since the last one was forgotten, or since the
+/// last session began to be made.
 pub(super) fn first_error() -> String {
     // SAFETY:
     // - takes nothing; the text is a copy made under a lock.

@@ -6,17 +6,19 @@
 
 mod bytes;
 pub mod chat;
+pub mod console;
 mod drafting;
 pub mod log;
 mod model_file;
 mod options;
 mod params;
 mod session;
+mod state;
 
 pub use drafting::{Drafting, DraftingSettings};
 pub use model_file::{ModelFile, inspect};
 pub use options::{Arity, OptionInfo, build_info, cache_list, device_list, options};
-pub use params::{Params, Progress, Settings};
+pub use params::{Dialogue, Params, Progress, Settings};
 pub use session::{Decoded, Session, start_backend};
 
 /// A token's number in the model's vocabulary.

@@ -10,6 +10,10 @@ use crate::error::{Error, Result};
 /// What a session needs of the parameters; fields and units are llama.cpp's.
 pub type Settings = ggml_sys::rpaged_settings;
 
+/// What a completion that takes turns and keeps states needs of the parameters; fields are
+/// llama.cpp's.
+pub type Dialogue = ggml_sys::rpaged_dialogue;
+
 /// Told how much of the model is loaded, 0.0 to 1.0.
 pub type Progress = Box<dyn FnMut(f32)>;
 
@@ -118,6 +122,24 @@ impl Params {
     #[allow(clippy::missing_errors_doc, reason = "see `model_path`")]
     pub fn prompt_cache(&self) -> Result<Vec<u8>> {
         self.text(ggml_sys::RPAGED_TEXT_PROMPT_CACHE)
+    }
+
+    /// A copy of what reading input and keeping states needs.
+    ///
+    /// # Errors
+    /// `Failed` when llama.cpp cannot tell.
+    pub fn dialogue(&self) -> Result<Dialogue> {
+        let mut out = std::mem::MaybeUninit::<Dialogue>::zeroed();
+        // SAFETY:
+        // - the handle is alive as long as `self`;
+        // - `out` is a place for one structure.
+        let status = unsafe { ggml_sys::rpaged_params_dialogue(self.raw(), out.as_mut_ptr()) };
+        if status != ggml_sys::RPAGED_OK as i32 {
+            return Err(bytes::failure("llama.cpp does not tell its settings"));
+        }
+        // SAFETY:
+        // - all zeroes are valid for integers and booleans, and the call has filled it in.
+        Ok(unsafe { out.assume_init() })
     }
 
     /// The sampling parameters, as upstream prints them.

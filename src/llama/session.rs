@@ -136,13 +136,13 @@ impl Session {
         unsafe { ggml_sys::rpaged_session_model(self.raw()) }
     }
 
-    fn context(&self) -> *mut ggml_sys::llama_context {
+    pub(super) fn context(&self) -> *mut ggml_sys::llama_context {
         // SAFETY:
         // - the session is alive as long as `self`; its context lives as long.
         unsafe { ggml_sys::rpaged_session_context(self.raw()) }
     }
 
-    fn vocab(&self) -> *const ggml_sys::llama_vocab {
+    pub(super) fn vocab(&self) -> *const ggml_sys::llama_vocab {
         // SAFETY:
         // - the model is alive as long as `self`.
         unsafe { ggml_sys::llama_model_get_vocab(self.model()) }
@@ -337,7 +337,7 @@ impl Session {
         self.judge(status, "encode", tokens.len())
     }
 
-    fn judge(&self, status: i32, what: &str, count: usize) -> Result<Decoded> {
+    pub(super) fn judge(&self, status: i32, what: &str, count: usize) -> Result<Decoded> {
         match status {
             0 => Ok(Decoded::Done),
             2 => Ok(Decoded::Aborted),
@@ -352,7 +352,7 @@ impl Session {
         }
     }
 
-    fn recorded(&self) -> Option<Error> {
+    pub(super) fn recorded(&self) -> Option<Error> {
         self.device.as_ref().and_then(PagedDevice::take_error)
     }
 

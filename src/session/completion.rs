@@ -1,198 +1,58 @@
 //! The loop that completes a prompt, with llama-completion's rules.
 //!
 //! A round decodes the tokens of the round before, then takes the next tokens: from the
-//! prompt, a batch at a time, and when it is used up, one from the sampler. What was taken
-//! is shown at once, decoded in the next round:
+//! input, a batch at a time, and when it is used up, one from the sampler. What was taken
+//! is shown at once, decoded in the next round. Where the user takes turns, a round whose
+//! text gives control back reads a line, which becomes input:
 //!
 //! ```text
-//!   prompt batch ─► show ─► decode ─► prompt batch ─► show ─► decode ─► sample ─► show ─► ...
+//!   input batch ─► show ─► decode ─► input batch ─► show ─► decode ─► sample ─► show ─► ...
+//!        ▲                                                                       │
+//!        └──────────────────────── read a line ◄─────────────────────────────────┘
 //! ```
 
 use super::boundary::Boundary;
+use super::dialogue::Turn;
 use super::generator::Generator;
-use super::{output, signal};
+use super::job::{Job, RESERVE};
+use super::output::{self, Screen};
+use super::signal;
 use crate::error::{Error, Result};
+use crate::llama::chat::chat_settings;
+use crate::llama::console::Display;
 use crate::llama::{Decoded, Session, Settings, Token, log};
 
-/// Tokens that are looked at for a string that ends the generation.
-const TAIL_TOKENS: i32 = 32;
-/// Bytes by which such a string may end before the text's end: the token that completes
-/// it may bring a few letters more.
-const TAIL_SLACK: usize = 2;
-/// Tokens of the context that a prompt must leave free.
-const RESERVE: usize = 4;
-
-/// What to generate.
-pub(super) struct Job {
-    settings: Settings,
-    prompt: Vec<Token>,
-    /// Tokens of the prompt that survive a shift of the context.
-    keep: i32,
-    antiprompts: Vec<Vec<u8>>,
-    /// Those that are one token.
-    antiprompt_tokens: Vec<Token>,
-}
-
-impl Job {
-    /// Tokenises the prompt and logs what will be done.
-    ///
-    /// # Errors
-    /// `Failed` when the prompt does not fit the context, `Usage` when there is none.
-    pub fn new(session: &Session, settings: Settings) -> Result<Self> {
-        if !session.has_encoder() && session.adds_eos() {
-            return Err(Error::Failed(
-                "this model ends every text it reads, so there is nothing to complete".into(),
-            ));
-        }
-        let n_ctx = session.n_ctx();
-        if n_ctx > session.n_ctx_train() {
-            log::warn(format!(
-                "llama_completion: model was trained on only {} context tokens ({n_ctx} given)\n",
-                session.n_ctx_train()
-            ));
-        }
-        let params = session.params();
-        log::info("\n");
-        log::info(format!("{}\n", params.system_info()?));
-        log::info("\n");
-
-        let adds_bos = session.adds_bos() && !settings.use_jinja;
-        let text = params.prompt()?;
-        let mut prompt = session.tokenize(&text, true)?;
-        log::debug(|| format!("tokens: {}\n", session.tokens_text(&prompt)));
-        if prompt.is_empty() {
-            if !adds_bos {
-                return Err(Error::Usage(
-                    "the prompt is empty; give one with -p or -f".into(),
-                ));
-            }
-            prompt.push(session.bos());
-        }
-        if prompt.len() > n_ctx.saturating_sub(RESERVE) {
-            return Err(Error::Failed(format!(
-                "prompt is too long ({} tokens, max {}); raise -c",
-                prompt.len(),
-                n_ctx.saturating_sub(RESERVE)
-            )));
-        }
-        let length = i32::try_from(prompt.len()).unwrap_or(i32::MAX);
-        let keep = match settings.n_keep {
-            all if all < 0 || all > length => length,
-            some => some + i32::from(adds_bos),
-        };
-        if settings.verbose_prompt {
-            log_prompt(session, &text, &prompt, keep, i32::from(adds_bos))?;
-        }
-        let antiprompts = params.antiprompts()?;
-        let mut antiprompt_tokens = Vec::new();
-        for antiprompt in &antiprompts {
-            if let [token] = session.tokenize(antiprompt, false)?[..] {
-                antiprompt_tokens.push(token);
-            }
-        }
-        log_plan(session, &settings, keep)?;
-        Ok(Self {
-            settings,
-            prompt,
-            keep,
-            antiprompts,
-            antiprompt_tokens,
-        })
-    }
-
-    /// Length of the prompt, in tokens.
-    pub fn prompt_tokens(&self) -> usize {
-        self.prompt.len()
-    }
-
-    /// Whether the text so far ends in a string that ends the generation.
-    fn is_stopped(&self, session: &mut Session) -> Result<bool> {
-        if self.antiprompts.is_empty() {
-            return Ok(false);
-        }
-        let tail = session.last_text(TAIL_TOKENS)?;
-        if self
-            .antiprompts
-            .iter()
-            .any(|antiprompt| ends_in(&tail, antiprompt))
-        {
-            return Ok(true);
-        }
-        let last = session.last_token().filter(|_| !tail.is_empty());
-        Ok(last.is_some_and(|last| self.antiprompt_tokens.contains(&last)))
-    }
-}
-
-/// Whether `wanted` occurs at the end of `tail`, give or take [`TAIL_SLACK`] bytes.
-fn ends_in(tail: &[u8], wanted: &[u8]) -> bool {
-    let start = tail.len().saturating_sub(wanted.len() + TAIL_SLACK);
-    wanted.is_empty()
-        || tail[start..]
-            .windows(wanted.len())
-            .any(|window| window == wanted)
-}
-
-fn log_prompt(
-    session: &Session,
-    text: &[u8],
-    prompt: &[Token],
-    keep: i32,
-    adds_bos: i32,
-) -> Result<()> {
-    let piece = |token: Token| -> Result<String> {
-        Ok(String::from_utf8_lossy(&session.piece(token, true)?).into_owned())
-    };
-    log::info(format!(
-        "llama_completion: prompt: '{}'\n",
-        String::from_utf8_lossy(text)
-    ));
-    log::info(format!(
-        "llama_completion: number of tokens in prompt = {}\n",
-        prompt.len()
-    ));
-    for &token in prompt {
-        log::info(format!("{token:6} -> '{}'\n", piece(token)?));
-    }
-    if keep > adds_bos {
-        log::info("llama_completion: static prompt based on n_keep: '");
-        for &token in prompt.iter().take(usize::try_from(keep).unwrap_or(0)) {
-            log::cont(piece(token)?);
-        }
-        log::cont("'\n");
-    }
-    log::info("\n");
-    Ok(())
-}
-
-fn log_plan(session: &Session, settings: &Settings, keep: i32) -> Result<()> {
-    log::info(format!("sampler seed: {}\n", session.seed()));
-    log::info(format!(
-        "sampler params: \n{}\n",
-        session.params().sampling_text()?
-    ));
-    log::info(format!("sampler chain: {}\n", session.sampler_text()));
-    log::info(format!(
-        "generate: n_ctx = {}, n_batch = {}, n_predict = {}, n_keep = {keep}\n",
-        session.n_ctx(),
-        settings.n_batch,
-        settings.n_predict,
-    ));
-    log::info("\n");
-    Ok(())
-}
-
-/// Where the loop stands.
-struct Progress {
+/// One run of the loop.
+struct Run<'a> {
+    session: &'a mut Session,
+    boundary: &'a mut Boundary,
+    job: Job,
+    screen: Screen,
     /// What the context holds.
     context: Generator,
-    /// Tokens of the prompt that were taken.
+    /// The prompt, and all that came from the user since.
+    input: Vec<Token>,
+    /// Tokens of the input that were taken.
     consumed: usize,
+    /// What the next round decodes.
+    batch: Vec<Token>,
+    batch_max: usize,
     /// Tokens that may still be generated; negative: no bound.
     remaining: i64,
     /// Tokens generated.
     generated: usize,
-    /// What the next round decodes.
-    batch: Vec<Token>,
+    /// The model's answer in a conversation.
+    answer: Vec<u8>,
+    /// Whether the user has control.
+    interacting: bool,
+    /// Whether the user took it while the model wrote.
+    is_cut: bool,
+    /// Whether a string that ends the text was found.
+    stopped: bool,
+    /// Whether what was taken is shown: not what the user has just typed.
+    echo: bool,
+    /// Whether the prompt is shown; later all is.
+    display: bool,
 }
 
 /// Completes the prompt; returns how many tokens were generated.
@@ -200,53 +60,53 @@ struct Progress {
 /// # Errors
 /// `Interrupted` and `OutputClosed` when asked to stop, else what the model or the device
 /// failed with.
-pub(super) fn complete(session: &mut Session, job: &Job, boundary: &mut Boundary) -> Result<usize> {
-    let mut colour = output::Colour::prompt(job.settings.use_color);
-    let mut prompt = job.prompt.clone();
-    if session.has_encoder() {
-        prompt = encode(session, &prompt)?;
+pub(super) fn complete(
+    session: &mut Session,
+    mut job: Job,
+    boundary: &mut Boundary,
+) -> Result<usize> {
+    let simple = chat_settings(session.params())?.simple_io;
+    // Where nothing is read the terminal is left alone.
+    let screen = Screen::open(simple || !job.dialogue.interactive, job.settings.use_color)?;
+    let mut input = std::mem::take(&mut job.prompt);
+    if let Some((token, position)) = job.replay {
+        boundary.before_decode(session.device());
+        if Generator::replay(session, token, position)? == Decoded::Aborted {
+            return Err(interrupted());
+        }
     }
-    let mut at = Progress {
+    if session.has_encoder() {
+        input = encode(session, &input)?;
+    }
+    let batch_max = batch_max(session, &job.settings);
+    let mut run = Run {
         context: Generator::default(),
         consumed: 0,
+        batch: Vec::with_capacity(input.len().min(batch_max)),
+        batch_max,
         remaining: i64::from(job.settings.n_predict),
         generated: 0,
-        batch: Vec::with_capacity(prompt.len().min(batch_max(session, &job.settings))),
+        answer: Vec::new(),
+        interacting: job.dialogue.first,
+        is_cut: false,
+        stopped: false,
+        echo: true,
+        display: job.dialogue.shows_input(),
+        session,
+        boundary,
+        job,
+        screen,
+        input,
     };
-    let mut display = job.settings.display_prompt;
-    while at.remaining != 0 {
-        if !at.batch.is_empty() {
-            boundary.before_decode(session.device());
-            if !advance(session, job, &mut at)? {
-                break;
-            }
-        }
-        at.batch.clear();
-        take(session, job, &prompt, &mut at)?;
-        if let ([token], true) = (&at.batch[..], at.generated > 0) {
-            boundary.token(session.device(), *token);
-        }
-        if display {
-            for &token in &at.batch {
-                output::bytes(&session.piece(token, job.settings.special)?);
-            }
-        }
-        output::check()?;
-        if at.consumed < prompt.len() {
-            continue;
-        }
-        colour.reset();
-        display = true;
-        let stopped = job.is_stopped(session)?;
-        if at.batch.last().is_some_and(|&token| session.is_end(token)) {
-            output::text(" [end of text]\n");
-            break;
-        }
-        if stopped {
-            break;
-        }
-    }
-    Ok(at.generated)
+    run.screen.show(Display::Prompt);
+    let _interjecting = run
+        .job
+        .dialogue
+        .interactive
+        .then(signal::Interjecting::begin);
+    run.go()?;
+    run.save_all();
+    Ok(run.generated)
 }
 
 /// Tokens that one decode takes at most. The context may hold more than its batches do:
@@ -269,80 +129,229 @@ fn encode(session: &mut Session, prompt: &[Token]) -> Result<Vec<Token>> {
     }
 }
 
-fn interrupted() -> Error {
+/// The error for a computation, or a wait, that a signal has ended.
+pub(super) fn interrupted() -> Error {
     match signal::asked() {
         Some(signal) => Error::Interrupted { signal },
         None => Error::Bug("the computation stopped, and nobody had asked for it".into()),
     }
 }
 
-/// Decodes the batch, after making room for it; false when the context is full.
-fn advance(session: &mut Session, job: &Job, at: &mut Progress) -> Result<bool> {
-    let n_ctx = session.n_ctx();
-    let most = n_ctx.saturating_sub(RESERVE).max(1);
-    if at.batch.len() > most {
-        log::warn(format!(
-            "<<input too long: skipped {} tokens>>",
-            at.batch.len() - most
-        ));
-        at.batch.truncate(most);
+impl Run<'_> {
+    fn go(&mut self) -> Result<()> {
+        while self.job.dialogue.interactive || (self.remaining != 0 && !self.stopped) {
+            if !self.batch.is_empty() && !self.advance()? {
+                break;
+            }
+            self.batch.clear();
+            self.see_interjection();
+            self.take()?;
+            self.show()?;
+            if self.consumed >= self.input.len() && !self.take_turns()? {
+                break;
+            }
+            let ended = |token: &Token| self.session.is_end(*token);
+            if !self.job.dialogue.interactive && self.batch.last().is_some_and(ended) {
+                output::text(" [end of text]\n");
+                break;
+            }
+            let bound = self.job.settings.n_predict;
+            if self.job.dialogue.interactive && self.remaining <= 0 && bound >= 0 {
+                self.remaining = i64::from(bound);
+                self.interacting = true;
+            }
+        }
+        Ok(())
     }
-    let count = i32::try_from(at.batch.len()).unwrap_or(i32::MAX);
-    let size = i32::try_from(n_ctx).unwrap_or(i32::MAX);
-    if at.context.past().saturating_add(count) >= size {
-        if !job.settings.ctx_shift {
-            log::warn("\n\nllama_completion: context full, --context-shift is off: stopping\n");
+
+    /// Decodes the batch, after making room for it; false when the context is full.
+    fn advance(&mut self) -> Result<bool> {
+        let n_ctx = self.session.n_ctx();
+        let most = n_ctx.saturating_sub(RESERVE).max(1);
+        if self.batch.len() > most {
+            let skipped = self.batch.len() - most;
+            let plural = if skipped == 1 { "" } else { "s" };
+            self.batch.truncate(most);
+            self.screen.show(Display::Error);
+            log::warn(format!(
+                "<<input too long: skipped {skipped} token{plural}>>"
+            ));
+            self.screen.show(Display::Plain);
+        }
+        let (count, mut shifted) = (self.batch.len(), false);
+        let (context, session) = (&mut self.context, &mut *self.session);
+        if !self.job.room.make(context, session, count, &mut shifted)? {
             return Ok(false);
         }
-        if job.settings.n_predict == -2 {
-            log::warn("\n\nllama_completion: context full and -n is -2: stopping\n");
-            return Ok(false);
+        if shifted {
+            self.job.cache.give_up();
         }
-        let discard = (at.context.past() - job.keep) / 2;
-        at.context.shift(session, job.keep, discard)?;
+        let known = self.job.cache.take_known(&self.batch);
+        self.context.hold(&self.batch[..known]);
+        self.batch.drain(..known);
+        if self.batch.is_empty() {
+            return Ok(true);
+        }
+        let is_last = self.consumed >= self.input.len();
+        let saves = self.job.cache.note(&self.batch, is_last);
+        let batch = std::mem::take(&mut self.batch);
+        match batch.split_last() {
+            // The state is saved without the last token: some models cannot forget it, and
+            // its logits are needed again.
+            Some((last, rest)) if saves && !rest.is_empty() => {
+                self.feed(rest)?;
+                self.job.cache.save(self.session);
+                self.feed(&[*last])?;
+            }
+            _ => self.feed(&batch)?,
+        }
+        self.batch = batch;
+        let past = self.context.past();
+        if self.job.settings.n_print > 0 && past % self.job.settings.n_print == 0 {
+            log::debug(|| format!("\nTokens consumed so far = {past} / {n_ctx}\n"));
+        }
+        Ok(true)
     }
-    if signal::asked().is_some() || at.context.feed(session, &at.batch)? == Decoded::Aborted {
-        return Err(interrupted());
-    }
-    let past = at.context.past();
-    if job.settings.n_print > 0 && past % job.settings.n_print == 0 {
-        log::debug(|| format!("\nTokens consumed so far = {past} / {n_ctx}\n"));
-    }
-    Ok(true)
-}
 
-/// Fills the batch: from the prompt, or with one token from the sampler.
-fn take(session: &mut Session, job: &Job, prompt: &[Token], at: &mut Progress) -> Result<()> {
-    if at.consumed >= prompt.len() {
-        let token = at.context.next(session)?;
-        at.batch.push(token);
-        at.remaining -= 1;
-        at.generated += 1;
-        return Ok(());
+    fn feed(&mut self, tokens: &[Token]) -> Result<()> {
+        self.boundary.before_decode(self.session.device());
+        let stopped = signal::asked().is_some();
+        if stopped || self.context.feed(self.session, tokens)? == Decoded::Aborted {
+            return Err(interrupted());
+        }
+        Ok(())
     }
-    let end = prompt
-        .len()
-        .min(at.consumed + batch_max(session, &job.settings));
-    for &token in &prompt[at.consumed..end] {
-        // The penalties look at the prompt too, the grammar does not.
-        session.accept(token, false)?;
-        at.batch.push(token);
+
+    /// Fills the batch: from the input, or with one token from the sampler.
+    fn take(&mut self) -> Result<()> {
+        if self.consumed >= self.input.len() && !self.interacting {
+            let token = self.context.next(self.session)?;
+            self.batch.push(token);
+            let dialogue = &self.job.dialogue;
+            let answers = dialogue.is_conversation && !dialogue.awaits_first;
+            if answers && !self.session.is_end(token) {
+                self.answer.extend(self.session.piece(token, false)?);
+            }
+            self.echo = true;
+            self.remaining -= 1;
+            self.generated += 1;
+            self.boundary.token(self.session.device(), token);
+            return Ok(());
+        }
+        let end = self.input.len().min(self.consumed + self.batch_max);
+        for &token in &self.input[self.consumed..end] {
+            // The penalties look at the prompt too, the grammar does not.
+            self.session.accept(token, false)?;
+            self.batch.push(token);
+        }
+        self.consumed = end;
+        Ok(())
     }
-    at.consumed = end;
-    Ok(())
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    /// Shows what was taken.
+    fn show(&mut self) -> Result<()> {
+        if self.echo && self.display {
+            for &token in &self.batch {
+                let piece = self.session.piece(token, self.job.settings.special)?;
+                output::bytes(&piece);
+            }
+        }
+        output::check()?;
+        if self.echo && self.consumed == self.input.len() {
+            self.screen.show(Display::Plain);
+            self.display = true;
+        }
+        Ok(())
+    }
 
-    #[test]
-    fn the_end_of_a_text_is_found_with_slack() {
-        assert!(ends_in(b"and so on.", b"on."));
-        assert!(ends_in(b"and so on.\n\n", b"on."));
-        assert!(!ends_in(b"and so on.\n\nx", b"on."));
-        assert!(ends_in(b"abc", b""));
-        assert!(!ends_in(b"a", b"abc"));
-        assert!(ends_in(b"", b""));
+    /// The input is used up: looks whether the text is over, or whose turn it is. False when
+    /// the user has nothing more to say.
+    fn take_turns(&mut self) -> Result<bool> {
+        let interactive = self.job.dialogue.interactive;
+        if self.job.stops.first().is_some() {
+            self.stopped = self.job.stops.are_met(self.session, interactive)?;
+            self.interacting |= self.stopped && interactive;
+        }
+        let dialogue = &self.job.dialogue;
+        if interactive && !dialogue.awaits_first && self.has_ended() {
+            self.end_answer()?;
+        }
+        let dialogue = &self.job.dialogue;
+        let answers = dialogue.is_conversation && !dialogue.awaits_first;
+        if answers && std::mem::take(&mut self.job.has_opening) {
+            self.interacting = false;
+        }
+        self.see_interjection();
+        let may_read = self.context.past() > 0 || self.job.dialogue.awaits_first;
+        if !may_read {
+            return Ok(true);
+        }
+        if self.interacting {
+            if !self.read()? {
+                return Ok(false);
+            }
+            self.session.reset_sampler();
+        }
+        self.interacting = false;
+        signal::Interjecting::again();
+        let dialogue = &mut self.job.dialogue;
+        if std::mem::take(&mut dialogue.awaits_first) && dialogue.is_single {
+            dialogue.interactive = false;
+        }
+        Ok(true)
+    }
+
+    fn has_ended(&self) -> bool {
+        let last = self.session.last_token();
+        last.is_some_and(|last| self.session.is_end(last))
+    }
+
+    /// The model has ended its turn: the string that stands for that follows, if there is
+    /// one, and the user has control.
+    fn end_answer(&mut self) -> Result<()> {
+        if let Some(stop) = self.job.stops.first() {
+            let stop = self.session.tokenize(stop, false)?;
+            self.input.extend(stop);
+            self.stopped = true;
+        }
+        self.job.dialogue.answered(&self.answer);
+        self.interacting = true;
+        output::text("\n");
+        Ok(())
+    }
+
+    /// Reads the user's turn; false when the input has ended.
+    fn read(&mut self) -> Result<bool> {
+        let dialogue = &mut self.job.dialogue;
+        let turn = dialogue.read(self.session, &mut self.screen, &mut self.is_cut)?;
+        let Turn::Tokens(tokens, typed) = turn else {
+            return Ok(false);
+        };
+        if typed > 0 {
+            self.answer.clear();
+            self.remaining -= i64::try_from(typed).unwrap_or(i64::MAX);
+        }
+        self.input.extend(tokens);
+        // The user sees what was typed already.
+        self.echo = false;
+        Ok(true)
+    }
+
+    /// Ctrl-C while the model writes gives the user control.
+    fn see_interjection(&mut self) {
+        if !self.interacting && signal::Interjecting::has_come() {
+            self.interacting = true;
+            self.is_cut = true;
+        }
+    }
+
+    /// At the end: the whole text goes into the prompt cache, if that is wanted.
+    fn save_all(&mut self) {
+        if let Some(path) = self.job.cache.saves_all() {
+            output::text("\nllama_completion: saving final output to session file '");
+            output::bytes(path.as_os_str().as_encoded_bytes());
+            output::text("'\n");
+            self.job.cache.save_all(self.session, &self.batch);
+        }
     }
 }

@@ -65,6 +65,24 @@ impl Generator {
         self.past
     }
 
+    /// The context holds `tokens` already: they came with a saved state.
+    pub fn hold(&mut self, tokens: &[Token]) {
+        self.past += i32::try_from(tokens.len()).unwrap_or(i32::MAX);
+    }
+
+    /// Decodes once more the last token of a saved state, whose logits are not in it.
+    ///
+    /// # Errors
+    /// What the device recorded, or `Failed`.
+    pub fn replay(session: &mut Session, token: Token, position: i32) -> Result<Decoded> {
+        session.decode_at(token, position)
+    }
+
+    /// The tokens that the context holds now take `positions` fewer.
+    pub fn moved_back(&mut self, positions: i32) {
+        self.past -= positions;
+    }
+
     /// Decodes `tokens`, which follow what the context holds.
     ///
     /// # Errors

@@ -2,8 +2,8 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::completion::Job;
 use super::demo::DemoModel;
+use super::job::Job;
 use super::signal;
 use crate::cli::Config;
 use crate::device::PagedDevice;
@@ -13,8 +13,8 @@ use crate::llama::{self, Session, Settings, log};
 /// Loads the model; returns with the session what is to be generated, and the demo model's
 /// file, which has to outlive the session.
 pub(super) fn load(config: Config) -> Result<(Session, Job, Option<DemoModel>)> {
-    let (session, settings, demo) = open(config)?;
-    let job = Job::new(&session, settings)?;
+    let (mut session, settings, demo) = open(config)?;
+    let job = Job::new(&mut session, settings)?;
     Ok((session, job, demo))
 }
 

@@ -3,11 +3,17 @@
 pub(crate) mod boundary;
 mod closing;
 mod completion;
+mod conversation;
 pub mod demo;
+mod dialogue;
 pub(crate) mod generator;
+mod job;
 mod loading;
 mod output;
+mod prompt_cache;
+mod room;
 pub mod signal;
+mod stops;
 #[cfg(test)]
 mod tests;
 
@@ -79,7 +85,7 @@ fn complete(mut config: Config) -> Result<Option<closing::Lines>> {
     let started = std::time::Instant::now();
     boundary.watch(session.drafting());
     boundary.begin(session.device(), job.prompt_tokens());
-    let ended = completion::complete(&mut session, &job, &mut boundary);
+    let ended = completion::complete(&mut session, job, &mut boundary);
     boundary.finish(session.device());
     let generated = match ended {
         Ok(generated) => generated,

@@ -5,6 +5,7 @@ use std::io::Write;
 
 use super::signal;
 use crate::error::{Error, Result};
+use crate::llama::console::{Console, Display};
 use crate::llama::log;
 
 /// Writes bytes as they are.
@@ -56,34 +57,45 @@ fn reader_is_gone() -> bool {
     false
 }
 
-/// Colours the prompt. `--color auto`, the default, wants colours on a terminal only.
-pub struct Colour {
-    on: bool,
+/// What is shown, in its colours, and what the user types. `--color auto`, the default,
+/// wants colours on a terminal only.
+pub struct Screen {
+    console: Console,
 }
 
-impl Colour {
-    /// Starts the prompt's colour.
-    pub fn prompt(wanted: bool) -> Self {
-        if wanted {
+impl Screen {
+    /// Opens it; `simple_io` leaves the terminal as it is.
+    ///
+    /// # Errors
+    /// `Failed` when llama.cpp cannot.
+    pub fn open(simple_io: bool, coloured: bool) -> Result<Self> {
+        let console = Console::open(simple_io, coloured)?;
+        Ok(Self { console })
+    }
+
+    /// Changes to the colour of `display`.
+    pub fn show(&mut self, display: Display) {
+        let coloured = self.console.is_coloured() && display != Display::Plain;
+        if coloured {
             signal::set_coloured(true);
-            text("\x1b[33m");
         }
-        Self { on: wanted }
+        self.console.show(display);
+        signal::set_coloured(coloured);
     }
 
-    /// Back to the plain colour.
-    pub fn reset(&mut self) {
-        if self.on {
-            self.on = false;
-            text("\x1b[0m");
-            signal::set_coloured(false);
-        }
+    /// Reads a text of one or more lines; nothing when the input is at its end, or when a
+    /// signal came.
+    ///
+    /// # Errors
+    /// `Failed` when memory runs out.
+    pub fn read(&mut self, multiline: bool) -> Result<Vec<u8>> {
+        self.console.read(multiline)
     }
 }
 
-impl Drop for Colour {
+impl Drop for Screen {
     fn drop(&mut self) {
-        self.reset();
+        self.show(Display::Plain);
     }
 }
 

@@ -10,6 +10,10 @@
 //! With metrics, "gone" comes after the last record: a thread that waits for that writes it
 //! and ends the process. A further signal does not wait for the thread.
 //!
+//! Where the user takes turns, a first Ctrl-C while the model writes gives the user control
+//! ([`Interjecting`]); while a line is awaited, a signal ends the waiting ([`Waiting`]), and
+//! with it the run.
+//!
 //! SIGUSR1 under paging has the budget's file read again before the next decode.
 #![allow(
     unsafe_code,
@@ -22,6 +26,9 @@ use std::sync::OnceLock;
 #[cfg(unix)]
 use std::sync::atomic::AtomicI32;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+#[cfg(unix)]
+use crate::llama::console::restore_terminal;
 
 /// The signal that asked to stop; 0: none did.
 static ASKED: AtomicU8 = AtomicU8::new(0);
@@ -39,6 +46,12 @@ static TERMINAL: OnceLock<libc::termios> = OnceLock::new();
 /// it was woken.
 #[cfg(unix)]
 static WAKE: AtomicI32 = AtomicI32::new(-1);
+
+/// What Ctrl-C does while the model writes: [`ENDS`], [`INTERJECTS`], or it has done that.
+static INTERJECTION: AtomicU8 = AtomicU8::new(ENDS);
+const ENDS: u8 = 0;
+const INTERJECTS: u8 = 1;
+const INTERJECTED: u8 = 2;
 
 /// From now on a first signal stops the generation gently.
 pub fn generation_begins() {
@@ -90,6 +103,36 @@ pub fn asked() -> Option<u8> {
     Some(ASKED.load(Ordering::Relaxed)).filter(|signal| *signal != 0)
 }
 
+/// While it lives, a first Ctrl-C gives the user control instead of ending the run.
+pub struct Interjecting;
+
+impl Interjecting {
+    /// Begins.
+    pub fn begin() -> Self {
+        INTERJECTION.store(INTERJECTS, Ordering::Relaxed);
+        Self
+    }
+
+    /// Whether Ctrl-C came since the user last had control.
+    pub fn has_come() -> bool {
+        INTERJECTION.load(Ordering::Relaxed) == INTERJECTED
+    }
+
+    /// The model has control again: the next Ctrl-C is a first one.
+    pub fn again() {
+        let (from, to) = (INTERJECTED, INTERJECTS);
+        let order = Ordering::Relaxed;
+        // Fails where none has come, which is as well.
+        let _ = INTERJECTION.compare_exchange(from, to, order, order);
+    }
+}
+
+impl Drop for Interjecting {
+    fn drop(&mut self) {
+        INTERJECTION.store(ENDS, Ordering::Relaxed);
+    }
+}
+
 /// The signal that asked the generation to stop; asking takes it back, so that the next one
 /// is a first one again.
 pub fn take() -> Option<u8> {
@@ -120,29 +163,100 @@ pub fn ignore_file_size_limit() {
 /// Installs the handlers of the signals that end the process.
 #[cfg(unix)]
 pub fn install() {
-    handle(libc::SIGINT, on_signal);
-    handle(libc::SIGTERM, on_signal);
+    // A slow read or write goes on after the handler.
+    handle(libc::SIGINT, on_signal, libc::SA_RESTART);
+    handle(libc::SIGTERM, on_signal, libc::SA_RESTART);
 }
 
 /// Installs the handler of SIGUSR1, which otherwise ends the process, as everywhere.
 #[cfg(unix)]
 pub fn install_reload() {
-    handle(libc::SIGUSR1, on_reload);
+    handle(libc::SIGUSR1, on_reload, libc::SA_RESTART);
 }
 
 #[cfg(unix)]
-fn handle(signal: i32, handler: extern "C" fn(i32)) {
+fn handle(signal: i32, handler: extern "C" fn(i32), flags: i32) {
     // SAFETY:
     // - all zeroes are a valid `sigaction`: no flags, an empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler as usize;
-    // A slow read or write goes on after the handler.
-    action.sa_flags = libc::SA_RESTART;
+    action.sa_flags = flags;
     // SAFETY:
-    // - `action` is a complete structure, and both handlers only do what a handler may:
-    //   atomics, `write` and `_exit`;
+    // - `action` is a complete structure, and all handlers only do what a handler may:
+    //   atomics, `write`, `dup2`, `pthread_kill` and `_exit`;
     // - the previous action is not asked for.
     unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
+}
+
+/// While it lives, this thread waits for standard input, and a signal that ends the process
+/// ends the waiting: the input is then at its end.
+#[cfg(unix)]
+pub struct Waiting {
+    /// What stands in for the input once a signal came. Open as long as the handlers that
+    /// use it are installed.
+    _nothing: Option<std::fs::File>,
+}
+
+#[cfg(unix)]
+mod waiting {
+    use std::sync::atomic::{AtomicI32, AtomicUsize};
+
+    /// The descriptor that stands in for standard input; negative: nobody waits.
+    pub static NOTHING: AtomicI32 = AtomicI32::new(-1);
+    /// The thread that waits.
+    pub static THREAD: AtomicUsize = AtomicUsize::new(0);
+}
+
+#[cfg(unix)]
+impl Waiting {
+    /// Begins. A read that is on its way returns, as the handlers do not restart it; one
+    /// that begins later finds nothing to read.
+    pub fn begin() -> Self {
+        use std::os::fd::AsRawFd;
+        let nothing = std::fs::File::open("/dev/null").ok();
+        if let Some(nothing) = &nothing {
+            // SAFETY:
+            // - takes nothing, and cannot fail.
+            let thread = unsafe { libc::pthread_self() };
+            #[allow(clippy::cast_possible_truncation, reason = "as wide as an address")]
+            waiting::THREAD.store(thread as usize, Ordering::Relaxed);
+            waiting::NOTHING.store(nothing.as_raw_fd(), Ordering::Release);
+            handle(libc::SIGINT, on_signal, 0);
+            handle(libc::SIGTERM, on_signal, 0);
+            if ASKED.load(Ordering::Relaxed) != 0 {
+                end_waiting(nothing.as_raw_fd());
+            }
+        }
+        Self { _nothing: nothing }
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        waiting::NOTHING.store(-1, Ordering::Relaxed);
+        install();
+    }
+}
+
+/// Standard input is at its end from now on.
+#[cfg(unix)]
+fn end_waiting(nothing: i32) {
+    // SAFETY:
+    // - takes two numbers; may be called in a handler.
+    unsafe { libc::dup2(nothing, libc::STDIN_FILENO) };
+}
+
+/// Here a signal ends the process.
+#[cfg(not(unix))]
+pub struct Waiting;
+
+#[cfg(not(unix))]
+impl Waiting {
+    /// Begins.
+    pub fn begin() -> Self {
+        Self
+    }
 }
 
 /// Installs nothing: here a signal ends the process.
@@ -194,10 +308,41 @@ pub fn end_with(_last_words: fn(u8)) {}
 #[cfg(unix)]
 extern "C" fn on_signal(signal: i32) {
     let number = u8::try_from(signal).unwrap_or(1);
+    let nothing = waiting::NOTHING.load(Ordering::Acquire);
+    if nothing >= 0 {
+        let thread = waiting::THREAD.load(Ordering::Relaxed) as libc::pthread_t;
+        // SAFETY:
+        // - takes nothing; answers in a handler as well.
+        if unsafe { libc::pthread_self() } != thread {
+            // Only a signal to the thread that waits ends its waiting.
+            // SAFETY:
+            // - the thread is alive: it is the one that waits.
+            unsafe { libc::pthread_kill(thread, signal) };
+            return;
+        }
+    } else if signal == libc::SIGINT {
+        let (from, to) = (INTERJECTS, INTERJECTED);
+        let order = Ordering::Relaxed;
+        if INTERJECTION
+            .compare_exchange(from, to, order, order)
+            .is_ok()
+        {
+            return;
+        }
+    }
     let before = ASKED.swap(number, Ordering::Relaxed);
+    if nothing >= 0 {
+        end_waiting(nothing);
+    }
     if before == 0 && GENERATING.load(Ordering::Relaxed) {
         return;
     }
+    leave(number);
+}
+
+/// Ends the process from a handler.
+#[cfg(unix)]
+fn leave(number: u8) {
     restore_terminal();
     let coloured = COLOURED.load(Ordering::Relaxed);
     let reset: &[u8] = if coloured { b"\x1b[0m\n" } else { b"\n" };

@@ -105,7 +105,7 @@ fn run(line: &str, series: &[u64]) -> Run {
     let mut boundary = Boundary::new(paging, metrics);
     let (mut session, job, _demo) = loading::load(config).unwrap();
     boundary.begin(session.device(), job.prompt_tokens());
-    completion::complete(&mut session, &job, &mut boundary).unwrap();
+    completion::complete(&mut session, job, &mut boundary).unwrap();
     boundary.finish(session.device());
     let report = session.device().map(PagedDevice::report);
     drop(session);

@@ -312,29 +312,20 @@ fn a_budget_below_the_minimum_says_the_minimum() {
 
 #[test]
 fn what_is_not_built_is_refused() {
-    for flag in ["-i", "-if", "--prompt-cache x", "-gan 2", "-ctkd q8_0"] {
-        let word = flag.split(' ').next().unwrap_or(flag);
-        assert_refused(&complete(flag), 3, &[word, "not built yet"]);
-    }
-    let chat = |line: &str| {
-        let words = line.split_whitespace();
-        program()
-            .args(["-m", MODEL, "-p", "x"])
-            .args(words)
-            .output()
-            .unwrap()
-    };
-    for flag in [
-        "-cnv",
-        "-sys Hello",
-        "-st",
-        "--chat-template chatml",
-        "-mli",
-    ] {
-        assert_refused(&chat(flag), 3, &["not built yet", "-no-cnv"]);
-    }
-    assert!(chat("-st -no-cnv -n 1").status.success());
-    assert_refused(&chat("-st -no-cnv -cnv"), 3, &["-no-cnv"]);
+    assert_refused(&complete("-ctkd q8_0"), 3, &["-ctkd", "not built yet"]);
+    assert_refused(
+        &complete("--draft-max 3"),
+        3,
+        &["--draft-max", "not built yet"],
+    );
+}
+
+#[test]
+fn groups_that_cannot_be_made_are_refused() {
+    assert_refused(&complete("-gan 0"), 2, &["--grp-attn-n", "'0'"]);
+    assert_refused(&complete("-gan 3"), 2, &["--grp-attn-w", "3", "'512'"]);
+    assert_refused(&complete("-gan 4 -gaw 2"), 2, &["--grp-attn-w", "'2'"]);
+    assert_refused(&complete("-gan 2 -gaw 0"), 2, &["--grp-attn-w", "'0'"]);
 }
 
 #[test]

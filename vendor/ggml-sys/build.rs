@@ -14,6 +14,7 @@ fn main() -> Result<()> {
         "shim.h",
         "shim.cpp",
         "shim_chat.cpp",
+        "shim_console.cpp",
         "shim_devices.cpp",
         "shim_internal.h",
         "shim_options.cpp",
@@ -110,6 +111,7 @@ fn build_shim(includes: &[PathBuf]) {
         .files([
             "shim.cpp",
             "shim_chat.cpp",
+            "shim_console.cpp",
             "shim_devices.cpp",
             "shim_options.cpp",
             "shim_params.cpp",

@@ -66,6 +66,8 @@ int32_t rpaged_log_verbosity(void);
 void rpaged_log_set_verbosity(int32_t verbosity);
 // The last error that llama.cpp itself logged, trimmed; empty when there was none.
 struct rpaged_bytes rpaged_log_last_error(void);
+// Forgets it, so that the next error is remembered.
+void rpaged_log_forget_error(void);
 // Whether a write to C's stdout has failed.
 bool rpaged_output_failed(void);
 
@@ -307,6 +309,43 @@ int32_t rpaged_drafter_judge(struct rpaged_drafter * drafter, int32_t accepted);
 bool rpaged_can_forget(const struct rpaged_session * session);
 // As rpaged_decode, with an output for each token.
 int32_t rpaged_decode_all(struct rpaged_session * session, const int32_t * tokens, size_t count);
+
+// ---- input, console and saved states -----------------------------------------------------
+
+// What a completion that takes turns and keeps states needs of the parameters.
+struct rpaged_dialogue {
+    int32_t grp_attn_w;
+    bool interactive, interactive_first, prompt_cache_all, prompt_cache_ro;
+    bool ctx_shift; // off, once there is a session whose memory cannot be shifted
+};
+int32_t rpaged_params_dialogue(const struct rpaged_params * params, struct rpaged_dialogue * out);
+// The text with its escapes resolved, as -e has it.
+struct rpaged_bytes rpaged_unescape(const char * text, size_t size);
+
+// Returns when everything logged so far is written, and the log goes on. Switches a log on
+// that was switched off.
+void rpaged_log_drain(void);
+// llama.cpp's console, of which there is one: it reads lines, and colours the output when
+// `colours` is set. Unless `simple_io` is set it edits lines itself, for which it changes
+// the terminal's state.
+int32_t rpaged_console_open(bool simple_io, bool colours);
+// Back to plain colours and to the terminal's own state.
+void rpaged_console_close(void);
+enum rpaged_display {
+    RPAGED_DISPLAY_PLAIN,
+    RPAGED_DISPLAY_PROMPT,
+    RPAGED_DISPLAY_INPUT,
+    RPAGED_DISPLAY_ERROR,
+};
+void rpaged_console_display(enum rpaged_display display);
+// One line with its end, without it at the input's end; `more`: the text goes on in the next
+// line. Returns early when a signal interrupts it.
+struct rpaged_bytes rpaged_console_read_line(bool multiline, bool * more);
+
+// Decodes one token at a position that the memory does not hold; as rpaged_decode.
+int32_t rpaged_decode_at(struct rpaged_session * session, int32_t token, int32_t position);
+// Has the sampler forget the tokens it was told of.
+void rpaged_reset_sampler(struct rpaged_session * session);
 
 // ---- the machine and the cache ------------------------------------------------------------
 

@@ -36,8 +36,6 @@ std::string rpaged_one_line(const std::string & text);
 // A copy that the caller owns; never NULL, so that NULL can mean failure.
 struct rpaged_bytes rpaged_own(const std::string & text);
 struct rpaged_tokens rpaged_own_tokens(const std::vector<int32_t> & tokens);
-// Forgets the error that was logged first, so that the next one is.
-void rpaged_log_forget_error();
 // Throws when the draft model's file is one that upstream's parser would trip over.
 void rpaged_check_draft_file(const common_params & params);
 

@@ -99,15 +99,19 @@ extern "C" int32_t rpaged_init(void) {
     });
 }
 
-void rpaged_log_forget_error() {
-    std::lock_guard<std::mutex> lock(LOGGED_ERROR_LOCK);
-    LOGGED_ERROR.clear();
-}
 
 extern "C" rpaged_bytes rpaged_log_last_error(void) {
     return rpaged_guard(rpaged_bytes{}, [] {
         std::lock_guard<std::mutex> lock(LOGGED_ERROR_LOCK);
         return rpaged_own(LOGGED_ERROR);
+    });
+}
+
+extern "C" void rpaged_log_forget_error(void) {
+    rpaged_guard(0, [] {
+        std::lock_guard<std::mutex> lock(LOGGED_ERROR_LOCK);
+        LOGGED_ERROR.clear();
+        return 0;
     });
 }
 
@@ -352,6 +356,13 @@ extern "C" int32_t rpaged_last_token(const rpaged_session * session) {
 extern "C" rpaged_bytes rpaged_last_text(rpaged_session * session, int32_t count) {
     return rpaged_guard(rpaged_bytes{}, [&] {
         return rpaged_own(common_sampler_prev_str(session->sampler(), session->context(), count));
+    });
+}
+
+extern "C" void rpaged_reset_sampler(rpaged_session * session) {
+    rpaged_guard(0, [&] {
+        common_sampler_reset(session->sampler());
+        return 0;
     });
 }
 
