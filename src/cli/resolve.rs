@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use super::size::read_budget;
 use super::support::{Support, WhenPaged, support, when_paged};
-use super::{Config, Request};
+use super::{Config, Request, values};
 use crate::device::{Budget, Faults, PagingConfig, Storage};
 use crate::error::{Error, Result};
 use crate::llama::{self, ModelFile, Params, Settings};
@@ -64,7 +64,8 @@ impl Request {
             arguments.extend(self.words.gpu_layers.take().into_iter().flatten());
             None
         };
-        let mut params = Params::parse(arguments, &self.hidden_variables(paged))?;
+        let mut params = Params::parse(arguments, &self.hidden_variables(paged))
+            .map_err(|error| self.advised(error))?;
         let mut settings = params.settings()?;
         check_numbers(&settings)?;
         self.check_settings(&settings, paged)?;
@@ -106,6 +107,16 @@ impl Request {
             budget_file: self.own.vram_budget_file,
             metrics,
         })
+    }
+
+    /// A refusal by llama.cpp's parser, with the nearest of the words that the option takes.
+    fn advised(&self, error: Error) -> Error {
+        let (Error::Usage(sentence), Some((name, value))) = (&error, llama::blamed()) else {
+            return error;
+        };
+        let option = self.options.iter().find(|option| option.is_spelled(&name));
+        let advice = option.map(|option| values::advice(option, &value));
+        Error::Usage(format!("{sentence}{}", advice.unwrap_or_default()))
     }
 
     /// The budget: from its file, else from its flag, else a default.

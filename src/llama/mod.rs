@@ -12,7 +12,7 @@ mod params;
 mod session;
 
 pub use model_file::{ModelFile, inspect};
-pub use options::{Arity, OptionInfo, build_info, cache_list, device_list, options};
+pub use options::{Arity, OptionInfo, blamed, build_info, cache_list, device_list, options};
 pub use params::{Params, Progress, Settings};
 pub use session::{Decoded, Session, start_backend};
 

@@ -17,6 +17,7 @@ fn main() -> Result<()> {
         "shim_options.cpp",
         "shim_params.cpp",
         "shim_session.cpp",
+        "shim_values.cpp",
         "build.rs",
     ] {
         println!("cargo:rerun-if-changed={file}");
@@ -97,6 +98,7 @@ fn build_shim(includes: &[PathBuf]) {
             "shim_options.cpp",
             "shim_params.cpp",
             "shim_session.cpp",
+            "shim_values.cpp",
         ])
         .includes(includes)
         .warnings(false)

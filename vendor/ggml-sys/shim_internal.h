@@ -24,6 +24,13 @@ bool rpaged_is_extra(const common_arg & option);
 // How many values follow the option's flag.
 int32_t rpaged_values_of(const common_arg & option);
 
+// Throws when the values of `option` are not what it takes, where its own handler would read
+// them as something else.
+void rpaged_check_value(const common_arg & option, const std::string & first,
+                        const std::string & second);
+// Remembers which option, with which value, is being read on this thread.
+void rpaged_blame(const std::string & option, const std::string & value);
+
 // Remembers `text` as this thread's last error: one line, trimmed, without "error: ".
 void rpaged_fail(const std::string & text);
 // The text as rpaged_fail would keep it.
