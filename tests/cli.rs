@@ -13,6 +13,8 @@ mod flags;
 #[cfg(unix)]
 #[path = "cli/metrics.rs"]
 mod metrics;
+#[path = "cli/options/mod.rs"]
+mod options;
 #[path = "cli/rpc.rs"]
 mod rpc;
 #[cfg(unix)]

@@ -35,6 +35,7 @@ use crate::cli::size::{parse_budget, show_bytes};
 use crate::device::PagedDevice;
 use crate::error::{Error, Result};
 use crate::llama::chat::{self, Chat, ChatSettings, Message};
+use crate::llama::console;
 use crate::llama::{Session, Settings};
 use crate::session::boundary::Boundary;
 use crate::session::signal;
@@ -70,7 +71,7 @@ pub(crate) fn talk(
     let chat = Chat::new(session)?;
     // A template that fails does so before anything is typed.
     chat.apply(&[Message::new("user", "Hello")])?;
-    signal::remember_terminal();
+    console::remember_terminal();
     let editor = Editor::new(how.multiline_input, colours)?;
     // The editor has taken the handler of Ctrl-C, and needs it only while it reads keys.
     signal::install();

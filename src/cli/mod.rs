@@ -4,11 +4,14 @@
 mod drafting;
 pub mod flags;
 pub mod help;
+mod nearest;
 mod paged;
+mod printing;
 mod resolve;
 mod rpc;
 pub mod size;
 pub mod support;
+pub mod values;
 pub mod words;
 
 use std::ffi::OsString;
@@ -23,6 +26,7 @@ use crate::telemetry;
 use crate::telemetry::metrics::{self, Metrics};
 
 use flags::OwnFlags;
+pub use printing::{About, Print};
 use words::Words;
 
 /// What the command line asks for; nothing has been looked at yet.
@@ -31,21 +35,6 @@ pub enum Command {
     Print(Print),
     /// Complete a prompt.
     Run(Box<Request>),
-}
-
-/// The texts that can be asked for.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Print {
-    /// `--help`
-    Help,
-    /// `--version`
-    Version,
-    /// `--list-devices`, with those of these RPC servers.
-    Devices(Vec<String>),
-    /// `--cache-list`
-    Cache,
-    /// `--completion-bash`
-    CompletionBash,
 }
 
 /// A completion as asked for.
@@ -106,14 +95,11 @@ pub fn parse(
     options: Vec<OptionInfo>,
 ) -> Result<Command> {
     let words = words::sort(args, &options)?;
-    if let Some(index) = words.prints {
-        return Ok(Command::Print(match options[index].name() {
-            "--version" => Print::Version,
-            "--list-devices" => Print::Devices(rpc::servers(&words, &options)),
-            "--cache-list" => Print::Cache,
-            "--completion-bash" => Print::CompletionBash,
-            _ => Print::Help,
-        }));
+    if let Some(mut print) = words.prints.clone() {
+        if let Print::Devices(servers) = &mut print {
+            *servers = rpc::servers(&words, &options);
+        }
+        return Ok(Command::Print(print));
     }
     let own = OwnFlags::parse(&words.own)?;
     Ok(Command::Run(Box::new(Request {
@@ -191,14 +177,15 @@ fn metrics_file(path: &Path) -> Result<Box<dyn Write + Send>> {
 
 fn print(what: Print) -> Result<()> {
     let text = match what {
-        Print::Help => help::help(&llama::options()?),
+        Print::Help(about) => help::help(&llama::options()?, &about, help::Page::for_stdout()),
+        Print::Man => help::manual(&llama::options()?)?,
+        Print::Completion(shell) => help::completion(&llama::options()?, shell),
         Print::Version => help::version()?,
         Print::Devices(servers) => {
             rpc::check(&servers)?;
             llama::device_list(&servers.join(","))?
         }
         Print::Cache => llama::cache_list()?,
-        Print::CompletionBash => help::completion_bash(&llama::options()?),
     };
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())

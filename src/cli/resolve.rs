@@ -11,7 +11,7 @@ use super::drafting;
 use super::rpc;
 use super::size::read_budget;
 use super::support::{Support, support};
-use super::{Config, Mode, Request};
+use super::{Config, Mode, Request, values};
 use crate::device::{Budget, Faults, PagingConfig, Storage};
 use crate::error::{Error, Result};
 use crate::llama::{self, ModelFile, Params, Settings};
@@ -86,7 +86,8 @@ impl Request {
         if self.is_used("--log-disable") {
             llama::log::note_disabled();
         }
-        let mut params = Params::parse(arguments, &self.hidden_variables(paged))?;
+        let mut params = Params::parse(arguments, &self.hidden_variables(paged))
+            .map_err(|error| self.advised(error))?;
         let mut settings = params.settings()?;
         check_numbers(&settings)?;
         self.check_settings(&settings, paged)?;
@@ -132,6 +133,16 @@ impl Request {
             budget_file: self.own.vram_budget_file,
             metrics,
         })
+    }
+
+    /// A refusal by llama.cpp's parser, with the nearest of the words that the option takes.
+    fn advised(&self, error: Error) -> Error {
+        let (Error::Usage(sentence), Some((name, value))) = (&error, llama::blamed()) else {
+            return error;
+        };
+        let option = self.options.iter().find(|option| option.is_spelled(&name));
+        let advice = option.map(|option| values::advice(option, &value));
+        Error::Usage(format!("{sentence}{}", advice.unwrap_or_default()))
     }
 
     /// The budget: from its file, else from its flag, else a default.

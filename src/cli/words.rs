@@ -4,8 +4,11 @@
 use std::ffi::{CString, OsString};
 
 use super::flags::OwnFlags;
+use super::help;
+use super::nearest::nearest;
+use super::printing::{Print, asked_for};
 use crate::error::{Error, Result};
-use crate::llama::OptionInfo;
+use crate::llama::{Arity, OptionInfo};
 
 /// The command line, sorted.
 #[derive(Debug, Default)]
@@ -18,8 +21,8 @@ pub struct Words {
     pub gpu_layers: Option<[CString; 2]>,
     /// The options among these: index in the list of options, and the word itself.
     pub used: Vec<(usize, String)>,
-    /// The first flag that prints something and ends.
-    pub prints: Option<usize>,
+    /// What the first flag that prints something and ends is to print.
+    pub prints: Option<Print>,
 }
 
 impl Words {
@@ -49,13 +52,15 @@ impl Words {
 /// `Usage` for an unknown flag, with the nearest real one, and for a missing value.
 pub fn sort(args: impl IntoIterator<Item = OsString>, options: &[OptionInfo]) -> Result<Words> {
     let mut words = Words::default();
-    let mut args = args.into_iter();
+    let mut args = args.into_iter().peekable();
     while let Some(arg) = args.next() {
         let text = arg.to_string_lossy().into_owned();
-        let (name, value) = match text.split_once('=') {
-            Some((name, value)) => (spelling(name), Some(value.to_owned())),
-            None => (spelling(&text), None),
-        };
+        let (name, value) = split(&text, options);
+        let next = args.peek().map(|next| next.to_string_lossy().into_owned());
+        if let Some(print) = asked_for(&name, value.as_deref(), next.as_deref(), options)? {
+            words.prints = Some(print);
+            return Ok(words);
+        }
         if let Some(takes_value) = OwnFlags::takes_value(&name) {
             words.own.push(match (takes_value, value) {
                 (false, None) => name,
@@ -64,34 +69,56 @@ pub fn sort(args: impl IntoIterator<Item = OsString>, options: &[OptionInfo]) ->
                     let value = args.next().ok_or_else(|| missing(&name))?;
                     format!("{name}={}", value.to_string_lossy())
                 }
-                (false, Some(_)) => {
-                    return Err(Error::Usage(format!("option '{name}' takes no value")));
-                }
+                (false, Some(_)) => return Err(takes_none(&name)),
             });
             continue;
         }
-        let whole = spelling(&text);
-        let Some(index) = options.iter().position(|option| option.is_spelled(&whole)) else {
-            return Err(unknown(&text, &name, value.as_deref(), options));
+        let Some(index) = options.iter().position(|option| option.is_spelled(&name)) else {
+            return Err(unknown(&text, &name, options));
         };
-        if is_printing(&options[index]) {
-            words.prints = Some(index);
-            return Ok(words);
+        let mut values: Vec<CString> = value_behind_equals(&arg, &name, options[index].arity)?;
+        while values.len() < options[index].arity.count() {
+            let value = args.next().ok_or_else(|| missing(&name))?;
+            values.push(c_string(value)?);
         }
+        let word = CString::new(name.as_str()).map_err(|_| contains_nul())?;
+        words.used.push((index, name));
         if options[index].name() == "--gpu-layers" {
-            let value = args.next().ok_or_else(|| missing(&whole))?;
-            words.gpu_layers = Some([c_string(arg)?, c_string(value)?]);
-            words.used.push((index, whole));
+            words.gpu_layers = values.pop().map(|value| [word, value]);
             continue;
         }
-        words.upstream.push(c_string(arg)?);
-        for _ in 0..options[index].arity.count() {
-            let value = args.next().ok_or_else(|| missing(&whole))?;
-            words.upstream.push(c_string(value)?);
-        }
-        words.used.push((index, whole));
+        words.upstream.push(word);
+        words.upstream.extend(values);
     }
     Ok(words)
+}
+
+/// The flag that `text` spells, and the value behind its equals sign.
+fn split(text: &str, options: &[OptionInfo]) -> (String, Option<String>) {
+    let whole = spelling(text);
+    match text.split_once('=') {
+        Some((name, value)) if !options.iter().any(|option| option.is_spelled(&whole)) => {
+            (spelling(name), Some(value.to_owned()))
+        }
+        _ => (whole, None),
+    }
+}
+
+/// The value that stands in the same word as the flag `name` of upstream's, byte by byte.
+fn value_behind_equals(arg: &OsString, name: &str, arity: Arity) -> Result<Vec<CString>> {
+    let bytes = arg.as_encoded_bytes();
+    let behind = bytes.get(name.len()).filter(|byte| **byte == b'=');
+    match (behind, arity) {
+        (None, _) => Ok(Vec::new()),
+        (Some(_), Arity::One) => {
+            let value = CString::new(&bytes[name.len() + 1..]).map_err(|_| contains_nul())?;
+            Ok(vec![value])
+        }
+        (Some(_), Arity::Switch) => Err(takes_none(name)),
+        (Some(_), Arity::Two) => Err(Error::Usage(format!(
+            "option '{name}' takes two values; write them behind it, each as a word of its own"
+        ))),
+    }
 }
 
 /// Whether `args` ask for metrics on standard error, whatever else is wrong with them; a
@@ -101,25 +128,25 @@ pub fn asks_for_metrics(args: &[OsString], options: &[OptionInfo]) -> bool {
     let mut asks = super::flags::parse_truth(&variable).unwrap_or(false);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
-        let word = spelling(&arg.to_string_lossy());
-        let option = options.iter().find(|option| option.is_spelled(&word));
-        let values = match (option, OwnFlags::takes_value(&word)) {
-            (Some(option), _) if is_printing(option) => return false,
+        let text = arg.to_string_lossy();
+        let (name, value) = split(&text, options);
+        if !matches!(asked_for(&name, value.as_deref(), None, options), Ok(None)) {
+            return false;
+        }
+        let option = options.iter().find(|option| option.is_spelled(&name));
+        let values = match (option, OwnFlags::takes_value(&name)) {
             (Some(option), _) => option.arity.count(),
             (None, takes_value) => usize::from(takes_value == Some(true)),
         };
-        asks |= word == "--metrics";
-        args.by_ref().take(values).for_each(drop);
+        asks |= name == "--metrics" && value.is_none();
+        let follow = values.saturating_sub(usize::from(value.is_some()));
+        args.by_ref().take(follow).for_each(drop);
     }
     asks
 }
 
-fn is_printing(option: &OptionInfo) -> bool {
-    super::support::support(option.name()) == Some(super::support::Support::Prints)
-}
-
 /// Upstream reads `_` in a long flag as `-`.
-fn spelling(arg: &str) -> String {
+pub(super) fn spelling(arg: &str) -> String {
     if arg.starts_with("--") {
         arg.replace('_', "-")
     } else {
@@ -128,48 +155,32 @@ fn spelling(arg: &str) -> String {
 }
 
 fn c_string(arg: OsString) -> Result<CString> {
-    CString::new(arg.into_encoded_bytes())
-        .map_err(|_| Error::Usage("an argument contains a NUL".to_owned()))
+    CString::new(arg.into_encoded_bytes()).map_err(|_| contains_nul())
+}
+
+fn contains_nul() -> Error {
+    Error::Usage("an argument contains a NUL".to_owned())
 }
 
 fn missing(name: &str) -> Error {
     Error::Usage(format!("option '{name}' needs a value"))
 }
 
-fn unknown(text: &str, name: &str, value: Option<&str>, options: &[OptionInfo]) -> Error {
+fn takes_none(name: &str) -> Error {
+    Error::Usage(format!("option '{name}' takes no value"))
+}
+
+fn unknown(text: &str, name: &str, options: &[OptionInfo]) -> Error {
     if !text.starts_with('-') || text == "-" {
         return Error::Usage(format!(
             "unexpected argument '{text}'; a prompt goes behind -p"
         ));
     }
-    let known = options.iter().any(|option| option.is_spelled(name));
-    if let (true, Some(value)) = (known, value) {
-        return Error::Usage(format!(
-            "unknown option '{text}'; llama.cpp's options are written '{name} {value}'"
-        ));
-    }
-    let near = nearest(name, options);
-    Error::Usage(match near {
+    let all = help::spellings(options);
+    Error::Usage(match nearest(name, all.iter().map(String::as_str)) {
         Some(near) => format!("unknown option '{name}'; did you mean '{near}'?"),
-        None => format!("unknown option '{name}'; --help lists them all"),
+        None => format!("unknown option '{name}'; --help-all lists them all"),
     })
-}
-
-/// The spelling that is most like `name`, if one is like it at all.
-fn nearest(name: &str, options: &[OptionInfo]) -> Option<String> {
-    let theirs = options
-        .iter()
-        .flat_map(|option| option.args.iter().chain(&option.args_neg));
-    let all = OwnFlags::spellings().into_iter().chain(theirs.cloned());
-    all.map(|spelling| {
-        (
-            strsim::normalized_damerau_levenshtein(name, &spelling),
-            spelling,
-        )
-    })
-    .max_by(|(left, _), (right, _)| left.total_cmp(right))
-    .filter(|(likeness, _)| *likeness >= 0.6)
-    .map(|(_, spelling)| spelling)
 }
 
 #[cfg(test)]
@@ -201,6 +212,7 @@ mod tests {
             "-p x --metrics -n",
             "--metrics-file a --metrics",
             "--metrics --vram-budget",
+            "--prompt=x --metrics",
         ] {
             assert!(asks(line), "{line}");
         }
@@ -209,6 +221,9 @@ mod tests {
             "--metrics-file --metrics",
             "--metrics --help",
             "--metrics=1",
+            "--metrics --man",
+            "--metrics --completion zsh",
+            "--metrics-file=a",
             "",
         ] {
             assert!(!asks(line), "{line}");

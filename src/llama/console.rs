@@ -104,7 +104,14 @@ pub fn unescape(text: &[u8]) -> Result<Vec<u8>> {
     bytes::take(unsafe { ggml_sys::rpaged_unescape(text.as_ptr().cast(), text.len()) })
 }
 
-/// Sets the terminal back to the state in which the console found it. May be called in a
+/// Notes how the terminal is set, for an editor that sets it otherwise and has pasted text
+/// marked.
+pub fn remember_terminal() {
+    terminal::remember();
+    terminal::marks_pasted();
+}
+
+/// Sets the terminal back to the state in which console or editor found it. May be called in a
 /// signal handler, and when there is nothing to set back.
 pub fn restore_terminal() {
     terminal::restore();
@@ -114,6 +121,11 @@ pub fn restore_terminal() {
 mod terminal {
     use std::mem::MaybeUninit;
     use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// Whether pasted text may come marked.
+    static MARKED: AtomicBool = AtomicBool::new(false);
+    const UNMARKED: &[u8] = b"\x1b[?2004l";
 
     /// The terminal, under a number of its own, and its state before the first change.
     static BEFORE: OnceLock<(i32, libc::termios)> = OnceLock::new();
@@ -136,8 +148,18 @@ mod terminal {
         });
     }
 
+    pub fn marks_pasted() {
+        MARKED.store(true, Ordering::Relaxed);
+    }
+
     pub fn restore() {
         if let Some((terminal, state)) = BEFORE.get() {
+            if MARKED.load(Ordering::Relaxed) {
+                // SAFETY:
+                // - the pointer gives the address of as many bytes as it says; the call may
+                //   be made in a signal handler.
+                unsafe { libc::write(*terminal, UNMARKED.as_ptr().cast(), UNMARKED.len()) };
+            }
             // SAFETY:
             // - the structure is one that the terminal gave; the call may be made in a
             //   signal handler.
@@ -149,6 +171,7 @@ mod terminal {
 #[cfg(not(unix))]
 mod terminal {
     pub fn remember() {}
+    pub fn marks_pasted() {}
     pub fn restore() {}
 }
 

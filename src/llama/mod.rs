@@ -17,7 +17,7 @@ mod state;
 
 pub use drafting::{Drafting, DraftingSettings};
 pub use model_file::{ModelFile, inspect};
-pub use options::{Arity, OptionInfo, build_info, cache_list, device_list, options};
+pub use options::{Arity, OptionInfo, blamed, build_info, cache_list, device_list, options};
 pub use params::{Dialogue, Params, Progress, Settings};
 pub use session::{Decoded, Session, start_backend};
 

@@ -148,6 +148,18 @@ unsafe fn copy_array(array: *const *const c_char) -> Vec<String> {
     all
 }
 
+/// The option that the last refused [`super::Params::parse`] was about, by one of its
+/// spellings, and its value; None when it was about none.
+pub fn blamed() -> Option<(String, String)> {
+    // SAFETY:
+    // - takes nothing.
+    let option = bytes::take_text(unsafe { ggml_sys::rpaged_blamed_option() }).ok()?;
+    // SAFETY:
+    // - takes nothing.
+    let value = bytes::take_text(unsafe { ggml_sys::rpaged_blamed_value() }).ok()?;
+    Some((option, value)).filter(|(option, _)| !option.is_empty())
+}
+
 /// What `--list-devices` prints, with the devices of these RPC servers.
 ///
 /// # Errors

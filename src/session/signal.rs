@@ -22,8 +22,6 @@
 
 use std::ffi::c_void;
 #[cfg(unix)]
-use std::sync::OnceLock;
-#[cfg(unix)]
 use std::sync::atomic::AtomicI32;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
@@ -39,9 +37,6 @@ static COLOURED: AtomicBool = AtomicBool::new(false);
 
 /// Whether SIGUSR1 came since it was last asked for.
 static RELOAD: AtomicBool = AtomicBool::new(false);
-/// How the terminal was set before an editor set it otherwise.
-#[cfg(unix)]
-static TERMINAL: OnceLock<libc::termios> = OnceLock::new();
 /// The descriptor that wakes the thread that ends the process; negative: there is none, or
 /// it was woken.
 #[cfg(unix)]
@@ -61,36 +56,6 @@ pub fn generation_begins() {
 /// From now on a first signal ends the process: nothing is under way.
 pub fn generation_ends() {
     GENERATING.store(false, Ordering::Relaxed);
-}
-
-/// Notes how the terminal is set, for the case that a signal ends the process while it is
-/// set otherwise: an editor reads single keys.
-#[cfg(unix)]
-pub fn remember_terminal() {
-    // SAFETY:
-    // - all zeroes are a valid `termios`: integers and arrays of them.
-    let mut terminal: libc::termios = unsafe { std::mem::zeroed() };
-    // SAFETY:
-    // - `terminal` is a place for one structure.
-    if unsafe { libc::tcgetattr(libc::STDIN_FILENO, &raw mut terminal) } == 0 {
-        TERMINAL.get_or_init(|| terminal);
-    }
-}
-
-/// Does nothing: here no signal ends the process while the terminal is set otherwise.
-#[cfg(not(unix))]
-pub fn remember_terminal() {}
-
-/// Sets the terminal as it was, and switches off what an editor has switched on.
-#[cfg(unix)]
-fn restore_terminal() {
-    if let Some(terminal) = TERMINAL.get() {
-        put(libc::STDOUT_FILENO, b"\x1b[?2004l");
-        // SAFETY:
-        // - `terminal` is a complete structure that `tcgetattr` has filled in;
-        // - `tcsetattr` may be called in a handler.
-        unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, terminal) };
-    }
 }
 
 /// Notes whether the terminal shows a colour.

@@ -48,28 +48,67 @@ fn under_paging_gpu_layers_bound_resident_layers_without_a_word_about_gpus() {
 }
 
 #[test]
-fn help_fits_80_columns_and_shows_ours_first() {
-    let output = run("--help");
-    assert!(output.status.success());
-    let text = stdout(&output);
-    for line in text.lines() {
+fn help_is_short_and_the_whole_of_it_has_everything() {
+    let text = stdout(&run("--help"));
+    assert!(text.lines().count() <= 120);
+    for other in ["-h", "--usage -m nothing", "--help --demo", "-m x --help"] {
+        assert_eq!(text, stdout(&run(other)), "{other}");
+    }
+    let all = stdout(&run("--help-all"));
+    for line in text.lines().chain(all.lines()) {
         assert!(line.chars().count() <= 80, "{line}");
     }
-    let place = |what: &str| text.find(what).unwrap_or_else(|| panic!("no '{what}'"));
-    assert!(place("--vram-budget SIZE") < place("----- common params -----"));
-    assert!(place("----- sampling params -----") < place("--top-k"));
+    let place = |what: &str| all.find(what).unwrap_or_else(|| panic!("no '{what}'"));
+    assert!(place("--vram-budget SIZE") < place("--top-k"));
     for flag in [
-        "--dynamic-layers",
-        "--paged-kv",
         "--demo",
         "--mirostat",
         "-no-cnv",
         "--lora",
+        "--spec-type",
+        "--mmproj",
     ] {
         place(flag);
     }
-    assert_eq!(text, stdout(&run("-h")));
-    assert_eq!(text, stdout(&run("--usage -m nothing")));
+    // Nothing but text where nobody sees a style.
+    assert!(!text.contains('\x1b') && !all.contains('\x1b'));
+}
+
+#[test]
+fn help_can_be_about_a_topic_or_a_flag() {
+    let sampling = stdout(&run("--help sampling"));
+    assert!(sampling.contains("--mirostat N") && !sampling.contains("--ctx-size"));
+    for line in [
+        "--help temp",
+        "-h --temp",
+        "--help=--temp",
+        "--help=temperature",
+    ] {
+        let text = stdout(&run(line));
+        assert!(text.contains("--temp"), "{line}: {text}");
+    }
+    assert!(stdout(&run("--help ngl")).starts_with("  -ngl, --gpu-layers"));
+    assert_refused(&run("--help samplin"), 2, &["'samplin'", "'sampling'"]);
+    assert_refused(&run("--help xyzzy"), 2, &["'xyzzy'", "paging, metrics"]);
+}
+
+#[test]
+fn the_manual_page_and_completions_are_printed() {
+    let page = stdout(&run("--man"));
+    assert!(page.contains(".TH rpaged-cli 1") && page.contains(".SH SAMPLING"));
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = stdout(&run(&format!("--completion {shell}")));
+        assert!(
+            script.contains("vram-budget") && script.contains("ngl"),
+            "{shell}"
+        );
+    }
+    let bash = stdout(&run("--completion=bash"));
+    assert_eq!(bash, stdout(&run("--completion-bash")));
+    assert!(bash.contains("complete -F _rpaged__cli"));
+    assert_refused(&run("--completion bsh"), 2, &["'bsh'", "'bash'"]);
+    assert_refused(&run("--completion"), 2, &["needs a value"]);
+    assert_refused(&run("--help-all=x"), 2, &["takes no value"]);
 }
 
 #[test]
@@ -86,12 +125,9 @@ fn version_names_us_and_what_we_carry() {
 }
 
 #[test]
-fn lists_and_completion_script_are_printed() {
+fn lists_are_printed() {
     assert!(stdout(&run("--list-devices")).starts_with("Available devices:\n"));
     assert!(stdout(&run("--cache-list")).starts_with("number of models in cache: 0"));
-    let script = stdout(&run("--completion-bash"));
-    assert!(script.contains("--dynamic-layers") && script.contains("--no-conversation"));
-    assert!(script.contains("complete -o filenames -F _rpaged_cli rpaged-cli"));
 }
 
 #[test]
@@ -104,7 +140,6 @@ fn an_unknown_flag_is_met_with_the_nearest_one() {
     assert_refused(&run("--vram-buget 5"), 2, &["did you mean '--vram-budget'"]);
     assert_refused(&run("--top_kk 5"), 2, &["did you mean '--top-k'"]);
     assert_refused(&run("--xyzzyxyzzy"), 2, &["unknown option", "--help"]);
-    assert_refused(&run("--temp=0.5"), 2, &["'--temp 0.5'"]);
     assert_refused(&run("hello"), 2, &["unexpected argument 'hello'", "-p"]);
 }
 
@@ -133,6 +168,112 @@ fn a_missing_or_wrong_value_is_a_usage_error() {
     assert_refused(&complete("--mirostat 3"), 2, &["'--mirostat' must be"]);
     assert_refused(&complete("-ncmoe 2147483647"), 2, &["-ncmoe", "layers"]);
     assert_refused(&run("-p x"), 2, &["no model given", "-m", "--demo"]);
+}
+
+#[test]
+fn a_value_may_stand_behind_an_equals_sign() {
+    for (line, same) in [
+        ("-n=3 --seed=7 --temp=0.5", "-n 3 --seed 7 --temp 0.5"),
+        ("-n 3 -s 7 --prompt=a=b", "-n 3 -s 7 -p a=b"),
+        ("-n 3 --top_k=1", "-n 3 --top-k 1"),
+        (
+            "-n 1 -ngl=0 --grammar=root::=\"x\"",
+            "-n 1 --grammar root::=\"x\"",
+        ),
+    ] {
+        let output = complete(line);
+        assert!(output.status.success(), "{line}: {output:?}");
+        assert_eq!(stdout(&output), stdout(&complete(same)), "{line}");
+    }
+    assert_refused(&complete("--verbose=1"), 2, &["'--verbose' takes no value"]);
+    assert_refused(&complete("--demo=1"), 2, &["'--demo' takes no value"]);
+    let two = complete("--control-vector-layer-range=1");
+    assert_refused(
+        &two,
+        2,
+        &["'--control-vector-layer-range' takes two values"],
+    );
+    assert_refused(&complete("--tempp=1"), 2, &["did you mean '--temp'"]);
+}
+
+#[test]
+fn a_number_with_something_behind_it_is_no_number() {
+    for line in [
+        "-n 4x",
+        "-n 0x10",
+        "-n 2.5",
+        "-c 1e3",
+        "--temp 0.8.1",
+        "--temp 0,8",
+        "--top-p nan",
+        "-s 12abc",
+        "-s 99999999999",
+        "--top-k 5%",
+        "-ngl 3x",
+        "-l 5+1x",
+        "-l 5",
+        "-ts 1,2x",
+        "--override-kv llama.block_count=int:5x",
+        "--control-vector-layer-range 1 2x",
+        "-t 2k",
+        "--lora-scaled f:1x",
+        "-Cr 0-3x",
+        "--cpu-strict yes",
+        "-fitt 5x",
+        "--poll 5x",
+        "-ptc 1.0",
+        "--keep 99999999999",
+        "--rope-freq-base 1e4x",
+        "-s",
+    ] {
+        let flag = line.split(' ').next().unwrap();
+        assert_refused(&complete(line), 2, &[flag]);
+    }
+    for line in [
+        "--temp .5",
+        "--temp 1e-1",
+        "-s -1",
+        "-s 4294967295",
+        "-l 5-1.5",
+        "-t 1",
+    ] {
+        let output = complete(&format!("-n 1 {line}"));
+        assert!(output.status.success(), "{line}: {output:?}");
+    }
+    let mut command = program();
+    command.args(["-m", MODEL, "-no-cnv", "-p", "Once"]);
+    let output = command.env("LLAMA_ARG_N_PREDICT", "4x").output().unwrap();
+    assert_refused(
+        &output,
+        2,
+        &["'LLAMA_ARG_N_PREDICT' is '4x'", "not a number"],
+    );
+}
+
+#[test]
+fn a_wrong_word_is_met_with_the_nearest_that_the_flag_takes() {
+    for (line, near) in [
+        ("-ctk q8", "q8_0"),
+        ("--cache-type-v=f61", "f16"),
+        ("-fa of", "off"),
+        ("-lm mmapp", "mmap"),
+        ("-sm rows", "row"),
+        ("--numa isolated", "isolate"),
+        ("--rope-scaling liner", "linear"),
+        ("--chat-template chatm", "chatml"),
+        ("--samplers top_k;tempratur", "temperature"),
+        ("-co autoo", "auto"),
+        ("--log-colors onn", "on"),
+        ("-lzm atuo", "auto"),
+    ] {
+        let mean = format!("did you mean '{near}'?");
+        assert_refused(
+            &complete(line),
+            2,
+            &[line.split([' ', '=']).next().unwrap(), &mean],
+        );
+    }
+    assert_refused(&complete("-fa perhaps"), 2, &["it takes on, off, auto"]);
 }
 
 #[test]
@@ -425,4 +566,10 @@ fn a_configuration_file_cannot_end_the_program() {
     let ends = run("[*]\nlist-devices = true\n");
     assert_refused(&ends, 2, &["config.ini", "--list-devices"]);
     assert_refused(&run("[*]\nn-predict = x\n"), 2, &["config.ini"]);
+    assert_refused(&run("[*]\nn-predict = 4x\n"), 2, &["config.ini", "'4x'"]);
+    assert_refused(
+        &run("[*]\ncache-type-k = q8\n"),
+        2,
+        &["config.ini", "'q8_0'"],
+    );
 }

@@ -179,7 +179,7 @@ fn the_two_commands_are_where_they_are_looked_for() {
 #[test]
 fn the_flags_exist() {
     let output = Command::new(env!("CARGO_BIN_EXE_rpaged-cli"))
-        .arg("--help")
+        .arg("--help-all")
         .output()
         .expect("rpaged-cli starts");
     let help = String::from_utf8_lossy(&output.stdout);

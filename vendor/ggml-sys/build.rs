@@ -21,6 +21,7 @@ fn main() -> Result<()> {
         "shim_params.cpp",
         "shim_session.cpp",
         "shim_speculative.cpp",
+        "shim_values.cpp",
         "build.rs",
     ] {
         println!("cargo:rerun-if-changed={file}");
@@ -117,6 +118,7 @@ fn build_shim(includes: &[PathBuf]) {
             "shim_params.cpp",
             "shim_session.cpp",
             "shim_speculative.cpp",
+            "shim_values.cpp",
         ])
         .includes(includes)
         .warnings(false)

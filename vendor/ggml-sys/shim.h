@@ -100,6 +100,10 @@ struct rpaged_params;
 // are set again on return, so no other thread may read the environment meanwhile.
 int32_t rpaged_params_parse(int32_t argc, char ** argv, const char * const * hidden,
                             struct rpaged_params ** out);
+// A spelling of the option that this thread's last refused parse was about, and its value;
+// empty when it was about none.
+struct rpaged_bytes rpaged_blamed_option(void);
+struct rpaged_bytes rpaged_blamed_value(void);
 void rpaged_params_free(struct rpaged_params * params);
 
 // What a session needs of the parameters. Enums are llama.cpp's.

@@ -29,6 +29,13 @@ const common_params & rpaged_session_params(const rpaged_session * session);
 // The session samples from now on by a fresh sampler made of `sampling`.
 void rpaged_session_use_sampling(rpaged_session * session, common_params_sampling sampling);
 
+// Throws when the values of `option` are not what it takes, where its own handler would read
+// them as something else.
+void rpaged_check_value(const common_arg & option, const std::string & first,
+                        const std::string & second);
+// Remembers which option, with which value, is being read on this thread.
+void rpaged_blame(const std::string & option, const std::string & value);
+
 // Remembers `text` as this thread's last error: one line, trimmed, without "error: ".
 void rpaged_fail(const std::string & text);
 // The text as rpaged_fail would keep it.

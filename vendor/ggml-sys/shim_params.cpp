@@ -40,6 +40,10 @@ static std::string reason(const std::exception & error) {
 
 static void run_handler(const common_arg & option, common_params & params, bool positive,
                         const std::string & first, const std::string & second) {
+    rpaged_blame(option.args.front(), first);
+    if (option.handler_int || option.handler_string || option.handler_str_str) {
+        rpaged_check_value(option, first, second);
+    }
     if (option.handler_void) {
         option.handler_void(params);
     } else if (option.handler_bool) {
@@ -97,6 +101,10 @@ static void rehearse_preset(const common_preset & preset, common_params & params
         if (prints_and_exits(entry.first)) {
             throw std::runtime_error(std::string("'") + entry.first.args.front() +
                                      "' does not belong in a configuration file");
+        }
+        rpaged_blame(entry.first.args.front(), entry.second);
+        if (entry.first.handler_int || entry.first.handler_string) {
+            rpaged_check_value(entry.first, entry.second, "");
         }
     }
     preset.apply_to_params(params);
@@ -225,6 +233,7 @@ static void rehearse_arguments(const std::vector<use_of_option> & uses, char ** 
         const std::string first  = use.values > 0 ? argv[use.first + 1] : "";
         const std::string second = use.values > 1 ? argv[use.first + 2] : "";
         try {
+            rpaged_blame(use.option->args.front(), first);
             if (is_one_of(*use.option, {"--n-cpu-moe", "--n-cpu-ffn"}) && std::stoi(first) > 9999) {
                 throw std::runtime_error("no model has so many layers");
             }
@@ -276,12 +285,14 @@ static void rehearse(const std::vector<common_arg> & options,
     rehearse_config_files(scratch);
     rehearse_environment(options, scratch);
     rehearse_arguments(uses, argv, scratch);
+    rpaged_blame("", "");
     if (scratch.prompt_cache_all && (scratch.interactive || scratch.interactive_first)) {
         throw usage_error("'--prompt-cache-all' cannot be combined with interactive mode");
     }
     if (!scratch.chat_template.empty() &&
         !common_chat_verify_template(scratch.chat_template, scratch.use_jinja)) {
-        throw usage_error("the chat template is not one that llama.cpp supports" +
+        rpaged_blame("--chat-template", scratch.chat_template);
+        throw usage_error("the template of --chat-template is not one that llama.cpp supports" +
                           std::string(scratch.use_jinja ? "" : "; try --jinja"));
     }
     rpaged_check_draft_file(scratch);
@@ -339,6 +350,7 @@ static std::unique_ptr<rpaged_params> parse(int argc, char ** argv, const char *
     for (; *names; names++) {
         hidden.hide(*names);
     }
+    rpaged_blame("", "");
     common_params scratch;
     const auto options = rpaged_all_options(scratch);
     const auto uses = find_uses(options, argc, argv);
