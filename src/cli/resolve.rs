@@ -2,7 +2,6 @@
 //! upstream's flags their meaning under paging, looks at the model once.
 
 use std::ffi::CString;
-use std::io::IsTerminal;
 #[cfg(not(unix))]
 use std::path::Path;
 use std::path::PathBuf;
@@ -14,6 +13,7 @@ use crate::device::{Budget, Faults, PagingConfig, Storage};
 use crate::error::{Error, Result};
 use crate::llama::{self, ModelFile, Params, Settings};
 use crate::session::demo::{self, DemoModel};
+use crate::session::progress;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{memory, pressure};
 
@@ -64,6 +64,9 @@ impl Request {
             arguments.extend(self.words.gpu_layers.take().into_iter().flatten());
             None
         };
+        if progress::can_be_shown() {
+            progress::show_downloads();
+        }
         let mut params = Params::parse(arguments, &self.hidden_variables(paged))
             .map_err(|error| self.advised(error))?;
         let mut settings = params.settings()?;
@@ -80,7 +83,7 @@ impl Request {
         } else {
             path.display().to_string()
         };
-        let progress = !show && std::io::stderr().is_terminal();
+        let progress = !show && progress::can_be_shown();
         let paging = if paged {
             let budget = self.budget(show)?;
             Some(PagingConfig {

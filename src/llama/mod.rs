@@ -5,6 +5,7 @@
 //! device that a [`crate::device::PagedDevice`] lends to [`Params::use_device`].
 
 mod bytes;
+pub mod download;
 pub mod log;
 mod model_file;
 mod options;

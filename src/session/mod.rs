@@ -7,6 +7,7 @@ pub mod demo;
 mod generator;
 mod loading;
 mod output;
+pub mod progress;
 pub mod signal;
 #[cfg(test)]
 mod tests;

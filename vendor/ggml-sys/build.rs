@@ -14,6 +14,7 @@ fn main() -> Result<()> {
         "shim.h",
         "shim.cpp",
         "shim_internal.h",
+        "shim_download.cpp",
         "shim_options.cpp",
         "shim_params.cpp",
         "shim_session.cpp",
@@ -95,6 +96,7 @@ fn build_shim(includes: &[PathBuf]) {
         .std("c++17")
         .files([
             "shim.cpp",
+            "shim_download.cpp",
             "shim_options.cpp",
             "shim_params.cpp",
             "shim_session.cpp",

@@ -295,13 +295,10 @@ static void rehearse(const std::vector<common_arg> & options,
         throw usage_error("the template of --chat-template is not one that llama.cpp supports" +
                           std::string(scratch.use_jinja ? "" : "; try --jinja"));
     }
-    // Where the model is elsewhere this downloads it, and sets its path.
-    try {
-        auto models = common_models_handler_init(scratch, RPAGED_EXAMPLE);
-        common_models_handler_apply(models, scratch);
-    } catch (const std::exception & error) {
-        throw std::runtime_error("could not get the model: " + reason(error));
-    }
+    // Where the model is elsewhere this downloads it, and sets its path. With a progress bar
+    // nothing else may be said; what went wrong is in the sentence at the end.
+    common_log_set_verbosity_thold(rpaged_downloads_are_watched() ? -1 : scratch.verbosity);
+    rpaged_get_models(scratch);
     if (scratch.model.path.empty()) {
         throw usage_error("no model given; name one with -m FILE, or try --demo");
     }
