@@ -8,6 +8,8 @@
 mod bad_input;
 #[path = "cli/completion.rs"]
 mod completion;
+#[path = "cli/download.rs"]
+mod download;
 #[path = "cli/flags.rs"]
 mod flags;
 #[cfg(unix)]

@@ -2,7 +2,6 @@
 //! upstream's flags their meaning under paging, looks at the model once.
 
 use std::ffi::CString;
-use std::io::IsTerminal;
 #[cfg(not(unix))]
 use std::path::Path;
 use std::path::PathBuf;
@@ -16,6 +15,7 @@ use crate::device::{Budget, Faults, PagingConfig, Storage};
 use crate::error::{Error, Result};
 use crate::llama::{self, ModelFile, Params, Settings};
 use crate::session::demo::{self, DemoModel};
+use crate::session::progress;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{memory, pressure};
 
@@ -86,6 +86,9 @@ impl Request {
         if self.is_used("--log-disable") {
             llama::log::note_disabled();
         }
+        if progress::can_be_shown() {
+            progress::show_downloads();
+        }
         let mut params = Params::parse(arguments, &self.hidden_variables(paged))
             .map_err(|error| self.advised(error))?;
         let mut settings = params.settings()?;
@@ -103,7 +106,7 @@ impl Request {
         } else {
             path.display().to_string()
         };
-        let progress = !show && std::io::stderr().is_terminal();
+        let progress = !show && progress::can_be_shown();
         let paging = if paged {
             let budget = self.budget(show)?;
             Some(PagingConfig {

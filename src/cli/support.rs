@@ -1,6 +1,9 @@
 //! What becomes of each of upstream's options: one table, checked by tests against the
 //! parser's own list, so that an option is either honoured or refused, never ignored.
 
+use super::help::{self, Entry, Topic};
+use crate::llama::OptionInfo;
+
 /// What becomes of an option, with or without paging.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Support {
@@ -260,6 +263,58 @@ pub fn paged_table() -> String {
     text
 }
 
+/// Where what works, or is printed, differs from llama-completion all the same.
+const DIFFERS: &[(&str, &str)] = &[
+    (
+        "--help",
+        "a short help, or that on a topic or a flag; --help-all prints everything",
+    ),
+    ("--version", "our version, then llama.cpp's"),
+    ("--completion-bash", "a script for our flags as well"),
+    ("--rpc", "refused: llama.cpp is built without RPC here"),
+];
+
+/// What becomes of all options, in Markdown, as the README shows it: a row for each topic
+/// of what works, and for each reason to refuse.
+pub fn options_table(options: &[OptionInfo]) -> String {
+    let differs = |name: &str| DIFFERS.iter().any(|(other, _)| *other == name);
+    let entries = help::entries(options);
+    let with = |fits: &dyn Fn(&Entry) -> bool| -> String {
+        let names = entries.iter().filter(|entry| fits(entry));
+        let names = names.map(|entry| format!("`{}`", entry.name));
+        names.collect::<Vec<_>>().join(", ")
+    };
+    let mut rows = Vec::new();
+    for topic in Topic::all() {
+        let names = with(&|entry| {
+            let works = matches!(support(&entry.name), Some(Support::Works | Support::Prints));
+            works && entry.topic == topic && !differs(&entry.name)
+        });
+        rows.push((names, "the same".to_owned()));
+    }
+    for (name, what) in DIFFERS {
+        rows.push((format!("`{name}`"), (*what).to_owned()));
+    }
+    let chat = with(&|entry| support(&entry.name) == Some(Support::Chat));
+    let what = "with `-no-cnv` the same: no effect; else refused, not built yet: chat mode";
+    rows.push((chat, what.to_owned()));
+    let mut reasons: Vec<&str> = Vec::new();
+    for (_, why) in REFUSED {
+        if !reasons.contains(why) {
+            reasons.push(why);
+        }
+    }
+    for why in reasons {
+        let names = with(&|entry| support(&entry.name) == Some(Support::Refused(why)));
+        rows.push((names, format!("refused, not built yet: {why}")));
+    }
+    let mut text = String::from("| llama.cpp's options | here |\n|---|---|\n");
+    for (names, what) in rows.iter().filter(|(names, _)| !names.is_empty()) {
+        text.push_str(&format!("| {names} | {what} |\n"));
+    }
+    text
+}
+
 /// All names in the table, for the test that compares it with the parser's list.
 pub fn names() -> impl Iterator<Item = &'static str> {
     let refused = REFUSED.iter().map(|(name, _)| *name);
@@ -287,6 +342,21 @@ mod tests {
             readme.contains(&table),
             "README.md lacks this table:\n{table}"
         );
+    }
+
+    #[test]
+    fn the_readme_shows_what_becomes_of_all_options() {
+        llama::log::start();
+        let readme = include_str!("../../README.md").replace("\r\n", "\n");
+        let table = options_table(&llama::options().unwrap());
+        let marked = format!("<!-- all options -->\n{table}<!-- end of all options -->\n");
+        assert!(
+            readme.contains(&marked),
+            "README.md lacks this between its marks:\n{table}"
+        );
+        for (name, _) in DIFFERS {
+            assert!(names().any(|other| other == *name), "{name}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod bytes;
 pub mod chat;
 pub mod console;
+pub mod download;
 mod drafting;
 pub mod log;
 mod model_file;

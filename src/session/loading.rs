@@ -1,9 +1,8 @@
 //! From a configuration to a session that is ready to generate.
 
-use indicatif::{ProgressBar, ProgressStyle};
-
 use super::demo::DemoModel;
 use super::job::Job;
+use super::progress::Loading;
 use super::signal;
 use crate::cli::Config;
 use crate::device::PagedDevice;
@@ -23,11 +22,16 @@ pub(super) fn open(mut config: Config) -> Result<(Session, Settings, Option<Demo
     announce(&config);
     llama::start_backend(config.settings.numa);
     let device = config.paging.take().map(PagedDevice::new).transpose()?;
-    let bar = config.progress.then(|| progress_bar(&mut config));
+    let bar = config.progress.then(Loading::begin);
+    if let Some(bar) = bar.clone() {
+        config
+            .params
+            .on_progress(Box::new(move |share| bar.set(share)));
+    }
     let params = config.params;
     let loaded = Session::new(params, device, &config.model_name);
     if let Some(bar) = bar {
-        bar.finish_and_clear();
+        bar.end();
     }
     let mut session = loaded?;
     if let Some(demo) = &config.demo {
@@ -63,25 +67,4 @@ fn announce(config: &Config) {
     if config.paging.is_some() {
         log::info("llama_completion: weights or KV are paged; --fit is off\n");
     }
-}
-
-fn progress_bar(config: &mut Config) -> ProgressBar {
-    let bar = ProgressBar::new(1000);
-    if let Ok(style) = ProgressStyle::with_template("loading [{bar:40}] {percent:>3} %") {
-        bar.set_style(style.progress_chars("=> "));
-    }
-    let shared = bar.clone();
-    config.params.on_progress(Box::new(move |progress| {
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "0.0 to 1.0, and a conversion from float saturates"
-        )]
-        shared.set_position((progress * 1000.0) as u64);
-        if progress >= 1.0 {
-            // What is logged from here on must not run into the bar.
-            shared.finish_and_clear();
-        }
-    }));
-    bar
 }

@@ -10,6 +10,7 @@ pub(crate) mod generator;
 mod job;
 mod loading;
 mod output;
+pub mod progress;
 mod prompt_cache;
 mod room;
 pub mod signal;

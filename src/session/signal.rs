@@ -23,7 +23,7 @@
 use std::ffi::c_void;
 #[cfg(unix)]
 use std::sync::atomic::AtomicI32;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 #[cfg(unix)]
 use crate::llama::console::restore_terminal;
@@ -34,6 +34,9 @@ static ASKED: AtomicU8 = AtomicU8::new(0);
 static GENERATING: AtomicBool = AtomicBool::new(false);
 /// Whether the terminal has to be set back to its plain colour.
 static COLOURED: AtomicBool = AtomicBool::new(false);
+
+/// How many progress bars stand on the terminal, the cursor at the end of the last.
+static BARS: AtomicUsize = AtomicUsize::new(0);
 
 /// Whether SIGUSR1 came since it was last asked for.
 static RELOAD: AtomicBool = AtomicBool::new(false);
@@ -61,6 +64,11 @@ pub fn generation_ends() {
 /// Notes whether the terminal shows a colour.
 pub fn set_coloured(coloured: bool) {
     COLOURED.store(coloured, Ordering::Relaxed);
+}
+
+/// Notes how many progress bars stand on the terminal.
+pub fn set_bars(count: usize) {
+    BARS.store(count, Ordering::Relaxed);
 }
 
 /// The signal that asked the generation to stop.
@@ -323,7 +331,16 @@ fn leave(number: u8) {
         put(wake, &[number]);
         return;
     }
-    put(libc::STDERR_FILENO, reset);
+    match BARS.load(Ordering::Relaxed) {
+        0 => put(libc::STDERR_FILENO, reset),
+        bars => {
+            // Nothing of them stays, nor of the "^C" that the terminal shows behind them.
+            put(libc::STDERR_FILENO, b"\r\x1b[2K");
+            for _ in 1..bars {
+                put(libc::STDERR_FILENO, b"\x1b[A\x1b[2K");
+            }
+        }
+    }
     // SAFETY:
     // - may be called in a handler; runs no destructors, which may need locks.
     unsafe { libc::_exit(128 + i32::from(number)) }

@@ -130,6 +130,40 @@ fn lists_are_printed() {
     assert!(stdout(&run("--cache-list")).starts_with("number of models in cache: 0"));
 }
 
+/// What bash offers for the last of `words`; None where there is no bash.
+#[cfg(unix)]
+fn offered_by_bash(words: &str) -> Option<String> {
+    let script = stdout(&run("--completion bash"));
+    // What `complete` would do is done by hand; `compopt` works only inside of it.
+    let ask = "compopt() { :; }; words=($LINE); last=$(( ${#words[@]} - 1 )); \
+               COMP_WORDS=(\"${words[@]}\"); COMP_CWORD=$last; \
+               _rpaged__cli rpaged-cli \"${words[$last]}\" \"${words[$last-1]}\"; \
+               echo \"${COMPREPLY[*]}\"";
+    let bash = std::process::Command::new("bash")
+        .args(["--norc", "-c", &format!("{script}\n{ask}")])
+        .env("LINE", words)
+        .output();
+    bash.ok().map(|output| stdout(&output).trim().to_owned())
+}
+
+#[cfg(unix)]
+#[test]
+fn bash_completes_flags_and_words() {
+    for (words, offered) in [
+        ("rpaged-cli --vram", "--vram-budget --vram-budget-file"),
+        ("rpaged-cli --demo -ctk q8", "q8_0"),
+        ("rpaged-cli --load-mode mm", "mmap mmap+mlock"),
+        ("rpaged-cli --no-conv", "--no-conversation"),
+        ("rpaged-cli -no-c", "-no-cnv"),
+        ("rpaged-cli --completion z", "zsh"),
+        ("rpaged-cli -ngl", "-ngl -ngld"),
+    ] {
+        if let Some(bash) = offered_by_bash(words) {
+            assert_eq!(bash, offered, "{words}");
+        }
+    }
+}
+
 #[test]
 fn an_unknown_flag_is_met_with_the_nearest_one() {
     assert_refused(

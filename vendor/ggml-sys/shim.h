@@ -100,6 +100,18 @@ struct rpaged_params;
 // are set again on return, so no other thread may read the environment meanwhile.
 int32_t rpaged_params_parse(int32_t argc, char ** argv, const char * const * hidden,
                             struct rpaged_params ** out);
+
+typedef enum {
+    RPAGED_DOWNLOAD_GOES_ON,
+    RPAGED_DOWNLOAD_DONE,
+    RPAGED_DOWNLOAD_FAILED,
+} rpaged_download_state;
+// Told of each file that is downloaded: its address, and how many bytes of how many are
+// here; several threads may call at once. NULL: nobody watches, and the log says it.
+typedef void (*rpaged_download_watcher)(const char * address, uint64_t bytes, uint64_t total,
+                                        rpaged_download_state state);
+void rpaged_watch_downloads(rpaged_download_watcher watcher);
+
 // A spelling of the option that this thread's last refused parse was about, and its value;
 // empty when it was about none.
 struct rpaged_bytes rpaged_blamed_option(void);

@@ -36,6 +36,10 @@ void rpaged_check_value(const common_arg & option, const std::string & first,
 // Remembers which option, with which value, is being read on this thread.
 void rpaged_blame(const std::string & option, const std::string & value);
 
+// Downloads the models that `params` name elsewhere, and sets their paths; throws a sentence.
+void rpaged_get_models(common_params & params);
+bool rpaged_downloads_are_watched();
+
 // Remembers `text` as this thread's last error: one line, trimmed, without "error: ".
 void rpaged_fail(const std::string & text);
 // The text as rpaged_fail would keep it.

@@ -296,13 +296,10 @@ static void rehearse(const std::vector<common_arg> & options,
                           std::string(scratch.use_jinja ? "" : "; try --jinja"));
     }
     rpaged_check_draft_file(scratch);
-    // Where the model is elsewhere this downloads it, and sets its path.
-    try {
-        auto models = common_models_handler_init(scratch, RPAGED_EXAMPLE);
-        common_models_handler_apply(models, scratch);
-    } catch (const std::exception & error) {
-        throw std::runtime_error("could not get the model: " + reason(error));
-    }
+    // Where the model is elsewhere this downloads it, and sets its path. With a progress bar
+    // nothing else may be said; what went wrong is in the sentence at the end.
+    common_log_set_verbosity_thold(rpaged_downloads_are_watched() ? -1 : scratch.verbosity);
+    rpaged_get_models(scratch);
     const auto & draft = scratch.speculative.draft.mparams;
     if (draft.path.empty() && !draft.empty()) {
         throw std::runtime_error("could not get the draft model '" +

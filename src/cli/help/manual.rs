@@ -12,6 +12,8 @@ use crate::llama::OptionInfo;
 
 /// Stands for a new line.
 const BREAK: char = '\u{e001}';
+/// Stands for a backslash, which roff would double.
+const BACKSLASH: char = '\u{e002}';
 
 const DESCRIPTION: &str = "\
 rpaged-cli runs the models that llama.cpp runs, with the flags and the output of \
@@ -34,6 +36,7 @@ pub fn manual(options: &[OptionInfo]) -> Result<String> {
     let page = String::from_utf8_lossy(&page).into_owned();
     // clap's two hyphens come before a head that has its own.
     let page = page.replace(&format!("\\-\\-{ONE_HYPHEN}"), "");
+    let page = page.replace(BACKSLASH, "\\(rs");
     Ok(page.replace(BREAK, "\n.br\n"))
 }
 
@@ -87,28 +90,26 @@ fn command(entries: &[Entry]) -> Command {
 }
 
 fn argument(entry: &Entry, place: usize) -> Arg {
+    let about = entry.about.replace("\n- ", &format!("{BREAK}- "));
     let mut body = vec![
-        entry
-            .about
-            .replace("\n- ", &format!("{BREAK}- "))
-            .replace('\n', " "),
+        about
+            .replace('\n', " ")
+            .replace('\\', &BACKSLASH.to_string()),
     ];
     body.extend(
         entry
             .example
             .iter()
-            .map(|example| format!("{BREAK}Example: {example}")),
+            .map(|example| format!("Example: {example}")),
     );
-    body.extend(entry.notes.iter().map(|note| format!("({note}.)")));
+    body.extend(entry.notes.iter().map(|note| format!("({note})")));
     body.extend(
         entry
             .env
             .iter()
-            .map(|env| format!("Environment variable: {env}.")),
+            .map(|env| format!("Environment variable: {env}")),
     );
-    let body = body
-        .join(" ")
-        .replace(&format!(" {BREAK}"), &BREAK.to_string());
+    let body = body.join(&BREAK.to_string());
     Arg::new(entry.name.clone())
         .long(format!("{ONE_HYPHEN}{}", entry.head()))
         .action(ArgAction::SetTrue)

@@ -39,7 +39,10 @@ impl Files {
         write("prompt", b"The dog");
         write("grammar", b"root ::= \" yes\"");
         write("schema", b"{\"type\": \"integer\"}");
-        write("template", b"{{ messages[0].content }}");
+        write(
+            "template",
+            b"<|im_start|>{{ messages[0].content }}<|im_end|>",
+        );
         let mut damaged = fs::read(MODEL).unwrap();
         // The last tensor ends with numbers that are none.
         let start = damaged.len() - 136;

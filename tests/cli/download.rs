@@ -1,0 +1,194 @@
+//! Models from an address: a server of our own serves the demo's model, or fails.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Output;
+use std::sync::{Arc, Mutex};
+
+use super::{MODEL, assert_refused, program, stdout};
+
+/// How the server answers.
+#[derive(Clone, Copy, PartialEq)]
+enum Manner {
+    Well,
+    /// Goes away after so many bytes of each answer.
+    CutsAfter(usize),
+    /// Serves so many bytes less than there are.
+    LacksBytes(usize),
+    /// With this status, and nothing else.
+    Status(u16),
+}
+
+/// A server on this machine, for as long as the test runs.
+struct Server {
+    address: String,
+    /// The heads of all requests.
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    fn start(manner: Manner) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}/m.gguf", listener.local_addr().unwrap());
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let heads = Arc::clone(&requests);
+        std::thread::spawn(move || {
+            let model = std::fs::read(MODEL).unwrap();
+            for stream in listener.incoming().flatten() {
+                // That the other side goes away is its own affair.
+                drop(answer(&stream, manner, &model, &heads));
+            }
+        });
+        Self { address, requests }
+    }
+
+    fn heads(&self) -> String {
+        self.requests.lock().unwrap().join("\n")
+    }
+}
+
+/// Answers one request, then closes.
+fn answer(
+    mut stream: &TcpStream,
+    manner: Manner,
+    model: &[u8],
+    heads: &Mutex<Vec<String>>,
+) -> std::io::Result<()> {
+    let mut head = String::new();
+    let mut reader = BufReader::new(stream);
+    while reader.read_line(&mut head)? > 2 {}
+    heads.lock().unwrap().push(head.clone());
+    let range = head
+        .lines()
+        .find_map(|line| line.strip_prefix("Range: bytes="));
+    let start = range.and_then(|range| range.trim_end_matches('-').parse().ok());
+    let status = match manner {
+        Manner::Status(status) => status,
+        _ if start.is_some() => 206,
+        _ => 200,
+    };
+    let mut body = &model[start.unwrap_or(0)..];
+    match manner {
+        Manner::LacksBytes(count) => body = &body[..body.len() - count],
+        Manner::Status(_) => body = &[],
+        _ => {}
+    }
+    let length = body.len();
+    write!(
+        stream,
+        "HTTP/1.1 {status} x\r\nContent-Length: {length}\r\nAccept-Ranges: bytes\r\n\
+         ETag: \"1\"\r\nConnection: close\r\n\r\n"
+    )?;
+    if head.starts_with("HEAD") {
+        return Ok(());
+    }
+    match manner {
+        Manner::CutsAfter(count) => stream.write_all(&body[..count.min(length)]),
+        _ => stream.write_all(body),
+    }
+}
+
+/// A short completion by the model at `address`, with downloads going to `cache`.
+fn fetch(address: &str, cache: &Path, flags: &[&str]) -> Output {
+    let mut command = program();
+    command.env("LLAMA_CACHE", cache);
+    command.args(["-no-cnv", "-t", "1", "-n", "4", "-s", "7", "-p", "Once"]);
+    command.args(["-mu", address]).args(flags).output().unwrap()
+}
+
+fn without_download() -> String {
+    let mut command = program();
+    command.args(["-no-cnv", "-t", "1", "-n", "4", "-s", "7", "-p", "Once"]);
+    stdout(&command.args(["-m", MODEL]).output().unwrap())
+}
+
+#[test]
+fn a_model_is_downloaded_once_and_told_in_one_line() {
+    let server = Server::start(Manner::Well);
+    let cache = tempfile::tempdir().unwrap();
+    let first = fetch(&server.address, cache.path(), &["--hf-token", "secret"]);
+    assert_eq!(stdout(&first), without_download());
+    let said = String::from_utf8_lossy(&first.stderr).into_owned();
+    let line = format!("downloading '{}', 2.6 MiB", server.address);
+    assert!(said.contains(&line), "{said}");
+    // No bar where nobody sees it.
+    assert!(!said.contains('\r') && !said.contains('\x1b'), "{said}");
+    assert!(server.heads().contains("Authorization: Bearer secret"));
+    let second = fetch(&server.address, cache.path(), &[]);
+    assert_eq!(stdout(&second), without_download());
+    assert_eq!(server.heads().matches("GET ").count(), 1);
+    let offline = fetch(&server.address, cache.path(), &["--offline"]);
+    assert_eq!(stdout(&offline), without_download());
+}
+
+#[test]
+fn with_metrics_a_download_is_told_in_objects() {
+    let server = Server::start(Manner::Well);
+    let cache = tempfile::tempdir().unwrap();
+    let output = fetch(&server.address, cache.path(), &["--metrics"]);
+    assert_eq!(stdout(&output), without_download());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.lines().all(|line| line.starts_with('{')), "{said}");
+    assert!(said.contains("downloading"), "{said}");
+}
+
+#[test]
+fn an_answer_that_is_no_file_is_a_sentence() {
+    let cache = tempfile::tempdir().unwrap();
+    for (status, said) in [
+        (404, "there is nothing at"),
+        (401, "--hf-token"),
+        (500, "status 500"),
+    ] {
+        let server = Server::start(Manner::Status(status));
+        let output = fetch(&server.address, cache.path(), &[]);
+        assert_refused(&output, 1, &[&server.address, said]);
+    }
+    let nobody = fetch("http://127.0.0.1:1/m.gguf", cache.path(), &[]);
+    assert_refused(&nobody, 1, &["no answer from 'http://127.0.0.1:1/m.gguf'"]);
+    let secret = fetch("http://me:word@127.0.0.1:1/m.gguf", cache.path(), &[]);
+    assert_refused(&secret, 1, &["'http://127.0.0.1:1/m.gguf'"]);
+    let strange = fetch("gopher://127.0.0.1/m.gguf", cache.path(), &[]);
+    assert_refused(&strange, 1, &["gopher"]);
+}
+
+#[test]
+fn a_download_that_breaks_off_is_gone_on_with() {
+    let cache = tempfile::tempdir().unwrap();
+    let cut = Server::start(Manner::CutsAfter(500_000));
+    let output = fetch(&cut.address, cache.path(), &[]);
+    let part = "m.gguf.downloadInProgress";
+    assert_refused(&output, 1, &["broke off after 1.4 of 2.6 MiB", part]);
+    assert!(!cache.path().join("m.gguf").exists());
+    let well = Server::start(Manner::Well);
+    assert_eq!(
+        stdout(&fetch(&well.address, cache.path(), &[])),
+        without_download()
+    );
+    assert!(
+        well.heads().contains("Range: bytes=1500000-"),
+        "{}",
+        well.heads()
+    );
+    assert!(!cache.path().join(part).exists());
+}
+
+#[test]
+fn a_file_that_is_too_short_is_cut_off() {
+    let cache = tempfile::tempdir().unwrap();
+    let server = Server::start(Manner::LacksBytes(1000));
+    let output = fetch(&server.address, cache.path(), &[]);
+    assert_refused(&output, 1, &["m.gguf", "is cut off"]);
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, b"").unwrap();
+    let server = Server::start(Manner::Well);
+    // A file stands where the folder should be made.
+    let output = fetch(&server.address, &file, &[]);
+    assert_refused(&output, 1, &["cannot be written", "LLAMA_CACHE"]);
+}
