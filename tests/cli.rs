@@ -10,6 +10,9 @@ mod bad_input;
 mod completion;
 #[path = "cli/flags.rs"]
 mod flags;
+#[allow(dead_code, reason = "shared with the tests that write models")]
+#[path = "models/gguf.rs"]
+mod gguf;
 #[cfg(unix)]
 #[path = "cli/metrics.rs"]
 mod metrics;
@@ -18,6 +21,8 @@ mod rpc;
 #[cfg(unix)]
 #[path = "cli/schema.rs"]
 mod schema;
+#[path = "cli/together.rs"]
+mod together;
 #[cfg(unix)]
 #[path = "cli/unix.rs"]
 mod unix;

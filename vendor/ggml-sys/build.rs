@@ -13,6 +13,7 @@ fn main() -> Result<()> {
         "wrapper.h",
         "shim.h",
         "shim.cpp",
+        "shim_adapters.cpp",
         "shim_devices.cpp",
         "shim_internal.h",
         "shim_options.cpp",
@@ -107,6 +108,7 @@ fn build_shim(includes: &[PathBuf]) {
         .std("c++17")
         .files([
             "shim.cpp",
+            "shim_adapters.cpp",
             "shim_devices.cpp",
             "shim_options.cpp",
             "shim_params.cpp",

@@ -31,6 +31,12 @@ std::string rpaged_one_line(const std::string & text);
 // A copy that the caller owns; never NULL, so that NULL can mean failure.
 struct rpaged_bytes rpaged_own(const std::string & text);
 
+// Throws with the name of a file of adapters that cannot be read.
+void rpaged_check_adapter_files(const common_params & params);
+// Throws when adapters are not in effect, `logged` being what llama.cpp said first.
+void rpaged_check_adapters(const common_params & params, llama_model * model,
+                           llama_context * context, const std::string & logged);
+
 // Runs `body`; turns an exception into the last error and the result into `otherwise`.
 template <typename T, typename F> T rpaged_guard(T otherwise, F && body) noexcept {
     try {
