@@ -12,6 +12,9 @@ mod completion;
 mod download;
 #[path = "cli/flags.rs"]
 mod flags;
+#[allow(dead_code, reason = "shared with the tests that write models")]
+#[path = "models/gguf.rs"]
+mod gguf;
 #[cfg(unix)]
 #[path = "cli/metrics.rs"]
 mod metrics;
@@ -30,6 +33,8 @@ mod recorded;
 #[cfg(unix)]
 #[path = "cli/schema.rs"]
 mod schema;
+#[path = "cli/together.rs"]
+mod together;
 #[cfg(unix)]
 #[path = "cli/turns.rs"]
 mod turns;

@@ -62,6 +62,10 @@ impl Session {
             params,
             device,
         };
+        // What llama.cpp went on without.
+        if let Some(error) = session.recorded() {
+            return Err(error);
+        }
         if session
             .device
             .as_ref()
@@ -508,6 +512,12 @@ fn load_error(path: &str, paged: bool) -> Error {
                 .filter(|(front, _)| !front.contains(' '))
         })
         .map_or(reason.as_str(), |(_, rest)| rest);
+    if ["the adapter ", "the control vector"]
+        .iter()
+        .any(|start| reason.starts_with(start))
+    {
+        return Error::Failed(reason.to_owned());
+    }
     let memory = ["failed to allocate", "insufficient memory", "bad_alloc"];
     if memory.iter().any(|sign| reason.contains(sign)) {
         let reason = in_mib(reason);

@@ -8,23 +8,24 @@ use std::{env, fs};
 
 use anyhow::{Context, Result};
 
+/// The C doors.
+const SOURCES: &[&str] = &[
+    "shim.cpp",
+    "shim_adapters.cpp",
+    "shim_chat.cpp",
+    "shim_console.cpp",
+    "shim_devices.cpp",
+    "shim_download.cpp",
+    "shim_options.cpp",
+    "shim_params.cpp",
+    "shim_session.cpp",
+    "shim_speculative.cpp",
+    "shim_values.cpp",
+];
+
 fn main() -> Result<()> {
-    for file in [
-        "wrapper.h",
-        "shim.h",
-        "shim.cpp",
-        "shim_chat.cpp",
-        "shim_console.cpp",
-        "shim_devices.cpp",
-        "shim_internal.h",
-        "shim_download.cpp",
-        "shim_options.cpp",
-        "shim_params.cpp",
-        "shim_session.cpp",
-        "shim_speculative.cpp",
-        "shim_values.cpp",
-        "build.rs",
-    ] {
+    let headers = ["wrapper.h", "shim.h", "shim_internal.h", "build.rs"];
+    for file in SOURCES.iter().chain(&headers) {
         println!("cargo:rerun-if-changed={file}");
     }
     println!("cargo:rerun-if-env-changed=DEP_LLAMA_GGML_CMAKE_DIR");
@@ -110,18 +111,7 @@ fn build_shim(includes: &[PathBuf]) {
     cc::Build::new()
         .cpp(true)
         .std("c++17")
-        .files([
-            "shim.cpp",
-            "shim_chat.cpp",
-            "shim_console.cpp",
-            "shim_devices.cpp",
-            "shim_download.cpp",
-            "shim_options.cpp",
-            "shim_params.cpp",
-            "shim_session.cpp",
-            "shim_speculative.cpp",
-            "shim_values.cpp",
-        ])
+        .files(SOURCES)
         .includes(includes)
         .warnings(false)
         .compile("ggml_sys_shim");

@@ -50,6 +50,12 @@ struct rpaged_tokens rpaged_own_tokens(const std::vector<int32_t> & tokens);
 // Throws when the draft model's file is one that upstream's parser would trip over.
 void rpaged_check_draft_file(const common_params & params);
 
+// Throws with the name of a file of adapters that cannot be read.
+void rpaged_check_adapter_files(const common_params & params);
+// Throws when adapters are not in effect, `logged` being what llama.cpp said first.
+void rpaged_check_adapters(const common_params & params, llama_model * model,
+                           llama_context * context, const std::string & logged);
+
 // Runs `body`; turns an exception into the last error and the result into `otherwise`.
 template <typename T, typename F> T rpaged_guard(T otherwise, F && body) noexcept {
     try {

@@ -18,6 +18,7 @@
 #include <initializer_list>
 #include <map>
 #include <memory>
+#include <regex>
 #include <stdexcept>
 #include <vector>
 
@@ -209,6 +210,25 @@ static std::vector<use_of_option> find_uses(const std::vector<common_arg> & opti
     return uses;
 }
 
+// Upstream finds a wrong pattern only when it lays out the model, and does not name it.
+static void check_overrides(const common_arg & option, const std::string & value) {
+    if (!is_one_of(option, {"--override-tensor"})) {
+        return;
+    }
+    for (const auto & entry : string_split<std::string>(value, ',')) {
+        const auto end = entry.find('=');
+        if (end == std::string::npos) {
+            throw std::runtime_error("give PATTERN=BUFFER, several with commas between");
+        }
+        const std::string pattern = entry.substr(0, end);
+        try {
+            std::regex check(pattern);
+        } catch (const std::regex_error &) {
+            throw std::runtime_error("'" + pattern + "' is no regular expression");
+        }
+    }
+}
+
 // Upstream drops the names of samplers that it does not know.
 static void check_samplers(const common_arg & option, const std::string & value) {
     if (is_one_of(option, {"--samplers"})) {
@@ -238,6 +258,7 @@ static void rehearse_arguments(const std::vector<use_of_option> & uses, char ** 
                 throw std::runtime_error("no model has so many layers");
             }
             check_samplers(*use.option, first);
+            check_overrides(*use.option, first);
             if (!reads_once(*use.option, first)) {
                 run_handler(*use.option, params, use.positive, first, second);
             }

@@ -191,14 +191,16 @@ extern "C" rpaged_session * rpaged_session_new(rpaged_params * handle) {
     return rpaged_guard<rpaged_session *>(nullptr, [&]() -> rpaged_session * {
         rpaged_log_forget_error();
         rpaged_fail("");
-        // Upstream goes on without control vectors that it cannot load.
-        const auto & vectors = handle->params.control_vectors;
-        if (!vectors.empty() && common_control_vector_load(vectors).n_embd == -1) {
-            throw std::runtime_error("a control vector could not be read");
-        }
+        rpaged_check_adapter_files(handle->params);
         auto session = std::make_unique<rpaged_session>();
         session->params = &handle->params;
         session->init = common_init_from_params(handle->params);
+        std::string logged;
+        {
+            std::lock_guard<std::mutex> lock(LOGGED_ERROR_LOCK);
+            logged = LOGGED_ERROR;
+        }
+        rpaged_check_adapters(handle->params, session->init->model(), session->context(), logged);
         if (!session->init->model() || !session->context()) {
             return nullptr; // the reason is in the log
         }
