@@ -8,6 +8,9 @@
 mod bad_input;
 #[path = "cli/completion.rs"]
 mod completion;
+#[cfg(unix)]
+#[path = "cli/drafting.rs"]
+mod drafting;
 #[path = "cli/flags.rs"]
 mod flags;
 #[cfg(unix)]

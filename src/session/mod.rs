@@ -4,7 +4,7 @@ mod boundary;
 mod closing;
 mod completion;
 pub mod demo;
-mod generator;
+pub mod generator;
 mod loading;
 mod output;
 pub mod signal;
