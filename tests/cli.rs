@@ -10,6 +10,9 @@ mod bad_input;
 mod completion;
 #[path = "cli/download.rs"]
 mod download;
+#[cfg(unix)]
+#[path = "cli/drafting.rs"]
+mod drafting;
 #[path = "cli/flags.rs"]
 mod flags;
 #[allow(dead_code, reason = "shared with the tests that write models")]

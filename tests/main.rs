@@ -5,12 +5,14 @@
 //!   and keeps every logit.
 //! - [`equivalence`] compares the two over budgets, ubatches, attention and cache types.
 //! - [`bytes`] checks that the bytes that travel are those of the plan.
+//! - [`drafting`] generates with drafts and without, and compares the tokens.
 //! - [`files`] disturbs the files under a running model.
 //! - [`experts`] looks at the cache of single experts.
 //! - [`order`] delays, refuses and fails copies.
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
 mod bytes;
+mod drafting;
 mod equivalence;
 mod experts;
 mod files;

@@ -26,7 +26,7 @@ const RESERVE: usize = 2;
 
 /// Where the generation stands in its context.
 #[derive(Debug, Default)]
-pub(crate) struct Generator {
+pub struct Generator {
     /// Positions that the context holds, drafts not counted.
     past: i32,
     /// The last draft that was computed.
@@ -37,7 +37,6 @@ pub(crate) struct Generator {
     gave_up: bool,
 }
 
-#[allow(dead_code, reason = "prompt caches are being built on it")]
 impl Generator {
     /// The context holds `past` tokens already. Whoever knows which ones says so with
     /// [`Generator::holds`], for the sake of drafting.

@@ -6,7 +6,7 @@ mod completion;
 mod conversation;
 pub mod demo;
 mod dialogue;
-pub(crate) mod generator;
+pub mod generator;
 mod job;
 mod loading;
 mod output;

@@ -20,6 +20,7 @@
 #include <memory>
 #include <regex>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 // ---- rehearsal -----------------------------------------------------------------------------
@@ -405,9 +406,13 @@ static std::unique_ptr<rpaged_params> parse(int argc, char ** argv, const char *
     args.push_back(nullptr);
     auto result = std::make_unique<rpaged_params>();
     apply_extras(options, uses, argv, scratch, result->params);
+    // The parser's help shows this one's default, and it aborts when that is a number.
+    auto & draft_layers = result->params.speculative.draft.n_gpu_layers;
+    const int32_t given = std::exchange(draft_layers, -1);
     if (!common_params_parse((int) args.size() - 1, args.data(), result->params, RPAGED_EXAMPLE)) {
         throw usage_error("llama.cpp's parser refused the command line");
     }
+    draft_layers = given;
     return result;
 }
 

@@ -149,6 +149,12 @@ static draft_model load(const common_params & params, llama_context * target, bo
         throw std::runtime_error(
             "the draft model's memory cannot forget a part of the context, so it cannot draft");
     }
+    const auto has_texts = [](const llama_model * one) {
+        return llama_vocab_type(llama_model_get_vocab(one)) != LLAMA_VOCAB_TYPE_NONE;
+    };
+    if (!has_texts(model) || !has_texts(llama_get_model(target))) {
+        throw std::runtime_error("a model without a vocabulary cannot be compared with another");
+    }
     if (!common_speculative_are_compatible(llama_get_model(target), model)) {
         throw std::runtime_error("the draft model has another vocabulary than the model");
     }
