@@ -23,8 +23,6 @@ mod gguf;
 mod metrics;
 #[path = "cli/options/mod.rs"]
 mod options;
-#[path = "cli/rpc.rs"]
-mod rpc;
 #[path = "models/plain.rs"]
 mod plain;
 #[cfg(unix)]
@@ -33,6 +31,8 @@ mod prompt_cache;
 #[cfg(unix)]
 #[path = "cli/recorded.rs"]
 mod recorded;
+#[path = "cli/rpc.rs"]
+mod rpc;
 #[cfg(unix)]
 #[path = "cli/schema.rs"]
 mod schema;

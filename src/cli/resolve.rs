@@ -2,6 +2,7 @@
 //! upstream's flags their meaning under paging, looks at the model once.
 
 use std::ffi::CString;
+use std::io::IsTerminal;
 #[cfg(not(unix))]
 use std::path::Path;
 use std::path::PathBuf;
@@ -63,14 +64,8 @@ impl Request {
             self.own.paged_kv = true;
         }
         let paged = self.own.dynamic_layers || self.own.paged_kv;
-        self.own.check_needs()?;
-        self.check_one_model()?;
         let may_chat = !show && self.may_chat();
-        self.check_refused(may_chat)?;
-        rpc::check(&rpc::servers(&self.words, &self.options))?;
-        if paged {
-            self.check_paged()?;
-        }
+        self.check(paged, may_chat)?;
         let demo = if self.own.demo {
             Some(DemoModel::new()?)
         } else {
@@ -83,14 +78,7 @@ impl Request {
             arguments.extend(self.words.gpu_layers.take().into_iter().flatten());
             None
         };
-        if self.is_used("--log-disable") {
-            llama::log::note_disabled();
-        }
-        if progress::can_be_shown() {
-            progress::show_downloads();
-        }
-        let mut params = Params::parse(arguments, &self.hidden_variables(paged))
-            .map_err(|error| self.advised(error))?;
+        let mut params = self.parse(arguments, paged)?;
         let mut settings = params.settings()?;
         check_numbers(&settings)?;
         self.check_settings(&settings, paged)?;
@@ -136,6 +124,30 @@ impl Request {
             budget_file: self.own.vram_budget_file,
             metrics,
         })
+    }
+
+    /// Refuses what the words alone show to be wrong.
+    fn check(&self, paged: bool, may_chat: bool) -> Result<()> {
+        self.own.check_needs()?;
+        self.check_one_model()?;
+        self.check_refused(may_chat)?;
+        rpc::check(&rpc::servers(&self.words, &self.options))?;
+        if paged {
+            self.check_paged()?;
+        }
+        Ok(())
+    }
+
+    /// Has llama.cpp read its flags, and fetch a model that is elsewhere.
+    fn parse(&self, arguments: Vec<CString>, paged: bool) -> Result<Params> {
+        if self.is_used("--log-disable") {
+            llama::log::note_disabled();
+        }
+        if progress::can_be_shown() {
+            progress::show_downloads();
+        }
+        let hidden = self.hidden_variables(paged);
+        Params::parse(arguments, &hidden).map_err(|error| self.advised(error))
     }
 
     /// A refusal by llama.cpp's parser, with the nearest of the words that the option takes.
