@@ -17,6 +17,9 @@ mod metrics;
 #[path = "cli/schema.rs"]
 mod schema;
 #[cfg(unix)]
+#[path = "cli/terminal.rs"]
+mod terminal;
+#[cfg(unix)]
 #[path = "cli/unix.rs"]
 mod unix;
 #[cfg(unix)]
