@@ -41,6 +41,11 @@
 //! governor that watches memory. What leaves the arena makes room before anything comes.
 //! Nothing of this changes a bit of the output.
 //!
+//! # Completion and chat
+//!
+//! A prompt is completed by `session::completion`; a conversation with a terminal on both
+//! ends is `chat`'s. Both decode and sample through `session::generator` alone.
+//!
 //! # Between two passes
 //!
 //! Only there may the budget change: `session::boundary` asks how full memory is

@@ -42,6 +42,9 @@ mod together;
 #[path = "cli/turns.rs"]
 mod turns;
 #[cfg(unix)]
+#[path = "cli/terminal.rs"]
+mod terminal;
+#[cfg(unix)]
 #[path = "cli/unix.rs"]
 mod unix;
 #[cfg(unix)]

@@ -12,6 +12,8 @@ use crate::session::signal;
 
 /// SIGINT, what Ctrl-C sends.
 const INTERRUPT: u8 = 2;
+/// The verbosity with which warnings are shown.
+const WARNINGS: i32 = 2;
 /// Prompts with fewer batches than this are read without showing progress.
 const BATCHES_SHOWN: usize = 2;
 
@@ -118,7 +120,10 @@ impl<'a> Reader<'a> {
         if is_interrupted()? {
             return Ok(false);
         }
-        self.boundary.before_decode(self.session.device());
+        // Memory that gets scarce is news, whatever llama.cpp is to be silent about.
+        log::at_least(WARNINGS, || {
+            self.boundary.before_decode(self.session.device())
+        });
         match self.generator.feed(self.session, tokens) {
             Ok(Decoded::Done) => {
                 self.held.extend_from_slice(tokens);
@@ -130,10 +135,9 @@ impl<'a> Reader<'a> {
                 Ok(true)
             }
             Ok(Decoded::Aborted) => {
-                let wanted = is_interrupted()?;
                 // What the aborted batch has left in the context is undefined.
                 self.forget_from(self.held.len())?;
-                if wanted {
+                if is_interrupted()? {
                     return Ok(false);
                 }
                 Err(Error::Bug(

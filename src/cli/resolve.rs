@@ -355,7 +355,7 @@ impl Request {
         }
         if may_chat && !self.logs_as_told() {
             // On the terminal the chat is what counts.
-            all.extend([c"-lv".to_owned(), c"2".to_owned()]);
+            all.extend([c"-lv".to_owned(), c"1".to_owned()]);
         }
         if let Some(demo) = demo {
             all.extend([c"-m".to_owned(), demo.path().to_owned()]);

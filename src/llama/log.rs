@@ -168,6 +168,32 @@ pub fn verbosity() -> i32 {
     unsafe { ggml_sys::rpaged_log_verbosity() }
 }
 
+/// Says whether a computation stops because it was asked to: what llama.cpp calls errors
+/// and warnings meanwhile are none. From any thread.
+pub fn set_stopping(stopping: bool) {
+    // SAFETY:
+    // - stores one atomic.
+    unsafe { ggml_sys::rpaged_log_stopping(stopping) }
+}
+
+/// Does `work` with a verbosity of at least `least`: what it logs is to be read even where
+/// llama.cpp's own lines are not.
+pub fn at_least<T>(least: i32, work: impl FnOnce() -> T) -> T {
+    let usual = verbosity();
+    if usual >= least {
+        return work();
+    }
+    let set = |verbosity| {
+        // SAFETY:
+        // - sets one integer that only this thread changes.
+        unsafe { ggml_sys::rpaged_log_set_verbosity(verbosity) }
+    };
+    set(least);
+    let done = work();
+    set(usual);
+    done
+}
+
 /// Forgets the first error, so that the next one is the first.
 pub(super) fn forget_error() {
     // SAFETY:

@@ -28,6 +28,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 #[cfg(unix)]
 use crate::llama::console::restore_terminal;
 
+use crate::llama::log;
+
 /// The signal that asked to stop; 0: none did.
 static ASKED: AtomicU8 = AtomicU8::new(0);
 /// Whether a first signal is to stop gently.
@@ -112,6 +114,7 @@ impl Drop for Interjecting {
 /// The signal that asked the generation to stop; asking takes it back, so that the next one
 /// is a first one again.
 pub fn take() -> Option<u8> {
+    log::set_stopping(false);
     Some(ASKED.swap(0, Ordering::Relaxed)).filter(|signal| *signal != 0)
 }
 
@@ -122,7 +125,11 @@ pub fn take_reload() -> bool {
 
 /// For long computations: whether to stop.
 pub extern "C" fn abort(_data: *mut c_void) -> bool {
-    ASKED.load(Ordering::Relaxed) != 0
+    let stops = ASKED.load(Ordering::Relaxed) != 0;
+    if stops {
+        log::set_stopping(true);
+    }
+    stops
 }
 
 /// Has a file that may not grow be an error of the write that fails, not the end of the

@@ -62,6 +62,9 @@ void rpaged_log(enum rpaged_log_level level, const char * text);
 // Returns when everything logged so far is written; what is logged later is discarded.
 // (llama.cpp's own flush would switch a log on again that --log-disable has switched off.)
 void rpaged_log_stop(void);
+// While true, llama.cpp's errors and warnings are dropped: a computation stops because it was
+// asked to. From any thread.
+void rpaged_log_stopping(bool stopping);
 int32_t rpaged_log_verbosity(void);
 void rpaged_log_set_verbosity(int32_t verbosity);
 // The last error that llama.cpp itself logged, trimmed; empty when there was none.

@@ -8,6 +8,7 @@
 #include "sampling.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -75,8 +76,18 @@ extern "C" void rpaged_tokens_free(rpaged_tokens tokens) {
 static std::mutex  LOGGED_ERROR_LOCK;
 static std::string LOGGED_ERROR;
 
+// Set while a computation stops because it was asked to: that is no error.
+static std::atomic<bool> STOPPING{false};
+
+extern "C" void rpaged_log_stopping(bool stopping) {
+    STOPPING = stopping;
+}
+
 // Upstream's callback, which also remembers the last error.
 static void on_log(ggml_log_level level, const char * text, void * data) {
+    if (STOPPING && (level == GGML_LOG_LEVEL_ERROR || level == GGML_LOG_LEVEL_WARN)) {
+        return;
+    }
     if (level == GGML_LOG_LEVEL_ERROR) {
         rpaged_guard(0, [&] {
             const std::string line = rpaged_one_line(text);
