@@ -36,14 +36,14 @@ mod rpc;
 #[cfg(unix)]
 #[path = "cli/schema.rs"]
 mod schema;
+#[cfg(unix)]
+#[path = "cli/terminal.rs"]
+mod terminal;
 #[path = "cli/together.rs"]
 mod together;
 #[cfg(unix)]
 #[path = "cli/turns.rs"]
 mod turns;
-#[cfg(unix)]
-#[path = "cli/terminal.rs"]
-mod terminal;
 #[cfg(unix)]
 #[path = "cli/unix.rs"]
 mod unix;
