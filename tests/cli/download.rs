@@ -190,5 +190,9 @@ fn a_place_that_cannot_be_written_is_named() {
     let server = Server::start(Manner::Well);
     // A file stands where the folder should be made.
     let output = fetch(&server.address, &file, &[]);
-    assert_refused(&output, 1, &["cannot be written", "LLAMA_CACHE"]);
+    assert_refused(
+        &output,
+        1,
+        &["could not get the model", "cache directory", "file"],
+    );
 }

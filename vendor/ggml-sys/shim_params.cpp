@@ -314,7 +314,7 @@ static void rehearse(const std::vector<common_arg> & options,
     if (!scratch.chat_template.empty() &&
         !common_chat_verify_template(scratch.chat_template, scratch.use_jinja)) {
         rpaged_blame("--chat-template", scratch.chat_template);
-        throw usage_error("the template of --chat-template is not one that llama.cpp supports" +
+        throw usage_error("the chat template (--chat-template) is not one that llama.cpp supports" +
                           std::string(scratch.use_jinja ? "" : "; try --jinja"));
     }
     rpaged_check_draft_file(scratch);

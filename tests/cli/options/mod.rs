@@ -63,8 +63,10 @@ impl Files {
 }
 
 /// Runs the words of `line`; those of a complete run come before, unless it begins with `!`.
-fn run(line: &str) -> Output {
+fn run(line: &str, files: &Files) -> Output {
     let mut command = program();
+    // What a download makes goes with the other files.
+    command.env("LLAMA_CACHE", files.0.path());
     let words = match line.strip_prefix('!') {
         Some(alone) => alone,
         None => {
@@ -84,7 +86,7 @@ fn stderr(output: &Output) -> String {
 fn flaw(row: &Row, files: &Files) -> Option<String> {
     let base = files.fill(row.base);
     let line = files.fill(&format!("{} {}", row.base, row.line));
-    let with = run(&line);
+    let with = run(&line, files);
     let succeeds = || {
         let code = with.status.code();
         (code != Some(0)).then(|| format!("ended with {code:?}: {}", stderr(&with)))
@@ -101,26 +103,55 @@ fn flaw(row: &Row, files: &Files) -> Option<String> {
                 && parts.iter().all(|part| sentence.contains(part));
             (!fits).then(|| format!("ended with {:?}: {sentence}", with.status.code()))
         }
-        Effect::Text => succeeds()
-            .or_else(|| differs(stdout(&with) == stdout(&run(&base)), false, "the same text")),
+        Effect::Text => succeeds().or_else(|| {
+            differs(
+                stdout(&with) == stdout(&run(&base, files)),
+                false,
+                "the same text",
+            )
+        }),
         Effect::Prints(text) => succeeds()
             .or_else(|| differs(stdout(&with).contains(text), true, text))
-            .or_else(|| differs(stdout(&run(&base)).contains(text), false, "without it")),
+            .or_else(|| {
+                differs(
+                    stdout(&run(&base, files)).contains(text),
+                    false,
+                    "without it",
+                )
+            }),
         Effect::Says(text) => succeeds()
             .or_else(|| differs(stderr(&with).contains(text), true, text))
-            .or_else(|| differs(stderr(&run(&base)).contains(text), false, "without it")),
+            .or_else(|| {
+                differs(
+                    stderr(&run(&base, files)).contains(text),
+                    false,
+                    "without it",
+                )
+            }),
         Effect::Silences(text) => succeeds()
             .or_else(|| differs(stderr(&with).contains(text), false, text))
-            .or_else(|| differs(stderr(&run(&base)).contains(text), true, "without it")),
+            .or_else(|| {
+                differs(
+                    stderr(&run(&base, files)).contains(text),
+                    true,
+                    "without it",
+                )
+            }),
         Effect::Writes(file, text) => succeeds().or_else(|| {
             let written = fs::read_to_string(files.fill(file)).unwrap_or_default();
             differs(written.contains(text), true, text)
         }),
         Effect::Quiet(wrong) => succeeds()
-            .or_else(|| differs(stdout(&with) == stdout(&run(&base)), true, "the same text"))
+            .or_else(|| {
+                differs(
+                    stdout(&with) == stdout(&run(&base, files)),
+                    true,
+                    "the same text",
+                )
+            })
             .or_else(|| {
                 let refused = wrong.is_empty() || {
-                    let output = run(&files.fill(&format!("{} {wrong}", row.base)));
+                    let output = run(&files.fill(&format!("{} {wrong}", row.base)), files);
                     output.status.code() == Some(2)
                 };
                 differs(refused, true, wrong)
