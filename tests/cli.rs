@@ -13,9 +13,20 @@ mod flags;
 #[cfg(unix)]
 #[path = "cli/metrics.rs"]
 mod metrics;
+#[path = "models/plain.rs"]
+mod plain;
+#[cfg(unix)]
+#[path = "cli/prompt_cache.rs"]
+mod prompt_cache;
+#[cfg(unix)]
+#[path = "cli/recorded.rs"]
+mod recorded;
 #[cfg(unix)]
 #[path = "cli/schema.rs"]
 mod schema;
+#[cfg(unix)]
+#[path = "cli/turns.rs"]
+mod turns;
 #[cfg(unix)]
 #[path = "cli/unix.rs"]
 mod unix;

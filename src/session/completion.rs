@@ -286,17 +286,21 @@ impl Run<'_> {
         if !may_read {
             return Ok(true);
         }
-        if self.interacting {
-            if !self.read()? {
-                return Ok(false);
-            }
-            self.session.reset_sampler();
+        if !self.interacting {
+            return Ok(true);
         }
+        signal::Interjecting::user_has_control();
+        if !self.read()? {
+            return Ok(false);
+        }
+        self.session.reset_sampler();
         self.interacting = false;
-        signal::Interjecting::again();
         let dialogue = &mut self.job.dialogue;
         if std::mem::take(&mut dialogue.awaits_first) && dialogue.is_single {
             dialogue.interactive = false;
+        }
+        if dialogue.interactive {
+            signal::Interjecting::model_has_control();
         }
         Ok(true)
     }

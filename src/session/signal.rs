@@ -63,33 +63,36 @@ pub fn asked() -> Option<u8> {
     Some(ASKED.load(Ordering::Relaxed)).filter(|signal| *signal != 0)
 }
 
-/// While it lives, a first Ctrl-C gives the user control instead of ending the run.
+/// While it lives, a first Ctrl-C while the model has control gives it to the user instead
+/// of ending the run.
 pub struct Interjecting;
 
 impl Interjecting {
-    /// Begins.
+    /// Begins; the model has control.
     pub fn begin() -> Self {
-        INTERJECTION.store(INTERJECTS, Ordering::Relaxed);
+        Self::model_has_control();
         Self
     }
 
-    /// Whether Ctrl-C came since the user last had control.
+    /// Whether Ctrl-C came while the model had control.
     pub fn has_come() -> bool {
         INTERJECTION.load(Ordering::Relaxed) == INTERJECTED
     }
 
-    /// The model has control again: the next Ctrl-C is a first one.
-    pub fn again() {
-        let (from, to) = (INTERJECTED, INTERJECTS);
-        let order = Ordering::Relaxed;
-        // Fails where none has come, which is as well.
-        let _ = INTERJECTION.compare_exchange(from, to, order, order);
+    /// The next Ctrl-C is an interjection.
+    pub fn model_has_control() {
+        INTERJECTION.store(INTERJECTS, Ordering::Relaxed);
+    }
+
+    /// The next Ctrl-C ends the run.
+    pub fn user_has_control() {
+        INTERJECTION.store(ENDS, Ordering::Relaxed);
     }
 }
 
 impl Drop for Interjecting {
     fn drop(&mut self) {
-        INTERJECTION.store(ENDS, Ordering::Relaxed);
+        Self::user_has_control();
     }
 }
 

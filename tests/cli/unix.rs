@@ -6,6 +6,21 @@ use std::process::{Child, Command, Stdio};
 
 use super::{MODEL, program};
 
+/// Has `command` run without the terminal that the tests were started at.
+#[allow(unsafe_code, reason = "runs a call between fork and exec")]
+pub fn leave_terminal(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    let leave = || {
+        // SAFETY:
+        // - takes nothing, and may be called between fork and exec.
+        unsafe { libc::setsid() };
+        Ok(())
+    };
+    // SAFETY:
+    // - `leave` only makes a system call.
+    unsafe { command.pre_exec(leave) };
+}
+
 /// The program while it generates without an end.
 fn endless(stdout: Stdio) -> Child {
     let binary = assert_cmd::cargo::cargo_bin("rpaged-cli");
