@@ -209,8 +209,8 @@ impl Request {
                 }
                 Some(Support::Chat) if conversation != Some(false) => {
                     return Err(Error::NotBuilt(format!(
-                        "'{word}' belongs to chat mode, which is not built yet; with -no-cnv it \
-                         has no effect, and the prompt is completed as it is"
+                        "'{word}' belongs to chat at a terminal, which is not built yet; with \
+                         -no-cnv it has no effect, and the prompt is completed as it is"
                     )));
                 }
                 Some(_) => {}

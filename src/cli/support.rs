@@ -8,8 +8,8 @@ pub enum Support {
     Works,
     /// Prints something and ends; done by us.
     Prints,
-    /// Belongs to chat mode, which is not built; with `-no-cnv` it is accepted and has no
-    /// effect, as in llama-completion.
+    /// Belongs to chat at a terminal, which is not built; with `-no-cnv` it is accepted and
+    /// has no effect, as in llama-completion.
     Chat,
     /// Not built; the text says what is missing.
     Refused(&'static str),
@@ -69,10 +69,8 @@ const PRINTS: &[&str] = &[
 
 #[rustfmt::skip]
 const CHAT: &[&str] = &[
-    "--system-prompt", "--system-prompt-file", "--single-turn", "--reasoning-format",
-    "--reasoning", "--reasoning-effort", "--reasoning-budget", "--reasoning-budget-message",
-    "--reasoning-preserve", "--chat-template", "--chat-template-file", "--chat-template-kwargs",
-    "--skip-chat-parsing",
+    "--reasoning-format", "--reasoning", "--reasoning-effort", "--reasoning-budget",
+    "--reasoning-budget-message", "--reasoning-preserve", "--chat-template-kwargs",
 ];
 
 const DRAFT: &str = "speculative decoding";
