@@ -78,8 +78,9 @@
 //!    what it cannot report is recorded and asked for by whoever sees the call fail.
 //!    After a panic every guarded slot refuses.
 //! 8. **The budget bounds what is taken.** Resident tensors, KV pages in use, the ring, the
-//!    cache, and what llama.cpp takes to compute with together never exceed it; a plan that
-//!    would is refused with the smallest budget that works.
+//!    cache, and what llama.cpp keeps here and computes with (adapters and tensors placed by
+//!    hand among it) together never exceed it; a plan that would is refused with the
+//!    smallest budget that works. Layers on other machines are not among it.
 //! 9. **A pass allocates nothing** once its vectors have grown.
 //!
 //! # Glossary

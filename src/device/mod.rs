@@ -4,6 +4,7 @@
 //!  llama.cpp ──► vtables (ggml's structs, filled in from here)
 //!                  device.rs   what the device is and can
 //!                  buffer.rs   buffer type and buffers: paged memory, or the inner device's
+//!                  outside.rs  what of a model lies elsewhere, and whether the budget covers it
 //!                  backend.rs  graph_compute: scan.rs ─► schedule.rs ─► launch, by segments
 //!                  experts.rs  which experts a segment reads
 //!                guard.rs      no panic crosses; what cannot be reported is recorded

@@ -93,7 +93,11 @@ fn adapters_and_grammars_that_are_wrong_are_sentences() {
             .args(flags);
         command.output().unwrap()
     };
-    assert_refused(&with(&["--lora", "/nonexistent"]), 1, &["could not load"]);
+    assert_refused(
+        &with(&["--lora", "/nonexistent"]),
+        1,
+        &["adapter '/nonexistent'", "--lora"],
+    );
     assert_refused(
         &with(&["--control-vector", "/nonexistent"]),
         1,
