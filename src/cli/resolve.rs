@@ -306,9 +306,7 @@ impl Request {
         for (index, word) in &self.words.used {
             match support(self.options[*index].name()) {
                 Some(Support::Refused(what)) => {
-                    return Err(Error::NotBuilt(format!(
-                        "'{word}' is not built yet: {what}"
-                    )));
+                    return Err(Error::NotBuilt(format!("'{word}' is refused: {what}")));
                 }
                 Some(Support::Terminal) if !may_chat => {
                     return Err(Error::Usage(format!(

@@ -99,9 +99,9 @@ const DRAFT_DEVICE: &str = "a draft model that samples on its device; the kinds 
                             models made for them";
 const MIN_HITS: &str = "a bound that llama.cpp does not look at for this kind of drafting";
 const REMOVED: &str = "llama.cpp has removed it; use --spec-draft-n-max and --spec-draft-n-min";
-const SERVER: &str = "what llama-cli has a server do";
-const MEDIA: &str = "images, audio and video";
-const PRESET: &str = "a model by the name of a preset";
+const SERVER: &str = "llama-cli has a server do it, and there is none here";
+const MEDIA: &str = "images, audio and video are not read";
+const PRESET: &str = "a preset fetches a model of its own; name one with -hf";
 
 const REFUSED: &[(&str, &str)] = &[
     ("--spec-synth-len", SYNTHETIC),
@@ -271,7 +271,6 @@ const DIFFERS: &[(&str, &str)] = &[
     ),
     ("--version", "our version, then llama.cpp's"),
     ("--completion-bash", "a script for our flags as well"),
-    ("--rpc", "refused: llama.cpp is built without RPC here"),
 ];
 
 /// What becomes of all options, in Markdown, as the README shows it: a row for each topic
@@ -295,9 +294,19 @@ pub fn options_table(options: &[OptionInfo]) -> String {
     for (name, what) in DIFFERS {
         rows.push((format!("`{name}`"), (*what).to_owned()));
     }
-    let chat = with(&|entry| support(&entry.name) == Some(Support::Chat));
-    let what = "with `-no-cnv` the same: no effect; else refused, not built yet: chat mode";
-    rows.push((chat, what.to_owned()));
+    for (kind, what) in [
+        (
+            Support::Chat,
+            "in the chat at a terminal as in llama-cli; elsewhere the same: no effect",
+        ),
+        (
+            Support::Terminal,
+            "in the chat at a terminal as in llama-cli; elsewhere refused",
+        ),
+    ] {
+        let names = with(&|entry| support(&entry.name) == Some(kind));
+        rows.push((names, what.to_owned()));
+    }
     let mut reasons: Vec<&str> = Vec::new();
     for (_, why) in REFUSED {
         if !reasons.contains(why) {
@@ -306,7 +315,7 @@ pub fn options_table(options: &[OptionInfo]) -> String {
     }
     for why in reasons {
         let names = with(&|entry| support(&entry.name) == Some(Support::Refused(why)));
-        rows.push((names, format!("refused, not built yet: {why}")));
+        rows.push((names, format!("refused: {why}")));
     }
     let mut text = String::from("| llama.cpp's options | here |\n|---|---|\n");
     for (names, what) in rows.iter().filter(|(names, _)| !names.is_empty()) {

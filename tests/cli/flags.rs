@@ -487,11 +487,11 @@ fn a_budget_below_the_minimum_says_the_minimum() {
 
 #[test]
 fn what_is_not_built_is_refused() {
-    assert_refused(&complete("-ctkd q8_0"), 3, &["-ctkd", "not built yet"]);
+    assert_refused(&complete("--image x"), 3, &["--image", "is refused"]);
     assert_refused(
         &complete("--draft-max 3"),
         3,
-        &["--draft-max", "not built yet"],
+        &["--draft-max", "--spec-draft-n-max"],
     );
 }
 

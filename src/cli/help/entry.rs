@@ -176,8 +176,10 @@ fn about(option: &OptionInfo) -> String {
 fn notes(option: &OptionInfo) -> Vec<String> {
     let mut notes = Vec::new();
     match support(option.name()) {
-        Some(Support::Refused(what)) => notes.push(format!("not built yet: {what}")),
-        Some(Support::Chat) => notes.push("for chat mode, which is not built yet".to_owned()),
+        Some(Support::Refused(what)) => notes.push(format!("refused: {what}")),
+        Some(Support::Chat | Support::Terminal) => {
+            notes.push("in the chat at a terminal only".to_owned())
+        }
         _ => {}
     }
     match when_paged(option.name()) {

@@ -44,6 +44,7 @@ impl Files {
             b"<|im_start|>{{ messages[0].content }}<|im_end|>",
         );
         let mut damaged = fs::read(MODEL).unwrap();
+        write("draft", &damaged);
         // The last tensor ends with numbers that are none.
         let start = damaged.len() - 136;
         damaged[start..].fill(0xff);
@@ -54,7 +55,9 @@ impl Files {
     /// `text` with paths in place of names in braces.
     fn fill(&self, text: &str) -> String {
         let mut text = text.replace("{model}", MODEL);
-        for name in ["prompt", "grammar", "schema", "template", "damaged", "log"] {
+        for name in [
+            "prompt", "grammar", "schema", "template", "damaged", "draft", "log",
+        ] {
             let path = self.0.path().join(name);
             text = text.replace(&format!("{{{name}}}"), path.to_str().unwrap());
         }
@@ -255,7 +258,7 @@ fn assert_refused(output: &Output, code: i32, parts: &[&str]) {
 }
 
 #[test]
-fn every_option_that_is_not_built_is_refused() {
+fn every_option_that_is_refused_says_why() {
     let files = Files::new();
     for option in options() {
         let Some(Support::Refused(what)) = support::support(option.name()) else {
@@ -263,25 +266,32 @@ fn every_option_that_is_not_built_is_refused() {
         };
         for spelling in option.args.iter().chain(&option.args_neg) {
             let output = with_option(&["-no-cnv"], spelling, &values(&option, &files));
-            assert_refused(&output, 3, &[spelling, "not built yet", what]);
+            assert_refused(&output, 3, &[spelling, "is refused", what]);
         }
     }
 }
 
 #[test]
-fn every_option_of_chat_mode_is_refused_but_with_no_cnv() {
+fn an_option_of_the_chat_does_nothing_elsewhere_and_that_is_said() {
     let files = Files::new();
     let text = stdout(&with_option(&[], "-no-cnv", &[]));
     for option in options() {
-        if support::support(option.name()) != Some(Support::Chat) {
-            continue;
-        }
+        let support = support::support(option.name());
         for spelling in option.args.iter().chain(&option.args_neg) {
-            let values = values(&option, &files);
-            let output = with_option(&[], spelling, &values);
-            assert_refused(&output, 3, &[spelling, "-no-cnv"]);
-            let output = with_option(&["-no-cnv"], spelling, &values);
-            assert_eq!(stdout(&output), text, "{spelling}: {output:?}");
+            let values = || values(&option, &files);
+            match support {
+                Some(Support::Chat) => {
+                    let output = with_option(&[], spelling, &values());
+                    assert_eq!(stdout(&output), text, "{spelling}: {output:?}");
+                    let said = format!("'{spelling}' has no effect away from a terminal");
+                    assert!(stderr(&output).contains(&said), "{spelling}: {output:?}");
+                }
+                Some(Support::Terminal) => {
+                    let output = with_option(&[], spelling, &values());
+                    assert_refused(&output, 2, &[spelling, "terminal"]);
+                }
+                _ => {}
+            }
         }
     }
 }
