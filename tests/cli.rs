@@ -67,7 +67,7 @@ fn program() -> Command {
     }
     // A configuration file of the user's is none of the tests' business.
     command
-        .env("HOME", "/nonexistent")
+        .env("HOME", "/dev/null/home")
         .env_remove("XDG_CONFIG_HOME");
     command.timeout(std::time::Duration::from_secs(120));
     command

@@ -62,7 +62,7 @@ impl Terminal {
                 command.env_remove(name);
             }
         }
-        command.env("HOME", "/nonexistent");
+        command.env("HOME", "/dev/null/home");
         command.env("TERM", "xterm-256color");
         for (name, value) in env {
             command.env(name, value);
