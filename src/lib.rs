@@ -41,6 +41,13 @@
 //! governor that watches memory. What leaves the arena makes room before anything comes.
 //! Nothing of this changes a bit of the output.
 //!
+//! # One pass for several tokens
+//!
+//! With drafting, what is fed is computed together with a guess of what follows
+//! ([`session::generator`]); each token is still sampled by the model's own logits, one at a
+//! time, and what was guessed wrong is forgotten. The weights travel once for all of them.
+//! A draft model stays in main memory, on the plain CPU; the budget covers it.
+//!
 //! # Between two passes
 //!
 //! Only there may the budget change: `session::boundary` asks how full memory is

@@ -312,7 +312,7 @@ fn a_budget_below_the_minimum_says_the_minimum() {
 
 #[test]
 fn what_is_not_built_is_refused() {
-    for flag in ["-i", "-if", "--prompt-cache x", "-gan 2", "-ctkd q8_0"] {
+    for flag in ["-i", "-if", "--prompt-cache x", "-gan 2", "--spec-draft-p-split 0.2"] {
         let word = flag.split(' ').next().unwrap_or(flag);
         assert_refused(&complete(flag), 3, &[word, "not built yet"]);
     }
