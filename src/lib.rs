@@ -46,6 +46,13 @@
 //! A prompt is completed by `session::completion`; a conversation with a terminal on both
 //! ends is `chat`'s. Both decode and sample through `session::generator` alone.
 //!
+//! # One pass for several tokens
+//!
+//! With drafting, what is fed is computed together with a guess of what follows
+//! ([`session::generator`]); each token is still sampled by the model's own logits, one at a
+//! time, and what was guessed wrong is forgotten. The weights travel once for all of them.
+//! A draft model stays in main memory, on the plain CPU; the budget covers it.
+//!
 //! # Between two passes
 //!
 //! Only there may the budget change: `session::boundary` asks how full memory is

@@ -2,6 +2,7 @@
 //! model or from what was written before. Whether they are right, the session's model says.
 #![allow(unsafe_code, reason = "calls the C doors")]
 
+use std::ffi::c_void;
 use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -109,6 +110,14 @@ impl Drafting {
             raw,
             tally: Arc::default(),
         }))
+    }
+
+    /// Has a draft model's computations ask `abort` now and then whether to stop.
+    pub(super) fn set_abort(&mut self, abort: extern "C" fn(*mut c_void) -> bool) {
+        // SAFETY:
+        // - the drafter is alive as long as `self`, and borrowed alone;
+        // - `abort` is a function, it lives as long as the program, and needs no data.
+        unsafe { ggml_sys::rpaged_drafter_set_abort(self.raw.as_ptr(), Some(abort)) }
     }
 
     /// What is counted of it.

@@ -160,6 +160,9 @@ impl Session {
         unsafe {
             ggml_sys::llama_set_abort_callback(self.context(), Some(abort), std::ptr::null_mut());
         }
+        if let Some(drafting) = &mut self.drafting {
+            drafting.set_abort(abort);
+        }
     }
 
     /// Forgets the timings so far.

@@ -314,6 +314,8 @@ uint64_t rpaged_draft_model_bytes(struct rpaged_session * session, bool resident
 struct rpaged_drafter;
 struct rpaged_drafter * rpaged_drafter_new(struct rpaged_session * session, bool resident);
 void rpaged_drafter_free(struct rpaged_drafter * drafter);
+// Has a draft model's computations ask, with NULL, whether to stop.
+void rpaged_drafter_set_abort(struct rpaged_drafter * drafter, bool (*callback)(void * data));
 // The session's context holds `tokens` from position `from` on, and nothing behind them.
 int32_t rpaged_drafter_hold(struct rpaged_drafter * drafter, int32_t from, const int32_t * tokens,
                             size_t count);

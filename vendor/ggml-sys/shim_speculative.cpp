@@ -252,6 +252,12 @@ extern "C" rpaged_drafter * rpaged_drafter_new(rpaged_session * session, bool re
     });
 }
 
+extern "C" void rpaged_drafter_set_abort(rpaged_drafter * drafter, bool (*callback)(void *)) {
+    if (drafter->draft.context) {
+        llama_set_abort_callback(drafter->draft.context.get(), callback, nullptr);
+    }
+}
+
 extern "C" void rpaged_drafter_free(rpaged_drafter * drafter) {
     delete drafter;
 }
