@@ -165,12 +165,8 @@ fn what_ends_a_run_is_an_object_as_well() {
         "failed",
         "does not exist",
     );
-    assert_fails(
-        &format!("{model} --metrics --image x"),
-        3,
-        "not built",
-        "--image",
-    );
+    let image = format!("{model} --metrics --image x");
+    assert_fails(&image, 3, "not built", "--image");
     let small = format!("{model} -c 256 --dynamic-layers --vram-budget 1K --metrics");
     assert_fails(&small, 4, "memory", "minimum");
     let unwritable = format!("{model} --metrics --metrics-file /nonexistent/f");
