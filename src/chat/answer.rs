@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 use crate::llama::chat::{Answer, Chat, Turn};
 use crate::llama::{Session, Token, log};
 
+/// The verbosity with which information is shown.
+const INFORMATION: i32 = 3;
 /// Tokens of the context that a prompt must leave free, as in a completion.
 const RESERVE: usize = 4;
 /// What is shown is split into thoughts and content at most so often: a long answer is
@@ -76,7 +78,11 @@ pub(super) fn answer<W: Write>(
     screen: &mut Screen<W>,
 ) -> Result<Outcome> {
     let (turn, prompt) = fitting(reader.session, chat, conversation, rules)?;
-    log_prompt(reader.session, &prompt, rules.verbose_prompt)?;
+    log::debug(|| format!("tokens: {}\n", reader.session.tokens_text(&prompt)));
+    if rules.verbose_prompt {
+        // Asked for by name, so it is shown whatever else is not.
+        log::at_least(INFORMATION, || log_prompt(reader.session, &prompt))?;
+    }
     turn.begin(reader.session, attempt)?;
     for &token in &prompt {
         // The penalties look at the prompt too, the grammar does not.
@@ -159,15 +165,12 @@ fn fitting(
     }
 }
 
-fn log_prompt(session: &Session, prompt: &[Token], verbose: bool) -> Result<()> {
-    log::debug(|| format!("tokens: {}\n", session.tokens_text(prompt)));
-    if verbose {
-        log::info(format!("number of tokens in prompt = {}\n", prompt.len()));
-        for &token in prompt {
-            let piece = session.piece(token, true)?;
-            let piece = String::from_utf8_lossy(&piece).into_owned();
-            log::info(format!("{token:6} -> '{piece}'\n"));
-        }
+fn log_prompt(session: &Session, prompt: &[Token]) -> Result<()> {
+    log::info(format!("number of tokens in prompt = {}\n", prompt.len()));
+    for &token in prompt {
+        let piece = session.piece(token, true)?;
+        let piece = String::from_utf8_lossy(&piece).into_owned();
+        log::info(format!("{token:6} -> '{piece}'\n"));
     }
     Ok(())
 }

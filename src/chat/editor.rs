@@ -96,7 +96,11 @@ fn history_file() -> Option<PathBuf> {
     };
     let data = absolute("XDG_DATA_HOME")
         .or_else(|| absolute("APPDATA"))
-        .or_else(|| Some(absolute("HOME")?.join(".local/share")))?;
+        .or_else(|| {
+            // A home that is not there is not to be made.
+            let home = absolute("HOME").filter(|home| home.is_dir())?;
+            Some(home.join(".local/share"))
+        })?;
     let folder = data.join("rpaged");
     std::fs::create_dir_all(&folder).ok()?;
     Some(folder.join("chat-history"))

@@ -293,11 +293,11 @@ impl Talk<'_> {
     /// Has the model answer what the conversation ends with.
     fn respond(&mut self) -> Result<()> {
         if !self.begun {
-            self.begun = true;
             let turn = self.chat.apply(&self.conversation.visible())?;
             let prompt = self.reader.session.tokenize(&turn.prompt()?, true)?;
             let device = self.reader.session.device();
             self.reader.boundary.begin(device, prompt.len());
+            self.begun = true;
         }
         let outcome = answer::answer(
             &mut self.reader,

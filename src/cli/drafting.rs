@@ -4,10 +4,24 @@ use std::path::Path;
 
 use super::resolve::THREADS_MAX;
 use crate::error::{Error, Result};
-use crate::llama::{self, Params};
+use crate::llama::{self, Params, Settings, log};
+
+/// Says of `words`, the flags about drafting, that nothing is drafted, if that is so.
+pub fn check_words<'a>(params: &Params, words: impl Iterator<Item = &'a str>) -> Result<()> {
+    let asked = params.drafting()?;
+    if asked.with_model || asked.without_model || asked.special {
+        return Ok(());
+    }
+    for word in words {
+        log::warn(format!(
+            "'{word}' has no effect: nothing is drafted; see --spec-type and --spec-draft-model\n"
+        ));
+    }
+    Ok(())
+}
 
 /// Refuses what cannot be done; `model` is the model's file.
-pub fn check(params: &Params, model: &Path) -> Result<()> {
+pub fn check(params: &Params, settings: &Settings, model: &Path) -> Result<()> {
     let asked = params.drafting()?;
     if asked.special {
         return Err(Error::NotBuilt(format!(
@@ -27,6 +41,13 @@ pub fn check(params: &Params, model: &Path) -> Result<()> {
     if drafts && asked.backend_sampling {
         return Err(Error::NotBuilt(
             "'--backend-sampling' together with drafting is not built yet; leave out one of them"
+                .into(),
+        ));
+    }
+    if drafts && settings.grp_attn_n != 1 {
+        return Err(Error::Usage(
+            "drafting cannot be combined with --grp-attn-n: where positions are shared, no draft \
+             can be forgotten"
                 .into(),
         ));
     }

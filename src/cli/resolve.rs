@@ -86,7 +86,10 @@ impl Request {
         let path = path_of(params.model_path()?);
         let file = llama::inspect(&path)?;
         let mode = self.mode(may_chat, &mut params, &mut settings, &file)?;
-        drafting::check(&params, &path)?;
+        let of_drafting = |(index, _): &&(usize, String)| self.options[*index].is_about_drafting();
+        let used = self.words.used.iter().filter(of_drafting);
+        drafting::check_words(&params, used.map(|(_, word)| word.as_str()))?;
+        drafting::check(&params, &settings, &path)?;
         self.check_pins(&file)?;
         self.check_spill_folder()?;
         let model_name = if demo.is_some() {

@@ -54,6 +54,11 @@ impl OptionInfo {
         long.or(self.args.first()).map_or("", String::as_str)
     }
 
+    /// Whether it says how tokens are drafted.
+    pub fn is_about_drafting(&self) -> bool {
+        self.section == "speculative params"
+    }
+
     /// Whether one of its spellings is `arg`.
     pub fn is_spelled(&self, arg: &str) -> bool {
         self.args

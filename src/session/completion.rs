@@ -105,7 +105,7 @@ pub(super) fn complete(
         .interactive
         .then(signal::Interjecting::begin);
     run.go()?;
-    run.save_all();
+    run.save_all()?;
     Ok(run.generated)
 }
 
@@ -187,7 +187,7 @@ impl Run<'_> {
             self.job.cache.give_up();
         }
         let known = self.job.cache.take_known(&self.batch);
-        self.context.hold(&self.batch[..known]);
+        self.context.hold(self.session, &self.batch[..known])?;
         self.batch.drain(..known);
         if self.batch.is_empty() {
             return Ok(true);
@@ -200,6 +200,7 @@ impl Run<'_> {
             // its logits are needed again.
             Some((last, rest)) if saves && !rest.is_empty() => {
                 self.feed(rest)?;
+                self.context.settle(self.session)?;
                 self.job.cache.save(self.session);
                 self.feed(&[*last])?;
             }
@@ -350,12 +351,14 @@ impl Run<'_> {
     }
 
     /// At the end: the whole text goes into the prompt cache, if that is wanted.
-    fn save_all(&mut self) {
+    fn save_all(&mut self) -> Result<()> {
+        self.context.settle(self.session)?;
         if let Some(path) = self.job.cache.saves_all() {
             output::text("\nllama_completion: saving final output to session file '");
             output::bytes(path.as_os_str().as_encoded_bytes());
             output::text("'\n");
             self.job.cache.save_all(self.session, &self.batch);
         }
+        Ok(())
     }
 }

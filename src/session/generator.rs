@@ -64,9 +64,12 @@ impl Generator {
         self.past
     }
 
-    /// The context holds `tokens` already: they came with a saved state.
-    pub fn hold(&mut self, tokens: &[Token]) {
-        self.past += i32::try_from(tokens.len()).unwrap_or(i32::MAX);
+    /// The context holds `tokens` as well: they came with a saved state.
+    ///
+    /// # Errors
+    /// `Failed` when memory runs out.
+    pub fn hold(&mut self, session: &mut Session, tokens: &[Token]) -> Result<()> {
+        self.advance(session, tokens)
     }
 
     /// Decodes once more the last token of a saved state, whose logits are not in it.

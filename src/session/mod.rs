@@ -63,6 +63,7 @@ fn converse(mut config: Config, colours: bool) -> Result<()> {
     let mut boundary = boundary(&mut config);
     let (mut session, settings, _demo) = loading::open(config)?;
     signal::generation_begins();
+    boundary.watch(session.drafting());
     let ended = chat::talk(&mut session, &settings, &mut boundary, colours);
     boundary.finish(session.device());
     if let Err(error) = ended {

@@ -62,6 +62,8 @@ impl Terminal {
                 command.env_remove(name);
             }
         }
+        // Otherwise it would start at home.
+        command.cwd(env!("CARGO_MANIFEST_DIR"));
         command.env("HOME", "/dev/null/home");
         command.env("TERM", "xterm-256color");
         for (name, value) in env {
