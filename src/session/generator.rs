@@ -38,27 +38,6 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// The context holds `past` tokens already. Whoever knows which ones says so with
-    /// [`Generator::holds`], for the sake of drafting.
-    pub fn after(past: i32) -> Self {
-        Self {
-            past,
-            ..Self::default()
-        }
-    }
-
-    /// The context holds `tokens` already, from its beginning.
-    ///
-    /// # Errors
-    /// `Failed` when memory runs out.
-    pub fn holds(session: &mut Session, tokens: &[Token]) -> Result<Self> {
-        if let Some(drafting) = session.drafting_mut() {
-            drafting.hold(0, &[])?;
-            drafting.hold(0, tokens)?;
-        }
-        Ok(Self::after(i32::try_from(tokens.len()).unwrap_or(i32::MAX)))
-    }
-
     /// Positions that the context holds.
     pub fn past(&self) -> i32 {
         self.past

@@ -85,18 +85,35 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Says of `what` that it is, or is not, when that should be otherwise.
+fn differs(is_there: bool, should: bool, what: &str) -> Option<String> {
+    (is_there != should).then(|| format!("{what}: {is_there}, should be {should}"))
+}
+
+/// Says how the run ended, when that was not well.
+fn failure(output: &Output) -> Option<String> {
+    let code = output.status.code();
+    (code != Some(0)).then(|| format!("ended with {code:?}: {}", stderr(output)))
+}
+
+/// Of two runs: whether `text` is in what `said` takes from the one with the option, and not
+/// in the other's; or the other way round when it is silenced.
+fn flaw_of_text(
+    [with, without]: [&Output; 2],
+    text: &str,
+    said: fn(&Output) -> String,
+    silenced: bool,
+) -> Option<String> {
+    failure(with)
+        .or_else(|| differs(said(with).contains(text), !silenced, text))
+        .or_else(|| differs(said(without).contains(text), silenced, "without it"))
+}
+
 /// What is wrong with `row`; nothing when it holds.
 fn flaw(row: &Row, files: &Files) -> Option<String> {
     let base = files.fill(row.base);
-    let line = files.fill(&format!("{} {}", row.base, row.line));
-    let with = run(&line, files);
-    let succeeds = || {
-        let code = with.status.code();
-        (code != Some(0)).then(|| format!("ended with {code:?}: {}", stderr(&with)))
-    };
-    let differs = |is_there: bool, should: bool, what: &str| {
-        (is_there != should).then(|| format!("{what}: {is_there}, should be {should}"))
-    };
+    let with = run(&files.fill(&format!("{} {}", row.base, row.line)), files);
+    let without = || run(&base, files);
     match row.effect {
         Effect::Ends(code, parts) => {
             let said = stderr(&with);
@@ -106,59 +123,27 @@ fn flaw(row: &Row, files: &Files) -> Option<String> {
                 && parts.iter().all(|part| sentence.contains(part));
             (!fits).then(|| format!("ended with {:?}: {sentence}", with.status.code()))
         }
-        Effect::Text => succeeds().or_else(|| {
-            differs(
-                stdout(&with) == stdout(&run(&base, files)),
-                false,
-                "the same text",
-            )
-        }),
-        Effect::Prints(text) => succeeds()
-            .or_else(|| differs(stdout(&with).contains(text), true, text))
-            .or_else(|| {
-                differs(
-                    stdout(&run(&base, files)).contains(text),
-                    false,
-                    "without it",
-                )
-            }),
-        Effect::Says(text) => succeeds()
-            .or_else(|| differs(stderr(&with).contains(text), true, text))
-            .or_else(|| {
-                differs(
-                    stderr(&run(&base, files)).contains(text),
-                    false,
-                    "without it",
-                )
-            }),
-        Effect::Silences(text) => succeeds()
-            .or_else(|| differs(stderr(&with).contains(text), false, text))
-            .or_else(|| {
-                differs(
-                    stderr(&run(&base, files)).contains(text),
-                    true,
-                    "without it",
-                )
-            }),
-        Effect::Writes(file, text) => succeeds().or_else(|| {
+        Effect::Text => {
+            let same = stdout(&with) == stdout(&without());
+            failure(&with).or_else(|| differs(same, false, "the same text"))
+        }
+        Effect::Prints(text) => flaw_of_text([&with, &without()], text, stdout, false),
+        Effect::Says(text) => flaw_of_text([&with, &without()], text, stderr, false),
+        Effect::Silences(text) => flaw_of_text([&with, &without()], text, stderr, true),
+        Effect::Writes(file, text) => {
             let written = fs::read_to_string(files.fill(file)).unwrap_or_default();
-            differs(written.contains(text), true, text)
-        }),
-        Effect::Quiet(wrong) => succeeds()
-            .or_else(|| {
-                differs(
-                    stdout(&with) == stdout(&run(&base, files)),
-                    true,
-                    "the same text",
-                )
-            })
-            .or_else(|| {
-                let refused = wrong.is_empty() || {
-                    let output = run(&files.fill(&format!("{} {wrong}", row.base)), files);
-                    output.status.code() == Some(2)
-                };
-                differs(refused, true, wrong)
-            }),
+            failure(&with).or_else(|| differs(written.contains(text), true, text))
+        }
+        Effect::Quiet(wrong) => {
+            let same = stdout(&with) == stdout(&without());
+            let refused = || {
+                let line = files.fill(&format!("{} {wrong}", row.base));
+                wrong.is_empty() || run(&line, files).status.code() == Some(2)
+            };
+            failure(&with)
+                .or_else(|| differs(same, true, "the same text"))
+                .or_else(|| differs(refused(), true, wrong))
+        }
         Effect::Elsewhere(file) => {
             let path = format!("{}/tests/cli/{file}", env!("CARGO_MANIFEST_DIR"));
             let text = fs::read_to_string(path).unwrap_or_default();
