@@ -209,6 +209,14 @@ fn log_plan(session: &Session, settings: &Settings, keep: i32) -> Result<()> {
         settings.n_batch,
         settings.n_predict,
     ));
+    if settings.grp_attn_n != 1 {
+        log::info(format!(
+            "self-extend: n_ctx_train = {}, grp_attn_n = {}, grp_attn_w = {}\n",
+            session.n_ctx_train(),
+            settings.grp_attn_n,
+            session.params().dialogue()?.grp_attn_w,
+        ));
+    }
     log::info("\n");
     Ok(())
 }
