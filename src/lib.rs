@@ -94,6 +94,7 @@
 //!
 //! Start reading at [`device`], then [`pager`].
 
+pub mod bench;
 pub mod cli;
 pub mod device;
 pub mod error;

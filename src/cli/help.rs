@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::llama::{self, OptionInfo};
 
 const WIDTH: usize = 80;
-const INDENT: usize = 8;
+pub(super) const INDENT: usize = 8;
 /// Blanks in front of a line that are kept.
 const INDENT_OWN_MAX: usize = 4;
 
@@ -19,7 +19,8 @@ pub fn help(options: &[OptionInfo]) -> String {
          they are given.\n\n\
          \x20 rpaged-cli --demo                           a story, from a model inside\n\
          \x20 rpaged-cli -m MODEL -no-cnv -p PROMPT       a text, as llama-completion does\n\
-         \x20 rpaged-cli -m MODEL -no-cnv -p PROMPT --dynamic-layers --vram-budget 4G\n\n\
+         \x20 rpaged-cli -m MODEL -no-cnv -p PROMPT --dynamic-layers --vram-budget 4G\n\
+         \x20 rpaged-cli bench --help                     speeds, as llama-bench measures them\n\n\
          ----- paging -----\n\n",
     );
     for argument in OwnFlags::command().get_arguments() {
@@ -111,7 +112,7 @@ fn without_links(line: &str) -> String {
 
 /// Adds `line` in words, each line starting with `indent` blanks; a word that is too long
 /// for a line is cut.
-fn wrap(text: &mut String, line: &str, indent: usize) {
+pub(super) fn wrap(text: &mut String, line: &str, indent: usize) {
     let room = WIDTH - indent;
     let blanks = " ".repeat(indent);
     let kept = line.len() - line.trim_start().len();

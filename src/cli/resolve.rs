@@ -17,8 +17,8 @@ use crate::session::demo::{self, DemoModel};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{memory, pressure};
 
-const PREFETCH_THREADS: u16 = 2;
-const KV_PAGE_TOKENS: u32 = 256;
+pub(super) const PREFETCH_THREADS: u16 = 2;
+pub(super) const KV_PAGE_TOKENS: u32 = 256;
 /// Under paging this one is ours.
 const GPU_LAYERS: &str = "--gpu-layers";
 /// The options that say where the model is.
@@ -30,7 +30,7 @@ const MODELS: &[&str] = &[
     "--hf-file",
 ];
 /// ggml's own limit, beyond which it crashes.
-const THREADS_MAX: i32 = 512;
+pub(super) const THREADS_MAX: i32 = 512;
 const CONVERSATION_ON: i32 = 1;
 const CONVERSATION_AUTO: i32 = 2;
 

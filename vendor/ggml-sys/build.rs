@@ -13,6 +13,7 @@ fn main() -> Result<()> {
         "wrapper.h",
         "shim.h",
         "shim.cpp",
+        "shim_bench.cpp",
         "shim_internal.h",
         "shim_options.cpp",
         "shim_params.cpp",
@@ -94,6 +95,7 @@ fn build_shim(includes: &[PathBuf]) {
         .std("c++17")
         .files([
             "shim.cpp",
+            "shim_bench.cpp",
             "shim_options.cpp",
             "shim_params.cpp",
             "shim_session.cpp",
