@@ -71,14 +71,14 @@ impl Law {
         let model = &series.case().model;
         let fellows = rows.iter().filter(|row| row.case.model == *model);
         let rates: Vec<f64> = fellows.filter_map(Row::copy_rate).collect();
-        let per_token = |row: &&Row| row.compute_per_token();
+        let per_token = |row: &Row| row.compute_per_token();
         let resident = series.paged.iter().rev().find(|row| is_resident(row));
         let stock = series.stock.and_then(|row| {
             let times = median(&row.times());
             times.map(|ns| ns / 1e9 / f64::from(row.case.tokens()))
         });
         // Contention slows computing while weights stream: the least is the closest.
-        let computed = series.paged.iter().filter_map(|row| per_token(&row));
+        let computed = series.paged.iter().filter_map(|row| per_token(row));
         let least = computed.min_by(f64::total_cmp);
         let travelling = series.paged.iter().map(|row| {
             let budget = row.case.variant.budget_bytes().unwrap_or(0);
@@ -86,7 +86,7 @@ impl Law {
         });
         Self {
             bytes_per_second: median(&rates),
-            compute_seconds: resident.and_then(|row| per_token(&row)).or(stock).or(least),
+            compute_seconds: resident.and_then(|row| per_token(row)).or(stock).or(least),
             travelling: travelling.collect(),
         }
     }

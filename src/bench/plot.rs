@@ -145,8 +145,11 @@ struct Panel<'a> {
     failed: Vec<u64>,
 }
 
+/// Whether a case belongs in a panel.
+type Belongs = fn(&Case) -> bool;
+
 fn panels(rows: &[Row]) -> Vec<Panel<'_>> {
-    let kinds: [(&str, fn(&Case) -> bool); 3] = [
+    let kinds: [(&str, Belongs); 3] = [
         ("Prefill (prompt processing)", |case| case.n_gen == 0),
         ("Decode (text generation)", |case| case.n_prompt == 0),
         ("Prompt and generation", |case| {
@@ -192,7 +195,7 @@ fn title(rows: &[Row], paging: &Paging) -> [String; 2] {
     });
     let first = format!("{}: speed over the memory budget", models.join(", "));
     let second = format!(
-        "paged: {}; {} threads; law: max(bytes copied per token / rate, computing when resident), \
+        "paged: {}; -t {}; law: max(bytes copied per token / rate, computing when resident), \
          {rate}",
         paging.words(),
         threads.join(", ")
@@ -244,9 +247,9 @@ fn curves(panel: &Panel<'_>, rows: &[Row], unit: f64) -> Vec<Curve> {
     let labels = labels(&panel.series);
     let all = panel.series.iter().zip(labels).zip(COLOURS.iter().cycle());
     let curve = |((series, label), colour): ((&Series<'_>, String), &RGBColor)| {
-        let budget = |row: &&Row| row.case.variant.budget_bytes().unwrap_or(0);
-        let place = |row: &&Row| Some((in_unit(budget(row), unit), spread(&row.speeds())?));
-        let points: Vec<_> = series.paged.iter().filter_map(|row| place(&row)).collect();
+        let budget = |row: &Row| row.case.variant.budget_bytes().unwrap_or(0);
+        let place = |row: &Row| Some((in_unit(budget(row), unit), spread(&row.speeds())?));
+        let points: Vec<_> = series.paged.iter().filter_map(|row| place(row)).collect();
         let law = Law::new(series, rows);
         let (first, last) = match (points.first(), points.last()) {
             (Some(first), Some(last)) => (first.0, last.0),
@@ -341,6 +344,7 @@ fn draw_panel<B: DrawingBackend>(
     let right = in_unit(most, unit) * 1.05;
     let top = if top > 0.0 { top } else { 1.0 };
     let mut chart = ChartBuilder::on(&area)
+        .margin_left(14 * scale)
         .margin_right(24 * scale)
         .margin_bottom(8 * scale)
         .margin_top(4 * scale)
@@ -473,14 +477,17 @@ fn entries(curves: &[Curve], failed: bool) -> Vec<Entry> {
 const SIGN_WIDTH: u32 = 36;
 const GAP: u32 = 18;
 /// Where the legend begins.
-const LEGEND_LEFT: u32 = 76;
+const LEGEND_LEFT: u32 = 90;
+
+/// A line of the legend: which entry begins where.
+type Line = Vec<(usize, u32)>;
 
 /// Which entry begins where, line by line.
 fn legend_lines<B: DrawingBackend>(
     area: &Area<'_, B>,
     entries: &[Entry],
     scale: u32,
-) -> std::result::Result<Vec<Vec<(usize, u32)>>, DrawingAreaErrorKind<B::ErrorType>> {
+) -> std::result::Result<Vec<Line>, DrawingAreaErrorKind<B::ErrorType>> {
     let style = ("sans-serif", 13 * scale).into_text_style(area);
     let (width, _) = area.dim_in_pixel();
     let (mut lines, mut x) = (vec![Vec::new()], LEGEND_LEFT * scale);
@@ -503,7 +510,7 @@ fn draw_legend<B: DrawingBackend>(
     area: &Area<'_, B>,
     title: &str,
     entries: &[Entry],
-    lines: &[Vec<(usize, u32)>],
+    lines: &[Line],
     scale: u32,
 ) -> Drawn<B> {
     let heading = ("sans-serif", 16 * scale).into_font().color(&INK);

@@ -1,5 +1,6 @@
 //! The runs: rounds over all cases, there and back.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::Plan;
@@ -15,7 +16,7 @@ use crate::device::PagedDevice;
 use crate::device::report::Report;
 use crate::error::{Error, Result};
 use crate::llama::bench::Build;
-use crate::llama::{Decoded, Token};
+use crate::llama::{self, Decoded, Token};
 use crate::session::signal;
 use crate::telemetry::metrics::clock;
 
@@ -33,6 +34,8 @@ pub struct Runner<'a> {
     arguments: &'a Arguments,
     cases: Vec<Case>,
     known: Vec<Known>,
+    /// What the headers of the models say, for cases that never load theirs.
+    headers: BTreeMap<String, ModelFacts>,
     journal: Option<Journal>,
 }
 
@@ -69,6 +72,18 @@ impl<'a> Runner<'a> {
         build: &Build,
     ) -> Result<Self> {
         let mut known: Vec<Known> = cases.iter().map(|_| Known::default()).collect();
+        let mut headers = BTreeMap::new();
+        for case in &cases {
+            if !headers.contains_key(&case.model.shown) {
+                let file = llama::inspect(case.model.path.as_ref())?;
+                let facts = ModelFacts {
+                    model_type: file.architecture,
+                    model_size: file.tensor_bytes,
+                    model_n_params: 0,
+                };
+                headers.insert(case.model.shown.clone(), facts);
+            }
+        }
         let mut journal = None;
         if let Some(path) = &plan.runs.journal {
             let sweep = Sweep::new(&cases, &plan.paging, &plan.runs, build)?;
@@ -85,6 +100,7 @@ impl<'a> Runner<'a> {
             arguments,
             cases,
             known,
+            headers,
             journal,
         })
     }
@@ -187,7 +203,8 @@ impl<'a> Runner<'a> {
             let mut all = self.cases.iter().zip(&self.known);
             let found =
                 all.find(|(other, known)| other.model == case.model && known.model.is_some());
-            found.and_then(|(_, known)| known.model.clone())
+            let loaded = found.and_then(|(_, known)| known.model.clone());
+            loaded.or_else(|| self.headers.get(&case.model.shown).cloned())
         };
         let row = |(case, known): (&Case, &Known)| Row {
             case: case.clone(),

@@ -206,7 +206,14 @@ impl Context {
             // SAFETY:
             // - the pool came from ggml, and nothing uses it.
             unsafe { ggml_sys::ggml_threadpool_free(pool.as_ptr()) };
-            let otherwise = || load_error(&model.name, model.device.is_some());
+            let otherwise = || match load_error(&model.name, model.device.is_some()) {
+                Error::Failed(text) => Error::Failed(text.replacen(
+                    "could not load the model",
+                    "could not make a context for the model",
+                    1,
+                )),
+                other => other,
+            };
             return Err(model.recorded().unwrap_or_else(otherwise));
         };
         let context = Self {
