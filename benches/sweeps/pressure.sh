@@ -8,11 +8,6 @@
 
 metrics=$folder/$name.jsonl
 size=$folder/budget
-measure_range
-budgets=$(jq -nr --argjson low "$minimum_bytes" --argjson high "$model_bytes" --argjson n "$points" '
-    ($n / 2 | ceil) as $half
-    | [range($half) | $high * 1.2 - ($high * 1.2 - $low * 2) * . / ([$half - 1, 1] | max)]
-    | . + (reverse | .[1:]) | map("\(floor)b") | .[]')
 
 generate() {
     # shellcheck disable=SC2086 # flags are words
@@ -20,10 +15,16 @@ generate() {
         -c 1024 -n 400 -p "Once upon a time" --dynamic-layers --paged-kv "$@" 2>"$folder/$name.log"
 }
 
-set -- "$@"
-first=$(printf '%s\n' "$budgets" | head -n 1)
-printf '%s\n' "$first" >"$size"
-(generate --vram-budget "$first" "$@" >"$folder/steady.txt")
+# A run with a steady budget says what the text is, and which budgets do for all of it.
+(generate --vram-budget 150% --metrics-file "$folder/steady.jsonl" "$@" >"$folder/steady.txt") ||
+    fail "the model does not run: $(tail -n 1 "$folder/$name.log")"
+budgets=$(jq -s -r --argjson n "$points" '
+    map(select(.type == "plan" or .type == "token")) | (map(.minimum_bytes // 0) | max * 1.1) as $low
+    | ([map(.model_bytes // 0) | max, $low] | max * 1.2) as $high
+    | ($n / 2 | ceil) as $half
+    | [range($half) | $high - ($high - $low) * . / ([$half - 1, 1] | max)]
+    | . + (reverse | .[1:]) | map("\(floor)b") | .[]' "$folder/steady.jsonl")
+printf '%s\n' "$budgets" | head -n 1 >"$size"
 rm -f "$metrics"
 generate --vram-budget-file "$size" --metrics-file "$metrics" "$@" >"$folder/changing.txt" &
 run=$!
@@ -34,7 +35,7 @@ tokens() { grep -c '"type":"token"' "$metrics" 2>/dev/null || true; }
 changes=$(printf '%s\n' "$budgets" | wc -l)
 each=$((400 / (changes + 1)))
 wanted=$each
-for budget in $budgets; do
+for budget in $(printf "%s\n" "$budgets" | tail -n +2); do
     while kill -0 "$run" 2>/dev/null; do
         seen=$(tokens)
         [ "${seen:-0}" -lt "$wanted" ] || break
@@ -58,9 +59,9 @@ jq -s -r '
       "| from token | budget, MiB | resident, MiB | streamed, MiB | tokens/s |",
       "|---:|---:|---:|---:|---:|",
       (range($plans | length) as $i | $plans[$i] as $plan
-        | ($plans[$i + 1].generated_tokens // 1e9) as $end
+        | ($plans[$i + 1].generated_tokens // 1e9) as $until
         | map(select(.type == "token" and .generated_tokens > $plan.generated_tokens + 1
-              and .generated_tokens <= $end) | .tokens_per_sec) as $speeds
+              and .generated_tokens <= $until) | .tokens_per_sec) as $speeds
         | "| \($plan.generated_tokens) | \($plan.budget_bytes | mib) | \($plan.resident_bytes | mib) "
           + "| \($plan.streamed_bytes | mib) "
           + "| \(if ($speeds | length) > 0 then $speeds | sort | .[length / 2 | floor] | round
@@ -68,12 +69,15 @@ jq -s -r '
 ' "$metrics" >"$folder/$name.md"
 plot "$metrics" '
     (map(select(.type == "token"))) as $tokens
-    | ($tokens | map(.tokens_per_sec) | max) as $fastest
+    | ($tokens | map(.tokens_per_sec) | sort | .[length * 0.95 | floor]) as $fastest
     | map(select(.type == "plan" and (.reason == "start" or .reason == "budget"))) as $plans
     | ($plans | map(.budget_bytes) | max) as $most
     | {title: "Decode while the budget changes", x: "generated tokens",
        y: "tokens per second", series: [
-        {label: "tokens per second", points: [$tokens[] | [.generated_tokens, .tokens_per_sec]]},
+        {label: "tokens per second (median of 9)", points: [range($tokens | length) as $i
+            | [$tokens[$i].generated_tokens,
+               ($tokens[([$i - 4, 0] | max):$i + 5] | map(.tokens_per_sec) | sort
+                   | .[length / 2 | floor])]]},
         {label: "budget (top: \($most / 1048576 * 10 | round / 10) MiB)", step: true,
          points: ([$plans[] | [.generated_tokens, .budget_bytes / $most * $fastest]]
              + [[$tokens[-1].generated_tokens, $plans[-1].budget_bytes / $most * $fastest]])}]}'

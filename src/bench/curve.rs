@@ -5,10 +5,11 @@
 //!                           seconds of computing when all is resident )
 //! ```
 //!
-//! Rate and bytes are measured in this sweep: the rate is the median over all budgets, so
-//! that one budget's own time does not say what it should have been. Where copies and
-//! computing share processors or memory bandwidth, and where a copy cannot begin before a
-//! layer is done, a token takes longer.
+//! All of it is measured in this sweep. Computing is what a token takes unpaged, or where no
+//! weight streams, whichever is less; where neither ran, the least that the inner device
+//! computed. The rate is the median over all budgets, so that one budget's own time does not
+//! say what it should have been. Where copies and computing share processors or memory
+//! bandwidth, and where a copy cannot begin before a layer is done, a token takes longer.
 
 use super::case::{Case, Variant};
 use super::row::Row;
@@ -71,14 +72,18 @@ impl Law {
         let model = &series.case().model;
         let fellows = rows.iter().filter(|row| row.case.model == *model);
         let rates: Vec<f64> = fellows.filter_map(Row::copy_rate).collect();
-        let per_token = |row: &Row| row.compute_per_token();
-        let resident = series.paged.iter().rev().find(|row| is_resident(row));
-        let stock = series.stock.and_then(|row| {
-            let times = median(&row.times());
-            times.map(|ns| ns / 1e9 / f64::from(row.case.tokens()))
-        });
+        let wall = |row: &Row| {
+            let ns = median(&row.times())?;
+            Some(ns / 1e9 / f64::from(row.case.tokens()))
+        };
+        let resident = series.paged.iter().filter(|row| is_resident(row));
+        let resident = resident.filter_map(|row| wall(row));
+        let unhindered = resident.chain(series.stock.and_then(wall));
         // Contention slows computing while weights stream: the least is the closest.
-        let computed = series.paged.iter().filter_map(|row| per_token(row));
+        let computed = series
+            .paged
+            .iter()
+            .filter_map(|row| row.compute_per_token());
         let least = computed.min_by(f64::total_cmp);
         let travelling = series.paged.iter().map(|row| {
             let budget = row.case.variant.budget_bytes().unwrap_or(0);
@@ -86,7 +91,7 @@ impl Law {
         });
         Self {
             bytes_per_second: median(&rates),
-            compute_seconds: resident.and_then(|row| per_token(row)).or(stock).or(least),
+            compute_seconds: unhindered.min_by(f64::total_cmp).or(least),
             travelling: travelling.collect(),
         }
     }
@@ -135,5 +140,94 @@ pub fn set_law(rows: &mut [Row]) {
     for row in rows {
         let found = laws.iter().find(|(case, _)| *case == row.case);
         row.law_ts = found.and_then(|(_, law)| *law);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::case::{Axes, ModelName};
+    use super::super::row::{Counters, Sample};
+    use super::*;
+
+    /// Generations of 10 tokens, which took so many milliseconds; paged ones with a budget,
+    /// and kilobytes copied in so many milliseconds.
+    fn rows(runs: &[(Option<u64>, u64, u64, u64)]) -> Vec<Row> {
+        let model = ModelName {
+            shown: "a".into(),
+            path: "a".into(),
+        };
+        let axes = Axes {
+            model: vec![model],
+            n_threads: vec![1],
+            n_prompt: vec![0],
+            n_gen: vec![10],
+            ..Axes::default()
+        };
+        let case = axes.cases().unwrap().remove(0);
+        let row = |&(budget, ms, kb, copied_ms): &(Option<u64>, u64, u64, u64)| {
+            let paged = |budget_bytes| Variant::Paged {
+                budget: String::new(),
+                budget_bytes,
+            };
+            Row {
+                case: case.on(budget.map_or(Variant::Stock, paged)),
+                model: None,
+                samples: vec![Sample {
+                    ns: ms * 1_000_000,
+                    paged: Counters {
+                        bytes_in: kb * 1000,
+                        copy_seconds: copied_ms as f64 / 1e3,
+                        compute_seconds: 0.05,
+                        streamed_bytes: kb,
+                        ..Counters::default()
+                    },
+                    ..Sample::default()
+                }],
+                failure: None,
+                ratio: None,
+                law_ts: None,
+            }
+        };
+        runs.iter().map(row).collect()
+    }
+
+    fn laws(runs: &[(Option<u64>, u64, u64, u64)]) -> Vec<Option<f64>> {
+        let mut rows = rows(runs);
+        set_law(&mut rows);
+        let rounded = |law: f64| (law * 1000.0).round() / 1000.0;
+        rows.iter().map(|row| row.law_ts.map(rounded)).collect()
+    }
+
+    #[test]
+    fn copies_rule_below_and_computing_above() {
+        // 1 MB per second: 400 kB are 0.4 s for 10 tokens, and computing takes 0.1 s.
+        let runs = [
+            (None, 100, 0, 0),
+            (Some(10), 500, 400, 400),
+            (Some(20), 150, 50, 50),
+            (Some(30), 100, 0, 0),
+        ];
+        assert_eq!(laws(&runs), [None, Some(25.0), Some(100.0), Some(100.0)]);
+    }
+
+    #[test]
+    fn computing_alone_rules_where_nothing_ran_unhindered() {
+        let runs = [(Some(10), 500, 400, 400), (Some(20), 150, 50, 50)];
+        assert_eq!(laws(&runs), [Some(25.0), Some(200.0)]);
+        assert_eq!(laws(&[]), []);
+    }
+
+    #[test]
+    fn between_two_budgets_the_bytes_lie_on_a_line() {
+        let rows = rows(&[(Some(20), 500, 200, 200), (Some(10), 500, 400, 400)]);
+        let all = series(&rows);
+        assert_eq!(all.len(), 1);
+        let law = Law::new(&all[0], &rows);
+        let at = |budget| law.tokens_per_second(budget).map(f64::round);
+        assert_eq!(
+            [at(10.0), at(15.0), at(20.0)],
+            [Some(25.0), Some(33.0), Some(50.0)]
+        );
+        assert_eq!(at(21.0), None);
     }
 }
