@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! {"type":"sweep","version":..,"build":..,"cpus":..,"settings":..,"models":[..],"cases":[..]}
-//! {"type":"run","case":0,"sample":{"round":0,"time":..,"ns":..,"paged":{..}}}
+//! {"type":"run","case":0,"sample":{"round":0,"time":..,"ns":..,"paged":{..}},"model":{..}}
 //! ```
 
 use std::fs::{File, OpenOptions};
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::case::Case;
-use super::row::Sample;
+use super::row::{ModelFacts, Sample};
 use super::{Paging, Runs};
 use crate::error::{Error, Result};
 use crate::llama::bench::Build;
@@ -52,7 +52,11 @@ struct ModelFile {
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Line {
     Sweep(Box<Sweep>),
-    Run { case: usize, sample: Sample },
+    Run {
+        case: usize,
+        sample: Sample,
+        model: ModelFacts,
+    },
 }
 
 impl Sweep {
@@ -136,6 +140,9 @@ fn model_file(case: &Case) -> Result<ModelFile> {
     })
 }
 
+/// A run of the case with this index, and its model.
+type Known = (usize, Sample, ModelFacts);
+
 /// The journal of a sweep.
 #[derive(Debug)]
 pub struct Journal {
@@ -145,12 +152,12 @@ pub struct Journal {
 
 impl Journal {
     /// Opens the journal at `path`, or begins it; returns what it holds already: the index
-    /// of a case, and a sample.
+    /// of a case, a sample, and what its model is.
     ///
     /// # Errors
     /// `Failed` when it cannot be read or written, `Usage` when it is that of another
     /// sweep, or no journal.
-    pub fn open(path: &Path, sweep: &Sweep) -> Result<(Self, Vec<(usize, Sample)>)> {
+    pub fn open(path: &Path, sweep: &Sweep) -> Result<(Self, Vec<Known>)> {
         let failed = |error| failed(path, &error);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
@@ -180,10 +187,11 @@ impl Journal {
     ///
     /// # Errors
     /// `Failed` when it cannot be written.
-    pub fn add(&mut self, case: usize, sample: &Sample) -> Result<()> {
+    pub fn add(&mut self, case: usize, sample: &Sample, model: &ModelFacts) -> Result<()> {
         self.append(&Line::Run {
             case,
             sample: sample.clone(),
+            model: model.clone(),
         })
     }
 
@@ -210,7 +218,7 @@ fn failed(path: &Path, error: &std::io::Error) -> Error {
 }
 
 /// The runs in the text of a journal.
-fn read(path: &Path, text: &str, sweep: &Sweep) -> Result<Vec<(usize, Sample)>> {
+fn read(path: &Path, text: &str, sweep: &Sweep) -> Result<Vec<Known>> {
     let name = path.display();
     let mut lines = text.lines();
     let Some(first) = lines.next() else {
@@ -233,8 +241,12 @@ fn read(path: &Path, text: &str, sweep: &Sweep) -> Result<Vec<(usize, Sample)>> 
     let mut runs = Vec::new();
     for (index, line) in lines.enumerate() {
         match serde_json::from_str(line) {
-            Ok(Line::Run { case, sample }) if case < sweep.cases.len() && sample.ns > 0 => {
-                runs.push((case, sample));
+            Ok(Line::Run {
+                case,
+                sample,
+                model,
+            }) if case < sweep.cases.len() && sample.ns > 0 => {
+                runs.push((case, sample, model));
             }
             _ => return Err(wrong(index + 2)),
         }
@@ -280,22 +292,29 @@ mod tests {
         }
     }
 
+    fn model() -> ModelFacts {
+        ModelFacts {
+            model_type: "llama".into(),
+            ..ModelFacts::default()
+        }
+    }
+
     #[test]
     fn a_journal_goes_on_where_it_was_cut() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         let (mut journal, runs) = Journal::open(&path, &sweep(8)).unwrap();
         assert!(runs.is_empty());
-        journal.add(1, &sample(0)).unwrap();
+        journal.add(1, &sample(0), &model()).unwrap();
         drop(journal);
         let mut text = std::fs::read(&path).unwrap();
         text.extend(b"{\"type\":\"run\",\"case\":0,\"sam");
         std::fs::write(&path, &text).unwrap();
         let (mut journal, runs) = Journal::open(&path, &sweep(8)).unwrap();
-        assert_eq!(runs, [(1, sample(0))]);
-        journal.add(0, &sample(1)).unwrap();
+        assert_eq!(runs, [(1, sample(0), model())]);
+        journal.add(0, &sample(1), &model()).unwrap();
         let (_, runs) = Journal::open(&path, &sweep(8)).unwrap();
-        assert_eq!(runs, [(1, sample(0)), (0, sample(1))]);
+        assert_eq!(runs, [(1, sample(0), model()), (0, sample(1), model())]);
     }
 
     #[test]

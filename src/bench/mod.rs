@@ -229,6 +229,9 @@ fn models(
     Ok(all)
 }
 
+/// Runs that a sweep may have; more would not end.
+const RUNS_MAX: usize = 1_000_000;
+
 fn cases(plan: &Plan) -> Result<Vec<Case>> {
     let mut axes = plan.axes.clone();
     let paged = plan.budgets.iter().map(|(text, _)| Variant::Paged {
@@ -237,7 +240,14 @@ fn cases(plan: &Plan) -> Result<Vec<Case>> {
     });
     let stock = (plan.stock || plan.budgets.is_empty()).then_some(Variant::Stock);
     axes.variant = stock.into_iter().chain(paged).collect();
-    axes.cases().map_err(Error::Usage)
+    let cases = axes.cases().map_err(Error::Usage)?;
+    let runs = cases.len() * plan.runs.repetitions as usize;
+    if runs > RUNS_MAX {
+        return Err(Error::Usage(format!(
+            "these lists make {runs} runs, and {RUNS_MAX} are the most; lower -r or shorten one"
+        )));
+    }
+    Ok(cases)
 }
 
 /// Replaces the budgets by bytes, once, so that all runs of a case have the same.

@@ -88,7 +88,8 @@ impl<'a> Runner<'a> {
         if let Some(path) = &plan.runs.journal {
             let sweep = Sweep::new(&cases, &plan.paging, &plan.runs, build)?;
             let (opened, runs) = Journal::open(path, &sweep)?;
-            for (case, sample) in runs {
+            for (case, sample, facts) in runs {
+                known[case].model = Some(facts);
                 let samples = &mut known[case].samples;
                 samples.retain(|before| before.round != sample.round);
                 samples.push(sample);
@@ -123,19 +124,19 @@ impl<'a> Runner<'a> {
             let case = &cases[index];
             progress.begins(index, &format!("{} {}", case.test(), case.model.shown));
             let started = Instant::now();
-            let ended = self.measure(&mut sessions, case, round, &mut progress);
+            let ended = self.measure(&mut sessions, index, round, &mut progress);
             progress.ended(index, started.elapsed());
             match ended {
                 Ok((sample, facts)) => {
                     if let Some(journal) = &mut self.journal {
-                        journal.add(index, &sample)?;
+                        journal.add(index, &sample, &facts)?;
                     }
                     self.known[index].samples.push(sample);
                     self.known[index].model = Some(facts);
                 }
                 Err(error @ (Error::Interrupted { .. } | Error::Bug(_))) => return Err(error),
                 Err(error) => {
-                    sessions.forget(case);
+                    sessions.forget(index);
                     self.known[index].failure = Some(error);
                 }
             }
@@ -164,12 +165,12 @@ impl<'a> Runner<'a> {
     fn measure(
         &self,
         sessions: &mut Sessions<'_>,
-        case: &Case,
+        index: usize,
         round: u32,
         progress: &mut Progress,
     ) -> Result<(Sample, ModelFacts)> {
-        let runs = &self.plan.runs;
-        let (ready, facts) = sessions.ready(case)?;
+        let (runs, case) = (&self.plan.runs, &self.cases[index]);
+        let (ready, facts) = sessions.ready(index)?;
         pause(runs.delay)?;
         let mut tokens = Tokens::new(ready, round);
         if runs.warm_up {

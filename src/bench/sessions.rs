@@ -54,11 +54,19 @@ struct Loaded {
     budget_max: u64,
 }
 
+/// What tells the model and the context of a case from others.
+struct Keys {
+    model: Vec<String>,
+    context: Vec<String>,
+}
+
 /// All that is loaded.
 pub struct Sessions<'a> {
     arguments: &'a Arguments,
     paging: &'a Paging,
     cases: &'a [Case],
+    /// Their keys, in the same order.
+    keys: Vec<Keys>,
     loaded: Vec<Loaded>,
     /// Memory that was free before anything was loaded.
     free_bytes: u64,
@@ -67,51 +75,51 @@ pub struct Sessions<'a> {
 impl<'a> Sessions<'a> {
     /// Nothing is loaded yet.
     pub fn new(plan: &'a Plan, arguments: &'a Arguments, cases: &'a [Case]) -> Self {
+        let keys = |case: &Case| {
+            let mut model = arguments.model_words(case);
+            // Under paging, its layers are bounded when the device is made.
+            let paged = case
+                .is_paged()
+                .then(|| format!("paged {}", case.n_gpu_layers));
+            model.extend(paged);
+            let mut context = arguments.context_words(case);
+            context.push(format!("{} {}", case.n_depth, case.embeddings));
+            Keys { model, context }
+        };
         Self {
             arguments,
             paging: &plan.paging,
             cases,
+            keys: cases.iter().map(keys).collect(),
             loaded: Vec::new(),
             free_bytes: memory::available_bytes(),
         }
     }
 
-    /// What the model of `case` is loaded with.
-    fn model_key(&self, case: &Case) -> Vec<String> {
-        let mut key = self.arguments.model_words(case);
-        // Under paging, its layers are bounded when the device is made.
-        let paged = case
-            .is_paged()
-            .then(|| format!("paged {}", case.n_gpu_layers));
-        key.extend(paged);
-        key
+    /// Tokens that the context of the case at `index` has room for: those of the largest
+    /// case that may share it.
+    fn context_tokens(&self, index: usize) -> i32 {
+        let own = &self.keys[index];
+        let fellows = self
+            .cases
+            .iter()
+            .zip(&self.keys)
+            .filter(|(_, keys)| keys.model == own.model && keys.context == own.context);
+        let tokens = fellows.map(|(case, _)| case.tokens()).max().unwrap_or(0);
+        self.cases[index].n_depth.saturating_add(tokens)
     }
 
-    /// Tokens that the context of `case` has room for: those of the largest case that may
-    /// share it.
-    fn context_tokens(&self, case: &Case) -> i32 {
-        let (words, model) = (self.arguments.context_words(case), self.model_key(case));
-        let fellows = self.cases.iter().filter(|other| {
-            other.n_depth == case.n_depth
-                && other.embeddings == case.embeddings
-                && self.arguments.context_words(other) == words
-                && self.model_key(other) == model
-        });
-        let tokens = fellows.map(Case::tokens).max().unwrap_or(0);
-        case.n_depth.saturating_add(tokens)
-    }
-
-    /// The context for `case`, with its budget; the facts about its model.
+    /// The context for the case at `index`, with its budget; the facts about its model.
     ///
     /// # Errors
     /// Why this case cannot run.
-    pub fn ready(&mut self, case: &Case) -> Result<(&mut Ready, ModelFacts)> {
-        let index = self.load(case)?;
-        let n_ctx = self.context_tokens(case);
-        let loaded = &mut self.loaded[index];
-        let mut key = self.arguments.context_words(case);
-        key.push(format!("{n_ctx} {} {}", case.n_depth, case.embeddings));
-        if loaded.ready.as_ref().is_none_or(|ready| ready.key != key) {
+    pub fn ready(&mut self, index: usize) -> Result<(&mut Ready, ModelFacts)> {
+        let case = &self.cases[index];
+        let at = self.load(index)?;
+        let n_ctx = self.context_tokens(index);
+        let key = &self.keys[index].context;
+        let loaded = &mut self.loaded[at];
+        if loaded.ready.as_ref().is_none_or(|ready| ready.key != *key) {
             // Two contexts would share the budget.
             loaded.ready = None;
             if let Some(device) = loaded.model.device() {
@@ -124,7 +132,7 @@ impl<'a> Sessions<'a> {
                 context,
                 filled: None,
                 last: None,
-                key,
+                key: key.clone(),
             });
         }
         if let (Some(device), Some(bytes)) = (loaded.model.device(), case.variant.budget_bytes()) {
@@ -140,22 +148,24 @@ impl<'a> Sessions<'a> {
         Ok((ready, facts))
     }
 
-    /// Forgets the context of `case`: after a failure nobody knows what it holds.
-    pub fn forget(&mut self, case: &Case) {
-        let key = self.model_key(case);
-        for loaded in self.loaded.iter_mut().filter(|loaded| loaded.key == key) {
+    /// Forgets the context of the case at `index`: after a failure nobody knows what it
+    /// holds.
+    pub fn forget(&mut self, index: usize) {
+        let key = &self.keys[index].model;
+        for loaded in self.loaded.iter_mut().filter(|loaded| loaded.key == *key) {
             loaded.ready = None;
         }
     }
 
-    /// The index of the loaded model of `case`.
-    fn load(&mut self, case: &Case) -> Result<usize> {
-        let key = self.model_key(case);
-        if let Some(index) = self.loaded.iter().position(|loaded| loaded.key == key) {
-            return Ok(index);
+    /// The place of the loaded model of the case at `index`.
+    fn load(&mut self, index: usize) -> Result<usize> {
+        let (case, key) = (&self.cases[index], self.keys[index].model.clone());
+        if let Some(at) = self.loaded.iter().position(|loaded| loaded.key == key) {
+            return Ok(at);
         }
         let file_bytes = crate::llama::inspect(case.model.path.as_ref())?.tensor_bytes;
-        let bytes = self.needs(case, file_bytes);
+        let most = self.budget_max(index, file_bytes);
+        let bytes = needs(case, file_bytes, most);
         self.check_free(case, file_bytes)?;
         let room = share_of(self.free_bytes, SHARE);
         while !self.loaded.is_empty() {
@@ -166,7 +176,6 @@ impl<'a> Sessions<'a> {
             self.loaded.remove(0);
         }
         let own = case.variant.budget_bytes().unwrap_or(0);
-        let most = self.budget_max(case, file_bytes);
         let (model, budget_max) = match self.load_with(case, most) {
             // A smaller one may do where the largest cannot be had.
             Err(Error::Memory(_)) if own < most => (self.load_with(case, own)?, own),
@@ -192,28 +201,17 @@ impl<'a> Sessions<'a> {
         Model::load(self.arguments.params(case)?, device, &case.model.shown)
     }
 
-    /// The largest budget of the cases that share the model of `case`, of those that fit
-    /// the memory there is.
-    fn budget_max(&self, case: &Case, file_bytes: u64) -> u64 {
-        let key = self.model_key(case);
-        let fellows = self
-            .cases
-            .iter()
-            .filter(|other| self.model_key(other) == key);
-        let fitting = fellows.filter(|other| self.check_free(other, file_bytes).is_ok());
-        let budgets = fitting.filter_map(|other| other.variant.budget_bytes());
-        budgets.max().or(case.variant.budget_bytes()).unwrap_or(0)
-    }
-
-    /// Memory that the model of `case` takes, about.
-    fn needs(&self, case: &Case, file_bytes: u64) -> u64 {
-        let weights = match &case.variant {
-            // Repacked weights are a copy beside the file's pages.
-            Variant::Stock if case.repack => file_bytes.saturating_mul(2),
-            Variant::Stock => file_bytes,
-            Variant::Paged { .. } => file_bytes.min(self.budget_max(case, file_bytes)),
-        };
-        weights.saturating_add(MODEL_OVERHEAD_BYTES)
+    /// The largest budget of the cases that share the model of the one at `index`, of those
+    /// that fit the memory there is.
+    fn budget_max(&self, index: usize, file_bytes: u64) -> u64 {
+        let key = &self.keys[index].model;
+        let fellows = self.cases.iter().zip(&self.keys);
+        let fellows = fellows
+            .filter(|(_, keys)| keys.model == *key)
+            .map(|(case, _)| case);
+        let fitting = fellows.filter(|case| self.check_free(case, file_bytes).is_ok());
+        let budgets = fitting.filter_map(|case| case.variant.budget_bytes());
+        budgets.max().unwrap_or(0)
     }
 
     /// Refuses a budget that the machine does not have: the system would end the process.
@@ -230,6 +228,17 @@ impl<'a> Sessions<'a> {
             show_bytes(self.free_bytes)
         )))
     }
+}
+
+/// Memory that the model of `case` takes, about; `most`: the largest budget for it.
+fn needs(case: &Case, file_bytes: u64, most: u64) -> u64 {
+    let weights = match &case.variant {
+        // Repacked weights are a copy beside the file's pages.
+        Variant::Stock if case.repack => file_bytes.saturating_mul(2),
+        Variant::Stock => file_bytes,
+        Variant::Paged { .. } => file_bytes.min(most),
+    };
+    weights.saturating_add(MODEL_OVERHEAD_BYTES)
 }
 
 fn set_budget(device: &PagedDevice, bytes: u64) -> Result<()> {

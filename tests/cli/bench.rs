@@ -155,8 +155,8 @@ fn sql_loads_into_sqlite() {
 
 #[test]
 fn a_budget_that_does_not_do_is_a_row_that_says_why() {
-    let rows = rows(&done("-r 2 -o jsonl --vram-budgets 2%,60% -n 0"));
-    assert_eq!(rows.len(), 2);
+    let rows = rows(&done("-r 2 -o jsonl --vram-budgets 2%,60%"));
+    assert_eq!(rows.len(), 4);
     assert!(rows[0]["avg_ts"].is_null());
     assert!(
         rows[0]["note"]
@@ -167,7 +167,7 @@ fn a_budget_that_does_not_do_is_a_row_that_says_why() {
         rows[0]
     );
     assert_eq!(rows[0]["model_size"], 2_658_816);
-    assert!(rows[1]["avg_ts"].as_f64().unwrap() > 0.0);
+    assert!(rows[2]["avg_ts"].as_f64().unwrap() > 0.0);
 }
 
 #[test]
@@ -238,14 +238,13 @@ fn bad_input_is_a_sentence() {
             2,
             &["'none'", "--vram-budgets"][..],
         ),
-        ("--vram-budget -5", 2, &["--vram-budgets", "more than zero"]),
+        ("--vram-budget -5", 2, &["--vram-budget", "more than zero"]),
         (
             "--n-promts 5",
             2,
             &["--n-promts", "did you mean '--n-prompt'"],
         ),
         ("-ot a=CPU --vram-budgets 50%", 2, &["-ot", "budget"]),
-        ("-p 0 -n 0", 2, &["nothing to measure", "-pg"]),
         ("-p 1-5000 -b 1-5000", 2, &["cases"]),
         ("-ctv q8_0 -fa off -n 0", 1, &["flash_attn"]),
         (
@@ -256,6 +255,9 @@ fn bad_input_is_a_sentence() {
     ] {
         assert_refused(&bench(line), code, parts);
     }
+    let words = ["bench", "-m", MODEL, "-p", "0", "-n", "0"];
+    let nothing = program().args(words).output().unwrap();
+    assert_refused(&nothing, 2, &["nothing to measure", "-pg"]);
     let missing = program()
         .args(["bench", "-m", "none.gguf"])
         .output()
