@@ -440,7 +440,7 @@ mod tests {
             ("model.gguf", &["model.gguf", "-m"]),
             ("-p", &["'-p' needs a value"]),
             ("-p x", &["'-p' got 'x'", "ranges"]),
-            ("-p -n 5", &["'-p' got '-n'"]),
+            ("-p -n", &["'-p' got '-n'"]),
             ("-ctk q9", &["'-ctk' got 'q9'", "q8_0"]),
             ("-b 0", &["'-b' must be from 1"]),
             ("-t 9999", &["'-t'", "512"]),
