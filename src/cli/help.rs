@@ -20,7 +20,7 @@ pub fn help(options: &[OptionInfo]) -> String {
          \x20 rpaged-cli --demo                           a story, from a model inside\n\
          \x20 rpaged-cli -m MODEL -no-cnv -p PROMPT       a text, as llama-completion does\n\
          \x20 rpaged-cli -m MODEL -no-cnv -p PROMPT --dynamic-layers --vram-budget 4G\n\
-         \x20 rpaged-cli bench --help                     speeds, as llama-bench measures them\n\n\
+         \x20 rpaged-cli bench --help                     speeds, as llama-bench does\n\n\
          ----- paging -----\n\n",
     );
     for argument in OwnFlags::command().get_arguments() {
