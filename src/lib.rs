@@ -60,6 +60,11 @@
 //! user's budget file when a signal says so, and has the pager make another plan. What
 //! happened becomes records ([`telemetry::metrics`]).
 //!
+//! # Measuring
+//!
+//! [`bench`] runs models without prompts and samplers, as llama-bench does: its contexts come
+//! and go, its paged models change their budgets from run to run.
+//!
 //! # Invariants
 //!
 //! 1. **An address llama.cpp knows is never readable.** Paged tensors lie in address
@@ -107,6 +112,7 @@
 //!
 //! Start reading at [`device`], then [`pager`].
 
+pub mod bench;
 mod chat;
 pub mod cli;
 pub mod device;

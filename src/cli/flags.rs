@@ -174,7 +174,7 @@ fn parse_share(text: &str) -> std::result::Result<f64, String> {
 }
 
 /// Numbers and ranges, as in `0,15,30-31`.
-fn parse_layers(text: &str) -> std::result::Result<Layers, String> {
+pub(super) fn parse_layers(text: &str) -> std::result::Result<Layers, String> {
     let wrong = || "give layers as in '0,15,30-31'".to_owned();
     let number = |text: &str| text.trim().parse::<u32>().map_err(|_| wrong());
     let mut layers = std::collections::BTreeSet::new();

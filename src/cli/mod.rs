@@ -1,6 +1,7 @@
 //! The command line: ours is clap's, the rest is read by llama.cpp's own parser; both are
 //! typed first ([`Command`]), then resolved once into one [`Config`].
 
+mod bench;
 mod drafting;
 pub mod flags;
 pub mod help;
@@ -115,7 +116,15 @@ pub fn parse(
 /// Whatever ended the run before its time.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     llama::log::start();
-    let result = understand(args.into_iter().collect()).and_then(|command| match command {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    // llama.cpp's command line has no words without a dash: nothing is hidden by this one.
+    if args.first().is_some_and(|word| word == "bench") {
+        args.remove(0);
+        let result = bench::run(args);
+        llama::log::stop();
+        return result;
+    }
+    let result = understand(args).and_then(|command| match command {
         Command::Print(what) => print(what),
         Command::Run(request) => session::run(request.resolve(&metrics::RUN)?),
     });
@@ -187,6 +196,10 @@ fn print(what: Print) -> Result<()> {
         }
         Print::Cache => llama::cache_list()?,
     };
+    print_text(&text)
+}
+
+fn print_text(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())

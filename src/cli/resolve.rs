@@ -12,7 +12,7 @@ use super::rpc;
 use super::size::read_budget;
 use super::support::{Support, support};
 use super::{Config, Mode, Request, values};
-use crate::device::{Budget, Faults, PagingConfig, Storage};
+use crate::device::{Budget, Faults, LAZY_BYTES_MIN, PagingConfig, Storage};
 use crate::error::{Error, Result};
 use crate::llama::{self, ModelFile, Params, Settings};
 use crate::session::demo::{self, DemoModel};
@@ -20,8 +20,8 @@ use crate::session::progress;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{memory, pressure};
 
-const PREFETCH_THREADS: u16 = 2;
-const KV_PAGE_TOKENS: u32 = 256;
+pub(super) const PREFETCH_THREADS: u16 = 2;
+pub(super) const KV_PAGE_TOKENS: u32 = 256;
 /// Under paging this one is ours.
 const GPU_LAYERS: &str = "--gpu-layers";
 /// The options that say where the model is.
@@ -461,8 +461,7 @@ fn is_locked(load_mode: i32) -> bool {
 fn lazy_bytes_min(lazy_mode: i32) -> Option<u64> {
     match u32::try_from(lazy_mode) {
         Ok(ggml_sys::LLAMA_LAZY_MODE_ON) => Some(0),
-        // llama.cpp's own bound.
-        Ok(ggml_sys::LLAMA_LAZY_MODE_AUTO) => Some((4 << 30) + 1),
+        Ok(ggml_sys::LLAMA_LAZY_MODE_AUTO) => Some(LAZY_BYTES_MIN),
         _ => None,
     }
 }

@@ -62,6 +62,9 @@ pub enum Storage {
     Cached,
 }
 
+/// From how many bytes on llama.cpp reads tensors by row, unless it is told otherwise.
+pub const LAZY_BYTES_MIN: u64 = (4 << 30) + 1;
+
 /// What the paged device is asked to do; decided before the model loads.
 #[derive(Clone, Debug)]
 pub struct PagingConfig {

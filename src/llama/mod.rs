@@ -4,6 +4,7 @@
 //! exception or an `exit()` through. No raw pointer leaves this module, except the one
 //! device that a [`crate::device::PagedDevice`] lends to [`Params::use_device`].
 
+pub mod bench;
 mod bytes;
 pub mod chat;
 pub mod console;

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 const SOURCES: &[&str] = &[
     "shim.cpp",
     "shim_adapters.cpp",
+    "shim_bench.cpp",
     "shim_chat.cpp",
     "shim_console.cpp",
     "shim_devices.cpp",

@@ -377,6 +377,30 @@ struct rpaged_bytes rpaged_cache_list(void);
 // llama.cpp's version, commit and compiler.
 struct rpaged_bytes rpaged_build_info(void);
 
+// ---- measuring: a model and its contexts, without samplers ---------------------------------
+
+enum rpaged_bench_fact {
+    RPAGED_BENCH_COMMIT,   // llama.cpp's commit
+    RPAGED_BENCH_CPUS,     // descriptions of the processors and accelerators
+    RPAGED_BENCH_GPUS,     // descriptions of the GPUs
+    RPAGED_BENCH_BACKENDS, // names of the backends beside the CPU's, or "CPU"
+};
+struct rpaged_bytes rpaged_bench_text(enum rpaged_bench_fact fact);
+int32_t rpaged_bench_build_number(void);
+// ggml's priorities, -1 to 3, for the process; false when the system refuses.
+bool rpaged_bench_set_priority(int32_t priority);
+// Loads the model; NULL on failure, the reason is then in the log. Freed by llama.cpp's own
+// door.
+struct llama_model * rpaged_bench_model_new(struct rpaged_params * params);
+// A context for so many tokens, the rest as `params` say; NULL on failure.
+struct llama_context * rpaged_bench_context_new(struct llama_model * model,
+                                                const struct rpaged_params * params,
+                                                int32_t n_ctx, bool embeddings);
+// The threads that `params` ask for; NULL on failure. Freed by ggml's own door.
+struct ggml_threadpool * rpaged_bench_threadpool_new(const struct rpaged_params * params);
+// As rpaged_decode.
+int32_t rpaged_bench_decode(struct llama_context * context, const int32_t * tokens, size_t count);
+
 #ifdef __cplusplus
 }
 #endif

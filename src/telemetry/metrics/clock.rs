@@ -9,6 +9,13 @@ pub fn timestamp() -> String {
     format(u64::try_from(milliseconds).unwrap_or(u64::MAX))
 }
 
+/// Now, as ISO 8601 in UTC with seconds.
+pub fn timestamp_seconds() -> String {
+    let mut text = timestamp();
+    text.truncate("2000-01-01T00:00:00".len());
+    text + "Z"
+}
+
 fn format(milliseconds: u64) -> String {
     let (seconds, millisecond) = (milliseconds / 1000, milliseconds % 1000);
     let (days, second) = (seconds / 86_400, seconds % 86_400);

@@ -12,7 +12,7 @@
 //!
 #![doc = include_str!("format.md")]
 
-mod clock;
+pub mod clock;
 mod histogram;
 mod record;
 mod recorder;
