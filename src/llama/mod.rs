@@ -9,11 +9,13 @@ pub mod log;
 mod model_file;
 mod options;
 mod params;
+mod rehearsal;
 mod session;
 
 pub use model_file::{ModelFile, inspect};
 pub use options::{Arity, OptionInfo, build_info, cache_list, device_list, options};
 pub use params::{Params, Progress, Settings};
+pub use rehearsal::{Facts, rehearse};
 pub use session::{Decoded, Session, start_backend};
 
 /// A token's number in the model's vocabulary.

@@ -404,7 +404,7 @@ fn in_mib(reason: &str) -> String {
 }
 
 /// Why there is no session on the model at `path`, from what llama.cpp said and logged.
-fn load_error(path: &str, paged: bool) -> Error {
+pub(super) fn load_error(path: &str, paged: bool) -> Error {
     let said = bytes::last_error();
     let logged = log::first_error();
     let reason = if said.is_empty() { logged } else { said };

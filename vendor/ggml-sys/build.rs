@@ -16,6 +16,7 @@ fn main() -> Result<()> {
         "shim_internal.h",
         "shim_options.cpp",
         "shim_params.cpp",
+        "shim_rehearsal.cpp",
         "shim_session.cpp",
         "build.rs",
     ] {
@@ -96,6 +97,7 @@ fn build_shim(includes: &[PathBuf]) {
             "shim.cpp",
             "shim_options.cpp",
             "shim_params.cpp",
+            "shim_rehearsal.cpp",
             "shim_session.cpp",
         ])
         .includes(includes)

@@ -28,6 +28,8 @@ int32_t rpaged_values_of(const common_arg & option);
 void rpaged_fail(const std::string & text);
 // The text as rpaged_fail would keep it.
 std::string rpaged_one_line(const std::string & text);
+// Forgets what llama.cpp has logged as an error so far.
+void rpaged_forget_logged_error();
 // A copy that the caller owns; never NULL, so that NULL can mean failure.
 struct rpaged_bytes rpaged_own(const std::string & text);
 

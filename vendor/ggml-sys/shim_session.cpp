@@ -75,6 +75,11 @@ extern "C" void rpaged_tokens_free(rpaged_tokens tokens) {
 static std::mutex  LOGGED_ERROR_LOCK;
 static std::string LOGGED_ERROR;
 
+void rpaged_forget_logged_error() {
+    std::lock_guard<std::mutex> lock(LOGGED_ERROR_LOCK);
+    LOGGED_ERROR.clear();
+}
+
 // Upstream's callback, which also remembers the last error.
 static void on_log(ggml_log_level level, const char * text, void * data) {
     if (level == GGML_LOG_LEVEL_ERROR) {
@@ -159,10 +164,7 @@ struct rpaged_session {
 
 extern "C" rpaged_session * rpaged_session_new(rpaged_params * handle) {
     return rpaged_guard<rpaged_session *>(nullptr, [&]() -> rpaged_session * {
-        {
-            std::lock_guard<std::mutex> lock(LOGGED_ERROR_LOCK);
-            LOGGED_ERROR.clear();
-        }
+        rpaged_forget_logged_error();
         rpaged_fail("");
         // Upstream goes on without control vectors that it cannot load.
         const auto & vectors = handle->params.control_vectors;
