@@ -94,10 +94,13 @@
 //!
 //! Start reading at [`device`], then [`pager`].
 
+pub mod calibration;
 pub mod cli;
 pub mod device;
 pub mod error;
+pub mod forecast;
 pub mod ggml;
+pub mod inspection;
 pub mod llama;
 pub mod pager;
 pub mod planner;

@@ -13,6 +13,8 @@ mod flags;
 #[cfg(unix)]
 #[path = "cli/metrics.rs"]
 mod metrics;
+#[path = "cli/plan.rs"]
+mod plan;
 #[cfg(unix)]
 #[path = "cli/schema.rs"]
 mod schema;

@@ -7,6 +7,7 @@
 //! - [`bytes`] checks that the bytes that travel are those of the plan.
 //! - [`files`] disturbs the files under a running model.
 //! - [`experts`] looks at the cache of single experts.
+//! - [`rehearsal`] compares what is predicted of memory with what a run takes.
 //! - [`order`] delays, refuses and fails copies.
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
@@ -17,3 +18,4 @@ mod files;
 mod harness;
 mod models;
 mod order;
+mod rehearsal;

@@ -3,8 +3,11 @@
 
 pub mod flags;
 pub mod help;
+mod inspect;
+mod plan;
 mod resolve;
 pub mod size;
+mod subcommand;
 pub mod support;
 pub mod words;
 
@@ -112,10 +115,16 @@ pub fn parse(
 /// Whatever ended the run before its time.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     llama::log::start();
-    let result = understand(args.into_iter().collect()).and_then(|command| match command {
-        Command::Print(what) => print(what),
-        Command::Run(request) => session::run(request.resolve(&metrics::RUN)?),
-    });
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    let first = args.first().and_then(|arg| arg.to_str());
+    let result = match first {
+        Some("plan") => plan::run(args.split_off(1)),
+        Some("inspect") => inspect::run(args.split_off(1)),
+        _ => understand(args).and_then(|command| match command {
+            Command::Print(what) => print(what),
+            Command::Run(request) => session::run(request.resolve(&metrics::RUN)?),
+        }),
+    };
     // What is still queued comes before whatever the caller says about the end.
     llama::log::stop();
     result

@@ -35,7 +35,10 @@ pub struct Notes {
     pub paged: Vec<Matrix>,
     /// The weights that llama.cpp would keep in its mapping of the files.
     pub mapped: Vec<Matrix>,
-    /// Bytes of other tensors that would lie beside the arena, inside the budget.
+    /// Other tensors (a KV cache that is not paged) that would lie beside the arena, inside
+    /// the budget; and the bytes that they would take.
+    pub inner: Vec<Matrix>,
+    /// See `inner`.
     pub inner_bytes: u64,
     /// Bytes of the weights that llama.cpp keeps to itself though weights are paged.
     pub unpaged_bytes: u64,
@@ -89,6 +92,7 @@ pub fn note(shared: &Shared, tensors: &[Tensor<'_>]) -> Result<()> {
             } else {
                 let sizes = buffer::arena_sizes(shared, tensors);
                 notes.inner_bytes += sizes.iter().sum::<usize>() as u64;
+                notes.inner.extend(matrices);
             }
             return Ok(());
         }
@@ -141,9 +145,9 @@ impl Rehearsal {
     pub fn imagine_context(&self, tokens: usize, whole_values: bool) {
         let page_tokens = self.device.shared.config.kv_page_tokens as usize;
         let mut paged = self.device.shared.paged();
-        paged
-            .pager
-            .imagine_context(tokens, page_tokens, |role| whole_values && role == "cache_v");
+        paged.pager.imagine_context(tokens, page_tokens, |role| {
+            whole_values && role == "cache_v"
+        });
     }
 
     /// What the plan would be; `outside_bytes`: what the budget covers beside the arena.

@@ -4,8 +4,9 @@
 use std::ptr::NonNull;
 
 use ggml_sys as sys;
+use memmap2::MmapMut;
 
-use super::{Graph, InnerBackend, InnerDevice};
+use super::{Graph, HostBuffer, InnerBackend, InnerDevice};
 
 /// A graph on the CPU, with the memory of its tensors.
 #[derive(Debug)]
@@ -13,8 +14,10 @@ pub struct Workload {
     // Before the context: nothing of a graph outlives it.
     graph: NonNull<sys::ggml_cgraph>,
     backend: InnerBackend,
-    buffer: NonNull<sys::ggml_backend_buffer>,
     context: NonNull<sys::ggml_context>,
+    // The description of the memory goes before the memory.
+    _buffer: HostBuffer,
+    _memory: MmapMut,
 }
 
 // SAFETY: context, buffer and graph belong to this object alone and are not tied to a thread.
@@ -110,16 +113,13 @@ impl Workload {
         let graph = NonNull::new(unsafe { sys::ggml_new_graph(context.raw()) });
         let graph = graph.ok_or("ggml could not make a graph")?;
         let leaves = context.build(work, graph.as_ptr());
-        // SAFETY: the context is live, the buffer type static.
-        let buffer = unsafe {
-            sys::ggml_backend_alloc_ctx_tensors_from_buft(context.raw(), inner.buffer_type())
-        };
-        let buffer = NonNull::new(buffer).ok_or("there is no memory to measure with")?;
+        let (buffer, memory) = context.allocate(inner)?;
         let workload = Self {
             graph,
             backend,
-            buffer,
             context: context.into_raw(),
+            _buffer: buffer,
+            _memory: memory,
         };
         for leaf in leaves {
             fill(leaf)?;
@@ -144,9 +144,8 @@ impl Workload {
 
 impl Drop for Workload {
     fn drop(&mut self) {
-        // SAFETY: made in `new`, freed once, before the context that describes its tensors.
-        unsafe { sys::ggml_backend_buffer_free(self.buffer.as_ptr()) };
-        // SAFETY: as above; graph and tensors are in it.
+        // SAFETY: made in `new`, freed once; graph and tensors are in it, and nobody uses
+        // them any more.
         unsafe { sys::ggml_free(self.context.as_ptr()) };
     }
 }
@@ -165,6 +164,42 @@ impl Context {
         let raw = self.0;
         std::mem::forget(self);
         raw
+    }
+
+    /// Memory for all tensors, of large pages where the system has them, as an arena's is.
+    fn allocate(&self, inner: InnerDevice) -> Result<(HostBuffer, MmapMut), String> {
+        let alignment = inner.arena_alignment();
+        let mut places = Vec::new();
+        let mut total = 0;
+        // SAFETY: the context is live.
+        let mut tensor = unsafe { sys::ggml_get_first_tensor(self.raw()) };
+        while !tensor.is_null() {
+            // SAFETY: the tensor is the context's, the buffer type static.
+            let bytes =
+                unsafe { sys::ggml_backend_buft_get_alloc_size(inner.buffer_type(), tensor) };
+            places.push((tensor, total));
+            total += bytes.next_multiple_of(alignment);
+            // SAFETY: context and tensor are live.
+            tensor = unsafe { sys::ggml_get_next_tensor(self.raw(), tensor) };
+        }
+        let no_memory = |error| format!("there is no memory to measure with ({error})");
+        let mut memory = MmapMut::map_anon(total.max(1)).map_err(no_memory)?;
+        #[cfg(target_os = "linux")]
+        {
+            // Advice only: a kernel without large pages refuses, and nothing is lost.
+            let _ = memory.advise(memmap2::Advice::HugePage);
+        }
+        let start = memory.as_mut_ptr();
+        // SAFETY: the memory is handed out together with the buffer, and dropped after it;
+        // a mapping begins at a page.
+        let buffer = unsafe { HostBuffer::over(start, total) }?;
+        for (tensor, offset) in places {
+            let place = start.wrapping_add(offset).cast();
+            // SAFETY: the place is inside the buffer, with room for the tensor, which has
+            // none yet.
+            unsafe { sys::ggml_backend_tensor_alloc(buffer.as_ptr(), tensor, place) };
+        }
+        Ok((buffer, memory))
     }
 
     fn tensor(&self, kind: sys::ggml_type, extents: [i64; 3]) -> Raw {
@@ -208,16 +243,7 @@ impl Context {
                 let none = std::ptr::null_mut();
                 // SAFETY: the tensors are the context's and fit each other; no mask.
                 outputs.push(unsafe {
-                    sys::ggml_flash_attn_ext(
-                        self.raw(),
-                        query,
-                        keys,
-                        values,
-                        none,
-                        0.125,
-                        0.0,
-                        0.0,
-                    )
+                    sys::ggml_flash_attn_ext(self.raw(), query, keys, values, none, 0.125, 0.0, 0.0)
                 });
             }
             Work::Nodes { elements, count } => {
@@ -288,7 +314,7 @@ fn fill(tensor: Raw) -> Result<(), String> {
     for start in (0..total).step_by(row.max(1)) {
         let length = row.min(total - start);
         // SAFETY: the tensor's memory has `total` bytes, and nobody else uses it yet.
-        let to = unsafe { std::slice::from_raw_parts_mut(data.add(start), length) };
+        let to = unsafe { std::slice::from_raw_parts_mut(data.wrapping_add(start), length) };
         to.copy_from_slice(&bytes[..length]);
     }
     Ok(())

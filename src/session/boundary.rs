@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use super::closing::Beginning;
 use super::signal;
 use crate::cli::size::{read_budget, show_bytes};
 use crate::device::report::Reason;
@@ -22,6 +23,8 @@ pub(super) struct Boundary {
     metrics: &'static Metrics,
     /// What the records need; None without metrics.
     readers: Option<(Reader, ProcessReader)>,
+    /// The first token's moment; None before it, and without paging.
+    pub beginning: Option<Beginning>,
 }
 
 /// What is needed when something is paged.
@@ -44,6 +47,7 @@ impl Boundary {
             paging,
             metrics,
             readers: metrics.is_on().then(readers),
+            beginning: None,
         }
     }
 
@@ -75,6 +79,9 @@ impl Boundary {
 
     /// A token was generated.
     pub fn token(&mut self, device: Option<&PagedDevice>, token: Token) {
+        if self.beginning.is_none() {
+            self.beginning = device.map(|device| Beginning::new(device.report()));
+        }
         if let Some(readers) = &mut self.readers {
             self.metrics.token(token, || facts(readers, device));
             self.complain();

@@ -39,6 +39,7 @@ pub fn run(config: Config) -> Result<()> {
 /// Returns the closing lines of the show, if this is it.
 fn complete(mut config: Config) -> Result<Option<closing::Lines>> {
     let show = config.show;
+    let metrics = config.metrics;
     let paging = config.paging.as_ref().map(|_| Paging {
         budget_file: config.budget_file.take(),
         mem_pressure: config.mem_pressure,
@@ -68,6 +69,12 @@ fn complete(mut config: Config) -> Result<Option<closing::Lines>> {
     session.log_timings();
     output::check()?;
     let report = session.device().map(PagedDevice::report);
+    let quiet = show || metrics.is_on_stderr();
+    if let (Some(beginning), Some(report), false) = (&boundary.beginning, &report, quiet)
+        && let Some(sentence) = closing::bound(beginning, report, generated.saturating_sub(1))
+    {
+        log::info(format!("{sentence}\n"));
+    }
     Ok(report.filter(|_| show).map(|report| closing::Lines {
         report,
         tokens: generated,
