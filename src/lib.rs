@@ -41,6 +41,13 @@
 //! governor that watches memory. What leaves the arena makes room before anything comes.
 //! Nothing of this changes a bit of the output.
 //!
+//! # Before a run
+//!
+//! [`forecast`] says what a run will be: a device that only takes notes has llama.cpp make
+//! model and context without memory (`device::rehearsal`), the planner plans for what was
+//! noted, and [`planner::cost`] turns bytes into seconds with the rates that
+//! [`calibration`] measured on this machine. [`inspection`] shows what is in the files.
+//!
 //! # Between two passes
 //!
 //! Only there may the budget change: `session::boundary` asks how full memory is

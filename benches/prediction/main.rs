@@ -22,7 +22,7 @@ mod measure;
 #[path = "../rig/quiet.rs"]
 mod quiet;
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -90,6 +90,7 @@ fn bench() -> Result<()> {
     measure::check_arithmetic();
     quiet::check_arithmetic();
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench-models");
+    fs::create_dir_all(&folder)?;
     let options = options(std::env::args().skip(1), &folder)?;
     let mut rows = Vec::new();
     println!(
@@ -207,7 +208,11 @@ fn sweep(model: &Path, options: &Options, folder: &Path, rows: &mut Vec<Row>) ->
 /// The flags of a run beside model and prompt.
 fn flags(budget: &str, options: &Options) -> Vec<String> {
     let load_mode = if options.cached { "none" } else { "dio" };
+    // One batch, as the plan predicts it.
+    let batch = options.prompt_tokens.min(512).to_string();
     [
+        "-ub",
+        &batch,
         "--no-repack",
         "--dynamic-layers",
         "--paged-kv",

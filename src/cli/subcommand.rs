@@ -65,6 +65,13 @@ fn complaint(error: &clap::Error) -> Error {
     let option = option.split_whitespace().next().unwrap_or("an option");
     let reason = std::error::Error::source(error).map(ToString::to_string);
     let reason = reason.unwrap_or_else(|| error.kind().to_string());
+    if error.kind() == clap::error::ErrorKind::ArgumentConflict {
+        let other = text(ContextKind::PriorArg).unwrap_or_default();
+        let other = other.split_whitespace().next().unwrap_or("another option");
+        return Error::Usage(format!(
+            "'{option}' and '{other}' cannot be combined; give one of them"
+        ));
+    }
     Error::Usage(match text(ContextKind::InvalidValue) {
         Some(value) if !value.is_empty() => format!("option '{option}' got '{value}': {reason}"),
         _ => format!("option '{option}' needs a value"),

@@ -73,6 +73,9 @@ pub fn neighbours(subject: &Subject, budget_bytes: u64, tokens: usize) -> Vec<u6
     }
     all.sort_unstable();
     all.dedup();
+    // What is next to the one in question says nothing new.
+    let is_news = |bytes: u64| bytes.abs_diff(budget_bytes) > way / 32;
+    all.retain(|bytes| [budget_bytes, least, whole].contains(bytes) || is_news(*bytes));
     all
 }
 

@@ -25,7 +25,7 @@ use crate::planner::Placement;
 use crate::session::demo::DemoModel;
 use crate::telemetry::memory::share_of;
 
-pub use self::speed::{Speed, Step, speed};
+pub use self::speed::{Speed, Step, pass_bytes, speed};
 
 /// llama.cpp reads rows of the KV cache up to a multiple of this many.
 const ROWS_PADDING: usize = 256;

@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::advice::{self, Choice};
-use super::{Memory, Speed, Subject, memory};
+use super::{Memory, Speed, Subject, memory, pass_bytes};
 use crate::calibration::Calibration;
 use crate::error::Result;
 use crate::ggml::workload::kind_name;
@@ -131,9 +131,7 @@ impl Forecast {
             let ratio = rate(&other).zip(rate(&chosen));
             Some(Neighbour {
                 budget_bytes: bytes,
-                pass_bytes: other
-                    .decode
-                    .map_or(other.outlook.streamed_bytes(), |speed| speed.pass_bytes),
+                pass_bytes: pass_bytes(subject, &other.outlook, 1),
                 decode_tokens_per_second: rate(&other),
                 prefill_tokens_per_second: other.prefill.map(|speed| speed.tokens_per_second),
                 decode_ratio: ratio.map(|(other, chosen)| other / chosen),

@@ -67,7 +67,7 @@ pub fn speed(
     };
     let passes = tokens_all.div_ceil(batch);
     let used_share = cost::experts_share(batch, subject.experts.0, subject.experts.1);
-    let pass_bytes = outlook.streamed_bytes() + missed_bytes(outlook, used_share);
+    let pass_bytes = pass_bytes(subject, outlook, batch);
     let copy_seconds = match pass_bytes {
         0 => 0.0,
         bytes => cost::transfer_seconds(bytes, rates.storage_bytes_per_second?),
@@ -101,6 +101,12 @@ pub fn speed(
         copy_seconds,
         compute_seconds: compute_seconds / passes,
     })
+}
+
+/// Bytes that travel in a pass over `tokens` tokens.
+pub fn pass_bytes(subject: &Subject, outlook: &Outlook, tokens: u64) -> u64 {
+    let used_share = cost::experts_share(tokens, subject.experts.0, subject.experts.1);
+    outlook.streamed_bytes() + missed_bytes(outlook, used_share)
 }
 
 fn layers(subject: &Subject) -> f64 {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::record::{Forecast, Role};
+use super::record::{Forecast, Layer, Role};
 use super::{Memory, Speed};
 use crate::cli::size::show_bytes;
 
@@ -64,6 +64,8 @@ pub fn text(forecast: &Forecast) -> String {
     head(&mut text, forecast);
     text.push('\n');
     text.push_str(&lines(&roles(&forecast.roles)));
+    text.push('\n');
+    text.push_str(&lines(&layers(&forecast.layers)));
     text.push('\n');
     text.push_str(&lines(&memory(&forecast.memory, forecast.depth_tokens)));
     text.push('\n');
@@ -137,6 +139,37 @@ fn roles(roles: &[Role]) -> Table {
             dash(role.streamed),
             dash(role.cached),
         ]);
+    }
+    table
+}
+
+/// Layers that follow each other and are alike are one row.
+fn layers(layers: &[Layer]) -> Table {
+    let head = ["layer", "stays", "travels", "cached"];
+    let mut table = table(&head, &[1, 2, 3]);
+    let sums = |layer: &Layer| {
+        let stays = layer.resident_bytes + layer.states_resident_bytes;
+        let travels = layer.streamed_bytes + layer.states_streamed_bytes;
+        (layer.part, stays, travels, layer.cached_bytes)
+    };
+    let dash = |bytes: u64| match bytes {
+        0 => "-".to_owned(),
+        bytes => show_bytes(bytes),
+    };
+    for alike in layers.chunk_by(|one, next| sums(one) == sums(next)) {
+        let (part, stays, travels, cached) = sums(&alike[0]);
+        let numbers = alike[0].layer.zip(alike.last().and_then(|last| last.layer));
+        let name = match numbers {
+            None => part.to_owned(),
+            Some((first, last)) => {
+                let encoder = if part == "encoder" { "encoder " } else { "" };
+                match first == last {
+                    true => format!("{encoder}{first}"),
+                    false => format!("{encoder}{first} to {last}"),
+                }
+            }
+        };
+        table.add_row([name, dash(stays), dash(travels), dash(cached)]);
     }
     table
 }

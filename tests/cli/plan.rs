@@ -185,6 +185,11 @@ fn what_makes_no_sense_is_said() {
             &["below the minimum"],
         ),
         ("plan --demo --metrics", 2, &["--metrics", "--json"]),
+        (
+            "plan --demo --smallest --for-speed 4",
+            2,
+            &["--for-speed", "cannot be combined"],
+        ),
         ("plan --demo --nonsense", 2, &["--nonsense"]),
         ("plan --demo --version", 2, &["plan"]),
         ("inspect", 2, &["wants a model"]),
