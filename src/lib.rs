@@ -53,6 +53,13 @@
 //! time, and what was guessed wrong is forgotten. The weights travel once for all of them.
 //! A draft model stays in main memory, on the plain CPU; the budget covers it.
 //!
+//! # Before a run
+//!
+//! [`forecast`] says what a run will be: a device that only takes notes has llama.cpp make
+//! model and context without memory (`device::rehearsal`), the planner plans for what was
+//! noted, and [`planner::cost`] turns bytes into seconds with the rates that
+//! [`calibration`] measured on this machine. [`inspection`] shows what is in the files.
+//!
 //! # Between two passes
 //!
 //! Only there may the budget change: `session::boundary` asks how full memory is
@@ -113,11 +120,14 @@
 //! Start reading at [`device`], then [`pager`].
 
 pub mod bench;
+pub mod calibration;
 mod chat;
 pub mod cli;
 pub mod device;
 pub mod error;
+pub mod forecast;
 pub mod ggml;
+pub mod inspection;
 pub mod llama;
 pub mod pager;
 pub mod planner;

@@ -27,6 +27,8 @@ mod metrics;
 mod options;
 #[path = "models/plain.rs"]
 mod plain;
+#[path = "cli/plan.rs"]
+mod plan;
 #[cfg(unix)]
 #[path = "cli/prompt_cache.rs"]
 mod prompt_cache;

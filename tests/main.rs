@@ -8,6 +8,7 @@
 //! - [`drafting`] generates with drafts and without, and compares the tokens.
 //! - [`files`] disturbs the files under a running model.
 //! - [`experts`] looks at the cache of single experts.
+//! - [`rehearsal`] compares what is predicted of memory with what a run takes.
 //! - [`order`] delays, refuses and fails copies.
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
@@ -19,3 +20,4 @@ mod files;
 mod harness;
 mod models;
 mod order;
+mod rehearsal;

@@ -5,12 +5,15 @@ mod bench;
 mod drafting;
 pub mod flags;
 pub mod help;
+mod inspect;
 mod nearest;
 mod paged;
+mod plan;
 mod printing;
 mod resolve;
 mod rpc;
 pub mod size;
+mod subcommand;
 pub mod support;
 pub mod values;
 pub mod words;
@@ -117,17 +120,17 @@ pub fn parse(
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     llama::log::start();
     let mut args: Vec<OsString> = args.into_iter().collect();
-    // llama.cpp's command line has no words without a dash: nothing is hidden by this one.
-    if args.first().is_some_and(|word| word == "bench") {
-        args.remove(0);
-        let result = bench::run(args);
-        llama::log::stop();
-        return result;
-    }
-    let result = understand(args).and_then(|command| match command {
-        Command::Print(what) => print(what),
-        Command::Run(request) => session::run(request.resolve(&metrics::RUN)?),
-    });
+    let first = args.first().and_then(|arg| arg.to_str());
+    // llama.cpp's command line has no words without a dash: nothing is hidden by these.
+    let result = match first {
+        Some("bench") => bench::run(args.split_off(1)),
+        Some("plan") => plan::run(args.split_off(1)),
+        Some("inspect") => inspect::run(args.split_off(1)),
+        _ => understand(args).and_then(|command| match command {
+            Command::Print(what) => print(what),
+            Command::Run(request) => session::run(request.resolve(&metrics::RUN)?),
+        }),
+    };
     // What is still queued comes before whatever the caller says about the end.
     llama::log::stop();
     result

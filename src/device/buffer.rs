@@ -10,6 +10,7 @@ use ggml_sys as sys;
 use super::addresses::AddressRange;
 use super::guard::guard;
 use super::outside;
+use super::rehearsal;
 use super::report::Reason;
 use super::scratch;
 use super::shared::Shared;
@@ -28,7 +29,7 @@ pub const BUFFER_TYPE: sys::ggml_backend_buffer_type_i = sys::ggml_backend_buffe
     get_alignment: Some(type_alignment),
     get_max_size: None,
     get_alloc_size: Some(type_alloc_size),
-    get_alloc_size_n: None,
+    get_alloc_size_n: Some(type_alloc_size_n),
     // Nobody but the pager can read it, even where the arena is host memory.
     is_host: None,
 };
@@ -97,8 +98,41 @@ unsafe extern "C" fn type_alloc_buffer_n(
     })
 }
 
+/// What `alloc_buffer_n` would take, which nobody asks but a rehearsal.
+unsafe extern "C" fn type_alloc_size_n(
+    buffer_type: sys::ggml_backend_buffer_type_t,
+    tensors: *mut *mut sys::ggml_tensor,
+    count: i32,
+) -> usize {
+    // SAFETY: ours.
+    let shared = unsafe { shared_of_type(buffer_type) };
+    guard(shared, 0, |shared| {
+        // SAFETY: ggml passes an array of `count` tensors, lent for this call.
+        let roots = unsafe { roots_of(tensors, count) };
+        rehearsal::note(shared, &roots)?;
+        Ok(arena_sizes(shared, &roots).iter().sum())
+    })
+}
+
+/// The tensors of a list that are no views.
+///
+/// # Safety
+/// - `tensors` is an array of `count` live tensors that nobody else uses for `'a`.
+unsafe fn roots_of<'a>(tensors: *mut *mut sys::ggml_tensor, count: i32) -> Vec<Tensor<'a>> {
+    let count = usize::try_from(count).unwrap_or(0);
+    // SAFETY: as promised.
+    let tensors = unsafe { std::slice::from_raw_parts(tensors, count) };
+    let tensors = tensors.iter().filter_map(|raw| {
+        // SAFETY: as promised.
+        unsafe { Tensor::from_raw(*raw) }
+    });
+    tensors
+        .filter(|tensor| tensor.view_source().is_none())
+        .collect()
+}
+
 /// Which memory a list of tensors asks for.
-enum Kind {
+pub(super) enum Kind {
     /// Weights to be paged: all are in the model's files.
     Weights,
     /// A KV cache or recurrent state to be paged.
@@ -107,7 +141,7 @@ enum Kind {
     Inner,
 }
 
-fn kind_of(shared: &Shared, tensors: &[Tensor<'_>]) -> Result<Kind> {
+pub(super) fn kind_of(shared: &Shared, tensors: &[Tensor<'_>]) -> Result<Kind> {
     let in_model = |tensor: &&Tensor<'_>| {
         let location = shared.index.find(&tensor.name());
         location.is_some_and(|location| location.bytes == tensor.span_bytes() as u64)
@@ -132,33 +166,82 @@ fn kind_of(shared: &Shared, tensors: &[Tensor<'_>]) -> Result<Kind> {
     }
 }
 
+/// Bytes that each tensor takes in a paged buffer.
+pub(super) fn arena_sizes(shared: &Shared, tensors: &[Tensor<'_>]) -> Vec<usize> {
+    let alignment = shared.inner.arena_alignment();
+    let bytes = tensors
+        .iter()
+        .map(|tensor| shared.inner.alloc_bytes(*tensor));
+    bytes
+        .map(|bytes| bytes.next_multiple_of(alignment))
+        .collect()
+}
+
+/// A buffer of a rehearsal: recurrent states are allocated even there. Its tensors have
+/// addresses and no bytes.
+fn allocate_nothing(
+    shared: &Shared,
+    buffer_type: sys::ggml_backend_buffer_type_t,
+    tensors: &[Tensor<'_>],
+    sizes: &[usize],
+) -> Result<sys::ggml_backend_buffer_t> {
+    rehearsal::note(shared, tensors)?;
+    let total = sizes.iter().sum();
+    let reservation = Reservation::new(total).map_err(|error| no_address_space(total, &error))?;
+    let base = reservation.base();
+    let buffer = paged_buffer(shared, buffer_type, reservation, Vec::new());
+    let mut start = base;
+    for (tensor, bytes) in tensors.iter().zip(sizes) {
+        place(buffer, *tensor, start);
+        start += bytes;
+    }
+    Ok(buffer)
+}
+
+fn no_address_space(bytes: usize, error: &region::Error) -> Error {
+    Error::Memory(format!(
+        "could not reserve {} MiB of address space ({error}); lower -c",
+        bytes >> 20
+    ))
+}
+
+/// ggml's buffer over a reservation.
+fn paged_buffer(
+    shared: &Shared,
+    buffer_type: sys::ggml_backend_buffer_type_t,
+    reservation: Reservation,
+    tensors: Vec<TensorId>,
+) -> sys::ggml_backend_buffer_t {
+    let total = reservation.bytes();
+    let context = Box::new(PagedBuffer {
+        shared: std::ptr::from_ref(shared),
+        base: reservation.base(),
+        tensors,
+        _reservation: reservation,
+    });
+    let context = Box::into_raw(context).cast::<c_void>();
+    // SAFETY:
+    // - the buffer type is ours and outlives the buffer;
+    // - `free_buffer` takes the context back.
+    unsafe { sys::ggml_backend_buffer_init(buffer_type, BUFFER, context, total) }
+}
+
 fn allocate(
     shared: &Shared,
     buffer_type: sys::ggml_backend_buffer_type_t,
     tensors: &[Tensor<'_>],
 ) -> Result<sys::ggml_backend_buffer_t> {
-    let alignment = shared.inner.arena_alignment();
-    let sizes: Vec<usize> = tensors
-        .iter()
-        .map(|tensor| {
-            shared
-                .inner
-                .alloc_bytes(*tensor)
-                .next_multiple_of(alignment)
-        })
-        .collect();
+    let sizes = arena_sizes(shared, tensors);
     let total: usize = sizes.iter().sum();
+    if shared.notebook.is_open() {
+        return allocate_nothing(shared, buffer_type, tensors, &sizes);
+    }
     let kind = kind_of(shared, tensors)?;
     if let Kind::Inner = kind {
         return allocate_inner(shared, tensors, &sizes, total);
     }
 
-    let reservation = Reservation::new(total).map_err(|error| {
-        Error::Memory(format!(
-            "could not reserve {} MiB of address space ({error}); lower -c",
-            total >> 20
-        ))
-    })?;
+    let reservation = Reservation::new(total).map_err(|error| no_address_space(total, &error))?;
     let specs = tensors.iter().zip(&sizes);
     let specs = specs
         .map(|(tensor, bytes)| spec_of(shared, &kind, *tensor, *bytes))
@@ -177,17 +260,7 @@ fn allocate(
         start += bytes;
     }
     shared.paged().addresses.insert(ranges.iter().copied());
-    let context = Box::new(PagedBuffer {
-        shared: std::ptr::from_ref(shared),
-        base,
-        tensors: ids,
-        _reservation: reservation,
-    });
-    let context = Box::into_raw(context).cast::<c_void>();
-    // SAFETY:
-    // - the buffer type is ours and outlives the buffer;
-    // - `free_buffer` takes the context back.
-    let buffer = unsafe { sys::ggml_backend_buffer_init(buffer_type, BUFFER, context, total) };
+    let buffer = paged_buffer(shared, buffer_type, reservation, ids);
     for (tensor, range) in tensors.iter().zip(&ranges) {
         place(buffer, *tensor, range.start);
     }
@@ -262,7 +335,12 @@ fn place_view(view: Tensor<'_>) {
     }
 }
 
-fn spec_of(shared: &Shared, kind: &Kind, tensor: Tensor<'_>, bytes: usize) -> Result<TensorSpec> {
+pub(super) fn spec_of(
+    shared: &Shared,
+    kind: &Kind,
+    tensor: Tensor<'_>,
+    bytes: usize,
+) -> Result<TensorSpec> {
     let name = tensor.name();
     let (group, backing) = match kind {
         Kind::States => {

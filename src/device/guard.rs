@@ -35,12 +35,13 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::device::rehearsal::Notebook;
     use crate::device::{Budget, Faults, PagingConfig, Storage};
 
     #[test]
     fn a_panic_becomes_a_sentence_and_later_slots_refuse() {
         let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/demo/stories-q8_0.gguf");
-        let shared = Shared::new(PagingConfig {
+        let config = PagingConfig {
             model,
             weights: true,
             kv: false,
@@ -57,8 +58,8 @@ mod tests {
             resident_layers_max: None,
             poison: false,
             faults: Faults::default(),
-        })
-        .unwrap();
+        };
+        let shared = Shared::new(config, Notebook::default()).unwrap();
         assert_eq!(guard(&shared, 0, |_| Ok(7)), 7);
         let failed = guard(&shared, 0, |_| Err(Error::Failed("no luck".to_owned())));
         assert_eq!(failed, 0);

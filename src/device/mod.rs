@@ -21,6 +21,7 @@ mod experts;
 mod guard;
 mod interface;
 mod outside;
+pub mod rehearsal;
 pub mod report;
 mod scan;
 pub mod schedule;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 
 use ggml_sys as sys;
 
+use self::rehearsal::Notebook;
 pub use self::report::Report;
 use self::report::{Change, Reason};
 use self::shared::Shared;
@@ -122,12 +124,17 @@ impl PagedDevice {
     /// `Failed` when the file is not a readable GGUF or a thread cannot be started;
     /// `Usage` when nothing is to be paged.
     pub fn new(config: PagingConfig) -> Result<Self> {
+        Self::with_notebook(config, Notebook::default())
+    }
+
+    /// A device that, when its notebook is open, only takes notes.
+    fn with_notebook(config: PagingConfig, notebook: Notebook) -> Result<Self> {
         if !config.weights && !config.kv {
             let sentence = "nothing is paged: give --dynamic-layers, --paged-kv or both";
             return Err(Error::Usage(sentence.to_owned()));
         }
         Ok(Self {
-            shared: Shared::new(config)?,
+            shared: Shared::new(config, notebook)?,
         })
     }
 

@@ -10,6 +10,7 @@ use ggml_sys as sys;
 
 use super::addresses::AddressMap;
 use super::interface::Interface;
+use super::rehearsal::Notebook;
 use super::report::{Change, Move, Reason};
 use super::{Budget, PagingConfig, Report, Storage};
 use crate::error::{Error, Result};
@@ -44,6 +45,8 @@ pub struct Shared {
     pub config: PagingConfig,
     pub inner: InnerDevice,
     pub index: ModelIndex,
+    /// Open when nothing is to be computed.
+    pub notebook: Notebook,
     paged: Mutex<Paged>,
     error: Mutex<Option<Error>>,
     broken: AtomicBool,
@@ -64,7 +67,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn new(config: PagingConfig) -> Result<Arc<Self>> {
+    pub fn new(config: PagingConfig, notebook: Notebook) -> Result<Arc<Self>> {
         let (index, direct) = open_model(&config)?;
         let inner = InnerDevice::cpu().map_err(Error::Failed)?;
         let budget_bytes = match config.budget {
@@ -96,6 +99,7 @@ impl Shared {
             config,
             inner,
             index,
+            notebook,
             paged: Mutex::new(Paged {
                 pager,
                 addresses: AddressMap::default(),

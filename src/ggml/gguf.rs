@@ -20,6 +20,8 @@ pub struct TensorEntry {
     pub offset: u64,
     /// How many bytes it has.
     pub bytes: u64,
+    /// ggml's number of its element type.
+    pub kind: u32,
 }
 
 /// The header of one GGUF file.
@@ -98,10 +100,13 @@ impl Header {
         let offset = unsafe { sys::gguf_get_tensor_offset(raw, index) } as u64;
         // SAFETY: as above.
         let bytes = unsafe { sys::gguf_get_tensor_size(raw, index) } as u64;
+        // SAFETY: as above.
+        let kind = unsafe { sys::gguf_get_tensor_type(raw, index) };
         TensorEntry {
             name: name.to_string_lossy().into_owned(),
             offset: data.saturating_add(offset),
             bytes,
+            kind,
         }
     }
 
@@ -118,6 +123,28 @@ impl Header {
         // SAFETY: the header's own string, NUL-terminated, live as long as the context.
         let text = unsafe { CStr::from_ptr(text) };
         Some(text.to_string_lossy().into_owned())
+    }
+
+    /// The whole number for `key`; None when there is none, or it is no whole number of at
+    /// least zero.
+    pub fn number(&self, key: &CStr) -> Option<u64> {
+        let index = self.find(key)?;
+        let raw = self.raw.as_ptr();
+        // SAFETY: the context is live, the index was found in it; so below, where the value
+        // has the type that is asked for.
+        match unsafe { sys::gguf_get_kv_type(raw, index) } {
+            // SAFETY: as above.
+            sys::GGUF_TYPE_UINT32 => Some(u64::from(unsafe { sys::gguf_get_val_u32(raw, index) })),
+            // SAFETY: as above.
+            sys::GGUF_TYPE_UINT64 => Some(unsafe { sys::gguf_get_val_u64(raw, index) }),
+            // SAFETY: as above.
+            sys::GGUF_TYPE_UINT16 => Some(u64::from(unsafe { sys::gguf_get_val_u16(raw, index) })),
+            sys::GGUF_TYPE_INT32 => {
+                // SAFETY: as above.
+                u64::try_from(unsafe { sys::gguf_get_val_i32(raw, index) }).ok()
+            }
+            _ => None,
+        }
     }
 
     /// In how many files the model comes.

@@ -6,6 +6,7 @@ mod gguf;
 mod graph;
 mod inner;
 mod tensor;
+pub mod workload;
 
 pub use gguf::{Header, TensorEntry};
 pub use graph::Graph;

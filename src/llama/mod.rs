@@ -14,6 +14,7 @@ pub mod log;
 mod model_file;
 mod options;
 mod params;
+mod rehearsal;
 mod session;
 mod state;
 
@@ -21,6 +22,7 @@ pub use drafting::{Drafting, DraftingSettings};
 pub use model_file::{ModelFile, inspect};
 pub use options::{Arity, OptionInfo, blamed, build_info, cache_list, device_list, options};
 pub use params::{Dialogue, Params, Progress, Settings};
+pub use rehearsal::{Facts, rehearse};
 pub use session::{Decoded, Session, start_backend};
 
 /// A token's number in the model's vocabulary.

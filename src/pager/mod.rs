@@ -19,6 +19,7 @@ pub mod engine;
 pub mod engine_host;
 pub mod memory;
 pub mod model_index;
+pub mod outlook;
 mod replan;
 pub mod ring;
 mod slices;

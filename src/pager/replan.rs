@@ -198,7 +198,7 @@ impl Pager {
     }
 
     /// The planner's answer for the tensors as they are.
-    fn plan(&mut self) -> Result<Plan> {
+    pub(super) fn plan(&mut self) -> Result<Plan> {
         let mut keys: Vec<GroupKey> = self
             .tensors
             .iter()

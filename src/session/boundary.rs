@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::closing::Beginning;
 use super::signal;
 use crate::cli::size::{read_budget, show_bytes};
 use crate::device::report::Reason;
@@ -29,6 +30,8 @@ pub(crate) struct Boundary {
     readers: Option<(Reader, ProcessReader)>,
     /// What drafting counts; None without it.
     drafts: Option<Arc<Tally>>,
+    /// The first token's moment; None before it, and without paging.
+    pub(super) beginning: Option<Beginning>,
 }
 
 /// What is needed when something is paged.
@@ -52,6 +55,7 @@ impl Boundary {
             metrics,
             readers: metrics.is_on().then(readers),
             drafts: None,
+            beginning: None,
         }
     }
 
@@ -88,6 +92,9 @@ impl Boundary {
 
     /// A token was generated.
     pub fn token(&mut self, device: Option<&PagedDevice>, token: Token) {
+        if self.beginning.is_none() {
+            self.beginning = device.map(|device| Beginning::new(device.report()));
+        }
         if let Some(readers) = &mut self.readers {
             let drafts = self.drafts.as_deref();
             self.metrics.token(token, || facts(readers, device, drafts));

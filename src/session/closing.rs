@@ -1,9 +1,13 @@
-//! The three lines that close the show of `--demo`.
+//! What closes a run: the three lines of the show of `--demo`; elsewhere one line, when
+//! transfers bound the run, that says so and what would help.
+
+use std::time::Instant;
 
 use super::output;
 use crate::cli::size::show_bytes;
 use crate::device::Report;
 use crate::error::Result;
+use crate::telemetry::memory::{available_bytes, share_of};
 
 /// What the lines are made of.
 pub(super) struct Lines {
@@ -48,10 +52,129 @@ fn text(lines: &Lines) -> String {
     )
 }
 
+/// A run that waited for less than this share of its time was not bound by transfers.
+const WAITED_SHARE_MIN: f64 = 0.2;
+/// Fewer tokens say nothing.
+const TOKENS_MIN: usize = 4;
+/// The share of the memory there is that may be recommended.
+const AVAILABLE_SHARE: f64 = 0.85;
+/// Less than this speed-up is no advice.
+const GAIN_MIN: f64 = 1.1;
+
+/// Where a generation began: behind the prompt.
+pub(super) struct Beginning {
+    at: Instant,
+    report: Report,
+}
+
+impl Beginning {
+    /// This moment.
+    pub fn new(report: Report) -> Self {
+        Self {
+            at: Instant::now(),
+            report,
+        }
+    }
+}
+
+/// The sentence for a generation of `tokens` tokens since `beginning` that was bound by
+/// transfers; None for any other.
+pub(super) fn bound(beginning: &Beginning, report: &Report, tokens: usize) -> Option<String> {
+    let seconds = beginning.at.elapsed().as_secs_f64();
+    let available = share_of(available_bytes(), AVAILABLE_SHARE);
+    sentence(&beginning.report, report, seconds, tokens, available)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
+fn sentence(
+    before: &Report,
+    after: &Report,
+    seconds: f64,
+    tokens: usize,
+    available_bytes: u64,
+) -> Option<String> {
+    let waited = (after.stalls.seconds() - before.stalls.seconds()) / seconds.max(1e-9);
+    let moved = after.bytes_in().saturating_sub(before.bytes_in());
+    if tokens < TOKENS_MIN || waited < WAITED_SHARE_MIN || moved == 0 {
+        return None;
+    }
+    let storage = after.traffic.storage_bytes - before.traffic.storage_bytes;
+    let source = match storage * 2 > moved {
+        true => "storage",
+        false => "memory",
+    };
+    let per_token = show_bytes(moved / tokens as u64);
+    let streamed = format!("streamed {per_token} per token from {source}");
+    // The ring is of no use when nothing travels.
+    let travelling = after.streamed_bytes + after.kv_streamed_bytes;
+    let missing = travelling.saturating_sub(after.ring_bytes).max(1);
+    let more = missing.min(available_bytes);
+    // Waiting shrinks with the bytes that are waited for.
+    let gain = 1.0 / (1.0 - waited.min(0.99) * (more as f64 / missing as f64));
+    if gain < GAIN_MIN {
+        return Some(format!(
+            "{streamed}, which took {:.0} % of the time; this machine has no memory left for more",
+            waited * 100.0
+        ));
+    }
+    Some(format!(
+        "{streamed}; {} more for --vram-budget would make it {gain:.1} times as fast",
+        show_bytes(more)
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::report::Traffic;
+    use crate::device::report::{Stalls, Traffic};
+
+    fn run(stalled: f64, travelling: u64) -> Report {
+        Report {
+            streamed_bytes: travelling,
+            ring_bytes: 100 << 20,
+            traffic: Traffic {
+                storage_bytes: 10 * travelling,
+                storage_seconds: 5.0,
+                ..Traffic::default()
+            },
+            stalls: Stalls {
+                storage_seconds: stalled,
+                ..Stalls::default()
+            },
+            ..Report::default()
+        }
+    }
+
+    #[test]
+    fn a_run_that_waited_hears_what_would_help() {
+        let (before, gib) = (Report::default(), 1u64 << 30);
+        let said =
+            |stalled, available| sentence(&before, &run(stalled, 800 << 20), 10.0, 10, available);
+        let text = said(5.0, 8 * gib).unwrap();
+        assert_eq!(
+            text,
+            "streamed 800 MiB per token from storage; 700 MiB more for --vram-budget would make \
+             it 2.0 times as fast"
+        );
+        let half = said(5.0, 350 << 20).unwrap();
+        assert!(
+            half.contains("350 MiB more") && half.contains("1.3 times"),
+            "{half}"
+        );
+        let none = said(5.0, 0).unwrap();
+        assert!(none.contains("50 % of the time"), "{none}");
+    }
+
+    #[test]
+    fn a_run_that_did_not_wait_hears_nothing() {
+        let before = Report::default();
+        let said = |stalled, travelling, tokens| {
+            sentence(&before, &run(stalled, travelling), 10.0, tokens, 1 << 40)
+        };
+        assert_eq!(said(1.0, 800 << 20, 10), None, "it hardly waited");
+        assert_eq!(said(5.0, 0, 10), None, "nothing travelled");
+        assert_eq!(said(5.0, 800 << 20, 2), None, "too short");
+    }
 
     #[test]
     fn a_newcomer_reads_sizes_and_speed() {

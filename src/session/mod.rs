@@ -78,7 +78,7 @@ fn converse(mut config: Config, colours: bool) -> Result<()> {
 
 /// Returns the closing lines of the show, if this is it.
 fn complete(mut config: Config) -> Result<Option<closing::Lines>> {
-    let show = config.show;
+    let (show, metrics) = (config.show, config.metrics);
     let mut boundary = boundary(&mut config);
     // The demo model's file must be there until the model is loaded, and its mapping
     // until the session is gone.
@@ -103,6 +103,12 @@ fn complete(mut config: Config) -> Result<Option<closing::Lines>> {
     session.log_timings();
     output::check()?;
     let report = session.device().map(PagedDevice::report);
+    let quiet = show || metrics.is_on_stderr();
+    if let (Some(beginning), Some(report), false) = (&boundary.beginning, &report, quiet)
+        && let Some(sentence) = closing::bound(beginning, report, generated.saturating_sub(1))
+    {
+        log::info(format!("{sentence}\n"));
+    }
     Ok(report.filter(|_| show).map(|report| closing::Lines {
         report,
         tokens: generated,

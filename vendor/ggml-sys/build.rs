@@ -19,6 +19,7 @@ const SOURCES: &[&str] = &[
     "shim_download.cpp",
     "shim_options.cpp",
     "shim_params.cpp",
+    "shim_rehearsal.cpp",
     "shim_session.cpp",
     "shim_speculative.cpp",
     "shim_values.cpp",

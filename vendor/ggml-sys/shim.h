@@ -157,6 +157,21 @@ int32_t rpaged_params_use_device(struct rpaged_params * params,
 void rpaged_params_on_progress(struct rpaged_params * params,
                                bool (*callback)(float progress, void * data), void * data);
 
+// ---- what a session would take --------------------------------------------------------
+
+struct rpaged_rehearsal {
+    uint64_t parameters;
+    // By where it would be: in memory that the CPU can read, or on the params' device.
+    uint64_t host_model_bytes, host_context_bytes, host_compute_bytes;
+    uint64_t device_model_bytes, device_context_bytes, device_compute_bytes;
+    uint32_t n_ctx, n_batch, n_ubatch, n_ctx_train, n_layer, n_embd, n_head, n_head_kv, n_vocab;
+    int32_t kv_type_k, kv_type_v; // ggml_type
+    bool flash_attention;         // asked for, or not refused
+};
+// Loads the model and makes the context without memory: only the header is read, and each
+// buffer type is asked what it would take (`get_alloc_size_n`).
+int32_t rpaged_rehearse(struct rpaged_params * params, struct rpaged_rehearsal * out);
+
 // ---- model, context and sampler --------------------------------------------------------
 
 struct rpaged_session;

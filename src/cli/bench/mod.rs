@@ -497,7 +497,7 @@ mod tests {
 
     #[test]
     fn help_names_every_flag_in_80_columns() {
-        let text = help();
+        let text = help(Page::new(80, false));
         assert!(
             text.lines().all(|line| line.chars().count() <= 80),
             "{text}"

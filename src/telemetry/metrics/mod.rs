@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
+pub use clock::timestamp;
 pub use record::{ErrorRecord, LogRecord, PressureRecord, Record};
 pub use recorder::{Facts, Recorder};
 

@@ -1,0 +1,194 @@
+//! Storage and memory, through the copy engine that a run uses.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::pager::engine::{Copy, CopyEngine, Direction, Request, Source, Target, Ticket};
+use crate::pager::engine_host::{Faults, HostEngine};
+use crate::pager::memory::HostMemory;
+use crate::pager::storage::{Access, BLOCK_BYTES, StoreFile};
+
+/// Bytes of one request: about a layer's share.
+const REQUEST_BYTES: usize = 8 << 20;
+/// Requests that have places in memory, as the ring has.
+const PLACES: usize = 8;
+/// A file with less than this share of its bytes on the disk is sparse.
+const SPARSE: f64 = 0.9;
+
+/// A copy engine at work on a file, over and over.
+#[derive(Debug)]
+pub struct Pump {
+    engine: HostEngine,
+    from: From,
+    bytes: u64,
+    memory: Arc<HostMemory>,
+    next: u64,
+    in_flight: VecDeque<(Ticket, usize)>,
+    place: usize,
+}
+
+#[derive(Debug)]
+enum From {
+    File(Arc<StoreFile>),
+    Memory(Arc<HostMemory>),
+}
+
+fn failed(what: impl std::fmt::Display) -> Error {
+    Error::Failed(format!("could not measure how fast copies are: {what}"))
+}
+
+impl Pump {
+    /// One that reads the file at `path`; None when there is next to nothing to read.
+    pub fn of_file(path: &Path, direct: bool, threads: u32) -> Result<Option<Self>> {
+        let meta = std::fs::metadata(path).map_err(failed)?;
+        if is_sparse(&meta) || meta.len() < BLOCK_BYTES as u64 {
+            return Ok(None);
+        }
+        let access = match direct {
+            true => Access::Direct,
+            false => Access::Cached,
+        };
+        let file = StoreFile::open(path, access).map_err(failed)?;
+        Self::new(From::File(Arc::new(file)), meta.len(), threads).map(Some)
+    }
+
+    /// One that copies in memory.
+    pub fn of_memory(threads: u32) -> Result<Self> {
+        let bytes = REQUEST_BYTES * PLACES * 2;
+        let memory = HostMemory::new(bytes).map_err(failed)?;
+        Self::new(From::Memory(Arc::new(memory)), bytes as u64, threads)
+    }
+
+    fn new(from: From, bytes: u64, threads: u32) -> Result<Self> {
+        let threads = usize::try_from(threads).unwrap_or(1);
+        let memory = HostMemory::new(REQUEST_BYTES * PLACES).map_err(failed)?;
+        Ok(Self {
+            engine: HostEngine::new(threads, Faults::default()).map_err(failed)?,
+            from,
+            bytes,
+            memory: Arc::new(memory),
+            next: 0,
+            in_flight: VecDeque::new(),
+            place: 0,
+        })
+    }
+
+    /// Bytes of the file.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Copies until `done` says so of the time and the bytes, with the ring always full;
+    /// returns bytes per second.
+    pub fn run(&mut self, mut done: impl FnMut(Duration, u64) -> bool) -> Result<f64> {
+        while self.in_flight.len() < PLACES {
+            self.submit()?;
+        }
+        // What starts up is not counted.
+        self.finish_one()?;
+        self.submit()?;
+        let started = Instant::now();
+        let mut copied = 0;
+        loop {
+            copied += self.finish_one()? as u64;
+            self.submit()?;
+            if done(started.elapsed(), copied) {
+                break;
+            }
+        }
+        #[allow(clippy::cast_precision_loss, reason = "a rate")]
+        let rate = copied as f64 / started.elapsed().as_secs_f64().max(1e-9);
+        Ok(rate)
+    }
+
+    fn finish_one(&mut self) -> Result<usize> {
+        let Some((ticket, bytes)) = self.in_flight.pop_front() else {
+            return Ok(0);
+        };
+        self.engine.wait(ticket).map_err(failed)?;
+        Ok(bytes)
+    }
+
+    fn submit(&mut self) -> Result<()> {
+        let left = self.bytes.saturating_sub(self.next);
+        let bytes = usize::try_from(left)
+            .unwrap_or(usize::MAX)
+            .min(REQUEST_BYTES);
+        let from = match &self.from {
+            From::File(file) => Source::File {
+                file: Arc::clone(file),
+                offset: self.next,
+            },
+            From::Memory(memory) => Source::Memory {
+                memory: Arc::clone(memory),
+                offset: usize::try_from(self.next).unwrap_or(0),
+            },
+        };
+        let copy = Copy {
+            from,
+            to: Target::Memory {
+                memory: Arc::clone(&self.memory),
+                offset: self.place * REQUEST_BYTES,
+            },
+            bytes,
+            whole_blocks: true,
+        };
+        let request = Request {
+            direction: Direction::In,
+            copies: vec![copy],
+        };
+        let ticket = self
+            .engine
+            .submit(request)
+            .map_err(|(sentence, _)| failed(sentence))?;
+        self.in_flight.push_back((ticket, bytes));
+        self.place = (self.place + 1) % PLACES;
+        self.next += bytes as u64;
+        if self.next + BLOCK_BYTES as u64 > self.bytes {
+            self.next = 0;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(unix)]
+fn is_sparse(meta: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    #[allow(clippy::cast_precision_loss, reason = "a share of a size")]
+    let there = (meta.blocks() * 512) as f64 / (meta.len().max(1)) as f64;
+    there < SPARSE
+}
+
+#[cfg(not(unix))]
+fn is_sparse(_meta: &std::fs::Metadata) -> bool {
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pump_goes_round_a_small_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![7u8; 3 << 20]).unwrap();
+        for direct in [false, true] {
+            let mut pump = Pump::of_file(file.path(), direct, 2).unwrap().unwrap();
+            let rate = pump.run(|_, bytes| bytes > 40 << 20).unwrap();
+            assert!(rate > 0.0);
+        }
+        let mut pump = Pump::of_memory(1).unwrap();
+        assert!(pump.run(|_, bytes| bytes > 100 << 20).unwrap() > 0.0);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_sparse_file_is_not_measured() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 30).unwrap();
+        assert!(Pump::of_file(file.path(), true, 1).unwrap().is_none());
+    }
+}

@@ -1,0 +1,200 @@
+//! Which rates are wanted, and those of copying and computing at once.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::copies::Pump;
+use super::products::{COLUMNS, ROWS, matrices, seconds, workload};
+use super::{Calibration, Contention, FORMAT, KindRates, Machine, Wanted};
+use crate::error::Result;
+use crate::ggml::workload::{Work, Workload, is_measurable, kind_name};
+use crate::planner::cost::Rate;
+
+/// How long copies are timed.
+const COPY_TIME: Duration = Duration::from_millis(700);
+/// How long copying and computing at once are timed.
+const BOTH_TIME: Duration = Duration::from_millis(700);
+/// Bytes of the file that are read before a cached one is timed.
+const WARM_BYTES_MAX: u64 = 512 << 20;
+/// Heads of the attention that is timed, and rows of its cache.
+const HEADS: u32 = 16;
+const CACHE_ROWS: u32 = 1024;
+const NODES: u32 = 256;
+
+/// Measures what is wanted and not in `known` yet; `progress` is told what is measured.
+///
+/// # Errors
+/// `Failed` when a graph or a copy fails, `Memory` never: some 200 MiB are taken.
+pub fn measure(
+    wanted: &Wanted,
+    known: Option<Calibration>,
+    mut progress: impl FnMut(&str),
+) -> Result<Calibration> {
+    let started = Instant::now();
+    let machine = &wanted.machine;
+    let is_new = known.is_none();
+    let mut rates = known.unwrap_or_else(|| empty(machine.clone()));
+    for kind in &wanted.kinds {
+        if let Some(name) = kind_name(*kind).filter(|_| is_measurable(*kind)) {
+            progress(&format!("matrices of type {name}"));
+            measure_kind(*kind, name, wanted, &mut rates)?;
+        }
+    }
+    progress("attention");
+    measure_attention(wanted, is_new, &mut rates)?;
+    if is_new {
+        let node = |elements: u32, threads| {
+            let work = Work::Nodes {
+                elements: i64::from(elements),
+                count: NODES as usize,
+            };
+            Ok(seconds(&mut workload(work, threads)?)? / f64::from(NODES))
+        };
+        rates.node_seconds = node(COLUMNS, machine.threads)?;
+        let large = COLUMNS * 512;
+        rates.element_seconds = node(large, machine.threads_batch)? / f64::from(large);
+        progress("memory");
+        let mut pump = Pump::of_memory(machine.copy_threads)?;
+        rates.memory_bytes_per_second = pump.run(|time, _| time > COPY_TIME / 3)?;
+        progress("storage");
+        measure_storage(wanted, &mut rates)?;
+    }
+    rates.measuring_seconds += started.elapsed().as_secs_f64();
+    Ok(rates)
+}
+
+fn empty(machine: Machine) -> Calibration {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    Calibration {
+        format: FORMAT,
+        date: crate::telemetry::metrics::timestamp(),
+        date_seconds: since.map_or(0, |since| since.as_secs()),
+        program: super::store::program(),
+        machine,
+        method: format!(
+            "storage: {COPY_TIME:?} through the copy engine; matrices: {COLUMNS} x {ROWS}, lower \
+             quartile of up to 8; at once: {BOTH_TIME:?} of both"
+        ),
+        measuring_seconds: 0.0,
+        storage_bytes_per_second: None,
+        memory_bytes_per_second: 0.0,
+        kinds: BTreeMap::new(),
+        attention_per_second: 0.0,
+        attention_batch_per_second: BTreeMap::new(),
+        node_seconds: 0.0,
+        element_seconds: 0.0,
+        contention_decode: None,
+        contention_prefill: None,
+    }
+}
+
+fn measure_kind(kind: u32, name: &str, wanted: &Wanted, rates: &mut Calibration) -> Result<()> {
+    let (machine, ubatch) = (&wanted.machine, wanted.ubatch);
+    if let Entry::Vacant(slot) = rates.kinds.entry(name.to_owned()) {
+        let (mut work, bytes) = matrices(kind, 1, machine.threads)?;
+        slot.insert(KindRates {
+            bytes_per_second: per_second(bytes, seconds(&mut work)?),
+            products_per_second: BTreeMap::new(),
+        });
+    }
+    let Some(of_kind) = rates.kinds.get_mut(name) else {
+        return Ok(());
+    };
+    if let Entry::Vacant(slot) = of_kind.products_per_second.entry(ubatch) {
+        let (mut work, _) = matrices(kind, ubatch, machine.threads_batch)?;
+        let elements = u64::from(COLUMNS) * u64::from(ROWS) * work.node_count() as u64;
+        let products = elements * u64::from(ubatch);
+        slot.insert(per_second(products, seconds(&mut work)?));
+    }
+    Ok(())
+}
+
+fn measure_attention(wanted: &Wanted, is_new: bool, rates: &mut Calibration) -> Result<()> {
+    let rate = |tokens: u32, threads: u32| {
+        let head = wanted.head.next_multiple_of(32).clamp(32, 256);
+        let work = Work::Attention {
+            head: i64::from(head),
+            heads: i64::from(HEADS),
+            heads_kv: i64::from(HEADS / 4),
+            rows: i64::from(CACHE_ROWS),
+            tokens: i64::from(tokens),
+        };
+        let width = u64::from(head) * u64::from(HEADS);
+        let products = width * u64::from(CACHE_ROWS) * u64::from(tokens);
+        Ok(per_second(
+            products,
+            seconds(&mut workload(work, threads)?)?,
+        ))
+    };
+    if is_new {
+        rates.attention_per_second = rate(1, wanted.machine.threads)?;
+    }
+    if let Entry::Vacant(slot) = rates.attention_batch_per_second.entry(wanted.ubatch) {
+        slot.insert(rate(wanted.ubatch, wanted.machine.threads_batch)?);
+    }
+    Ok(())
+}
+
+fn measure_storage(wanted: &Wanted, rates: &mut Calibration) -> Result<()> {
+    let machine = &wanted.machine;
+    let pump = Pump::of_file(&wanted.model, machine.direct, machine.copy_threads)?;
+    let Some(mut pump) = pump else {
+        return Ok(());
+    };
+    if !machine.direct {
+        // What a run reads again and again is in the page cache by then.
+        let warm_bytes = pump.bytes().min(WARM_BYTES_MAX);
+        pump.run(|_, bytes| bytes >= warm_bytes)?;
+    }
+    let alone = pump.run(|time, _| time > COPY_TIME)?;
+    rates.storage_bytes_per_second = Some(alone);
+    let Some(kind) = wanted.kinds.iter().find(|kind| is_measurable(**kind)) else {
+        return Ok(());
+    };
+    let (work, _) = matrices(*kind, 1, machine.threads)?;
+    rates.contention_decode = Some(both(&mut pump, alone, work)?);
+    let (work, _) = matrices(*kind, wanted.ubatch, machine.threads_batch)?;
+    rates.contention_prefill = Some(both(&mut pump, alone, work)?);
+    Ok(())
+}
+
+/// Copies and computes at once.
+fn both(pump: &mut Pump, copy_alone: f64, mut work: Workload) -> Result<Contention> {
+    let compute_alone = 1.0 / seconds(&mut work)?;
+    let (stop, runs) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (copied, computed) = std::thread::scope(|scope| {
+        let computing = scope.spawn(|| {
+            let started = Instant::now();
+            while !stop.load(Ordering::Relaxed) {
+                if !work.run() {
+                    break;
+                }
+                runs.fetch_add(1, Ordering::Relaxed);
+            }
+            per_second(
+                runs.load(Ordering::Relaxed),
+                started.elapsed().as_secs_f64(),
+            )
+        });
+        // A batch may take long: at least one is to be computed while something is copied.
+        let copied = pump.run(|time, _| time > BOTH_TIME && runs.load(Ordering::Relaxed) > 0);
+        stop.store(true, Ordering::Relaxed);
+        (copied, computing.join())
+    });
+    let copy = Rate {
+        alone: copy_alone,
+        contended: copied?,
+    };
+    let compute = Rate {
+        alone: compute_alone,
+        contended: computed.unwrap_or(compute_alone).max(1e-9),
+    };
+    Ok(Contention::of(copy, compute))
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a rate")]
+fn per_second(count: u64, seconds: f64) -> f64 {
+    count as f64 / seconds.max(1e-9)
+}

@@ -1,0 +1,205 @@
+//! How fast this machine is: rates that were measured here, never assumed.
+//!
+//! ```text
+//!  store.rs      the file in the cache folder: found, read, judged, written
+//!  copies.rs     storage and memory, through the copy engine that a run uses
+//!  products.rs   matrices, attention and nodes on ggml's CPU backend
+//!  measure.rs    which rates are wanted, and those of copying and computing at once
+//! ```
+//!
+//! A rate is of one machine, one number of threads, and of the file system that the model
+//! lies on. A link to a device and the device itself would be further rates of the same
+//! kinds: the arena is host memory here, and the CPU computes.
+
+mod copies;
+mod measure;
+mod products;
+pub mod store;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::measure::measure;
+use crate::planner::cost::Rate;
+
+/// The number of this format; another one is measured anew.
+pub const FORMAT: u32 = 1;
+
+/// What was measured, as the cache folder keeps it: one JSON object.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    /// The number of the format: 1.
+    pub format: u32,
+    /// When it was measured: ISO 8601, UTC.
+    pub date: String,
+    /// The same in seconds since 1970.
+    pub date_seconds: u64,
+    /// What it was measured with: this program's version, and llama.cpp's.
+    pub program: String,
+    /// Whose rates they are.
+    pub machine: Machine,
+    /// How it was measured, for a reader.
+    pub method: String,
+    /// How long measuring took, in seconds.
+    pub measuring_seconds: f64,
+    /// Bytes per second of reading the model's file system as a run does; null where the
+    /// model's file has no bytes to read (it is sparse).
+    pub storage_bytes_per_second: Option<f64>,
+    /// Bytes per second of copying in memory.
+    pub memory_bytes_per_second: f64,
+    /// By type of matrix, as llama.cpp names it.
+    pub kinds: BTreeMap<String, KindRates>,
+    /// Attention by one token: tokens x rows x width of all heads, per second.
+    pub attention_per_second: f64,
+    /// Attention by a batch, by the batch's size in tokens.
+    pub attention_batch_per_second: BTreeMap<u32, f64>,
+    /// Seconds that a node of a graph takes at least.
+    pub node_seconds: f64,
+    /// Seconds that an element of a node takes.
+    pub element_seconds: f64,
+    /// Copying while tokens are computed one by one; null where storage is.
+    pub contention_decode: Option<Contention>,
+    /// Copying while a batch is computed; null where storage is.
+    pub contention_prefill: Option<Contention>,
+}
+
+/// What a calibration is of; another one is measured anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// The processor's name.
+    pub processor: String,
+    /// Threads that the system offers this process.
+    pub processors: u32,
+    /// Threads that compute tokens one by one.
+    pub threads: u32,
+    /// Threads that compute batches.
+    pub threads_batch: u32,
+    /// Threads that copy.
+    pub copy_threads: u32,
+    /// The file system that the model lies on.
+    pub file_system: String,
+    /// Whether files are read past the page cache.
+    pub direct: bool,
+}
+
+/// How fast matrices of one type are multiplied with.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KindRates {
+    /// By one token: bytes of the matrix per second.
+    pub bytes_per_second: f64,
+    /// By a batch, by its size in tokens: elements x tokens per second.
+    pub products_per_second: BTreeMap<u32, f64>,
+}
+
+/// How much slower copying and computing are beside each other.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Contention {
+    /// Copying: rate alone / rate beside computing; at least 1.
+    pub copy_slowdown: f64,
+    /// Computing: rate alone / rate beside copying; at least 1.
+    pub compute_slowdown: f64,
+}
+
+impl Contention {
+    /// From both rates.
+    pub fn of(copy: Rate, compute: Rate) -> Self {
+        Self {
+            copy_slowdown: copy.slowdown(),
+            compute_slowdown: compute.slowdown(),
+        }
+    }
+}
+
+/// What has to be known for a forecast.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    /// Whose rates.
+    pub machine: Machine,
+    /// The model's first file.
+    pub model: PathBuf,
+    /// ggml's numbers of the types of its matrices, the largest sum of bytes first.
+    pub kinds: Vec<u32>,
+    /// Tokens of a batch.
+    pub ubatch: u32,
+    /// Elements of an attention head.
+    pub head: u32,
+}
+
+impl Calibration {
+    /// Whether everything that is wanted is there.
+    pub fn has(&self, wanted: &Wanted) -> bool {
+        let of_kind = |kind: &u32| {
+            let name = crate::ggml::workload::kind_name(*kind);
+            let rates = name.and_then(|name| self.kinds.get(name));
+            rates.is_some_and(|rates| rates.products_per_second.contains_key(&wanted.ubatch))
+        };
+        wanted.kinds.iter().all(of_kind)
+            && self.attention_batch_per_second.contains_key(&wanted.ubatch)
+    }
+
+    /// The rates of a type; those of the slowest known one for a type that cannot be
+    /// measured.
+    pub fn kind(&self, name: &str) -> Option<&KindRates> {
+        let slowest = || {
+            let all = self.kinds.values();
+            all.min_by(|a, b| a.bytes_per_second.total_cmp(&b.bytes_per_second))
+        };
+        self.kinds.get(name).or_else(slowest)
+    }
+}
+
+/// The machine as it is now, for a model that lies at `model`.
+pub fn machine(
+    model: &std::path::Path,
+    threads: (u32, u32),
+    copy_threads: u32,
+    direct: bool,
+) -> Machine {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Machine {
+        processor: processor_name(),
+        processors: u32::try_from(processors).unwrap_or(u32::MAX),
+        threads: threads.0,
+        threads_batch: threads.1,
+        copy_threads,
+        file_system: file_system(model),
+        direct,
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn processor_name() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("model name"));
+    let name = line.and_then(|line| line.split_once(':'));
+    name.map_or_else(
+        || std::env::consts::ARCH.to_owned(),
+        |(_, name)| name.trim().to_owned(),
+    )
+}
+
+#[cfg(not(target_os = "linux"))]
+fn processor_name() -> String {
+    std::env::consts::ARCH.to_owned()
+}
+
+#[cfg(unix)]
+fn file_system(path: &std::path::Path) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let device = std::fs::metadata(path).map_or(0, |meta| meta.dev());
+    format!("device {device}")
+}
+
+#[cfg(not(unix))]
+fn file_system(path: &std::path::Path) -> String {
+    let first = path.components().next();
+    first.map_or_else(String::new, |part| {
+        part.as_os_str().to_string_lossy().into_owned()
+    })
+}

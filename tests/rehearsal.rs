@@ -1,0 +1,117 @@
+//! What a rehearsal says of memory is what a run takes, for every architecture.
+
+use std::ffi::CString;
+use std::path::Path;
+
+use rpaged::device::rehearsal::Rehearsal;
+use rpaged::device::{Budget, PagedDevice, PagingConfig, Storage};
+use rpaged::llama::{self, Decoded, Params, Session};
+
+use crate::models::{Model, prompt};
+
+const CONTEXT: usize = 512;
+/// By how much a figure may be off.
+const TOLERANCE: f64 = 0.03;
+
+fn params(path: &Path, more: &[&str]) -> Params {
+    llama::log::start();
+    let path = path.to_str().unwrap();
+    let words = [
+        "test", "-m", path, "-c", "512", "-ub", "64", "-t", "1", "-lv", "0",
+    ];
+    let words = words.iter().chain(more);
+    let words = words.map(|word| CString::new(*word).unwrap()).collect();
+    Params::parse(words, &[]).unwrap()
+}
+
+fn config(path: &Path, budget: u64) -> PagingConfig {
+    PagingConfig {
+        model: path.to_owned(),
+        weights: true,
+        kv: true,
+        budget: Budget::Bytes(budget),
+        prefetch: true,
+        prefetch_threads: 1,
+        prefetch_depth: 1,
+        pinned_layers: Vec::new(),
+        kv_page_tokens: 64,
+        spill_folder: None,
+        storage: Storage::Cached,
+        resident_layers_max: None,
+        poison: false,
+        faults: rpaged::device::Faults::default(),
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "shares of sizes")]
+fn assert_near(what: &str, model: Model, said: u64, taken: u64) {
+    // Bytes of alignment weigh something in models of some hundred kilobytes.
+    let slack = TOLERANCE * taken as f64 + 16_384.0;
+    assert!(
+        (said as f64 - taken as f64).abs() <= slack,
+        "{model:?}: {what} is {taken}, said was {said}"
+    );
+}
+
+/// Rehearses, runs with the same budget, and compares.
+fn compare(model: Model, share: u64, tokens: usize, more: &[&str]) {
+    let path = model.file().path.as_path();
+    let rehearsal = Rehearsal::new(config(path, 1 << 40)).unwrap();
+    let facts = llama::rehearse(params(path, more), &rehearsal, "model").unwrap();
+    let notes = rehearsal.notes();
+    let outside = facts.device_compute_bytes + notes.inner_bytes + notes.unpaged_bytes;
+    rehearsal.imagine_context(
+        tokens.next_multiple_of(256),
+        facts.flash_attention as u8 == 0,
+    );
+    let least = rehearsal.minimum_bytes(outside);
+    let whole = rehearsal.outlook(1 << 40, outside).unwrap().used_bytes();
+    let budget = least + (whole - least) * share / 100;
+    let outlook = rehearsal.outlook(budget, outside).unwrap();
+
+    let device = PagedDevice::new(config(path, budget)).unwrap();
+    let mut session = Session::new(params(path, more), Some(device), "model").unwrap();
+    assert_eq!(session.n_ctx(), facts.n_ctx as usize);
+    if session.has_encoder() {
+        return;
+    }
+    for batch in prompt(5, tokens).chunks(64) {
+        assert_eq!(session.decode(batch).unwrap(), Decoded::Done);
+    }
+    let report = session.device().unwrap().report();
+    assert_near("scratch", model, outside, report.scratch_bytes);
+    assert_near(
+        "the minimum",
+        model,
+        outlook.minimum_bytes,
+        report.minimum_bytes,
+    );
+    assert_near(
+        "what is in use",
+        model,
+        outlook.used_bytes(),
+        report.arena_bytes_used,
+    );
+}
+
+#[test]
+fn memory_is_what_a_run_takes() {
+    for model in Model::ALL {
+        for share in [0, 50, 100] {
+            compare(model, share, 100, &["-fa", "on"]);
+        }
+    }
+}
+
+#[test]
+fn memory_is_what_a_run_takes_with_other_caches() {
+    for model in [Model::Dense, Model::SlidingWindow, Model::Hybrid] {
+        compare(
+            model,
+            60,
+            CONTEXT - 64,
+            &["-fa", "on", "-ctk", "q8_0", "-ctv", "q8_0"],
+        );
+        compare(model, 60, 100, &["-fa", "off"]);
+    }
+}
