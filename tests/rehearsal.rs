@@ -37,6 +37,8 @@ fn config(path: &Path, budget: u64) -> PagingConfig {
         kv_page_tokens: 64,
         spill_folder: None,
         storage: Storage::Cached,
+        lock: false,
+        lazy_bytes_min: None,
         resident_layers_max: None,
         poison: false,
         faults: rpaged::device::Faults::default(),

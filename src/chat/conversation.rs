@@ -50,7 +50,9 @@ impl Conversation {
 
     /// Takes the last message back if it is `role`'s.
     pub fn take_back(&mut self, role: &str) -> Option<Message> {
-        self.messages.pop_if(|message| message.role == role)
+        let taken = self.messages.pop_if(|message| message.role == role);
+        self.recall(self.forgotten);
+        taken
     }
 
     pub fn last_is(&self, role: &str) -> bool {
@@ -80,6 +82,17 @@ impl Conversation {
         let mut all = self.messages[..fixed].to_vec();
         all.extend_from_slice(&self.messages[fixed + self.forgotten..]);
         all
+    }
+
+    /// How many of the oldest messages the model no longer reads.
+    pub fn forgotten(&self) -> usize {
+        self.forgotten
+    }
+
+    /// The model reads again all but so many of the oldest messages.
+    pub fn recall(&mut self, forgotten: usize) {
+        let count = self.count();
+        self.forgotten = forgotten.min(count);
     }
 
     /// The model no longer reads the oldest turn; false when only the last is left.
@@ -294,6 +307,12 @@ mod tests {
         assert_eq!(contents(&all), ["Be kind.", "four"]);
         assert!(!all.forget_oldest());
         assert_eq!(all.count(), 7);
+        // A message that is taken back leaves what was forgotten for it.
+        all.recall(2);
+        all.take_back("user");
+        assert_eq!(contents(&all), ["Be kind.", "two", "2", "three", "3"]);
+        all.recall(100);
+        assert_eq!(contents(&all), ["Be kind."]);
         all.clear();
         assert_eq!(contents(&all), ["Be kind."]);
         assert_eq!(all.count(), 0);

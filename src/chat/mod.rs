@@ -157,6 +157,8 @@ impl Talk<'_> {
     fn read(&mut self) -> Result<Typed> {
         let started = Instant::now();
         signal::generation_ends();
+        // One that came between the answer's end and here stops nothing any more, or all.
+        reader::is_interrupted()?;
         let typed = self.editor.read();
         signal::generation_begins();
         self.reader.boundary.waited(started.elapsed());
@@ -268,10 +270,14 @@ impl Talk<'_> {
             return Err(Error::Usage("there is no message to answer again".into()));
         }
         self.attempt += 1;
+        let forgotten = self.conversation.forgotten();
         let answered = self.respond();
-        if let (Some(old), true) = (old, self.conversation.last_is("user")) {
+        if self.conversation.last_is("user") {
             // No new answer came: the old one stays.
-            self.conversation.push(old);
+            self.conversation.recall(forgotten);
+            if let Some(old) = old {
+                self.conversation.push(old);
+            }
         }
         answered
     }
@@ -282,10 +288,16 @@ impl Talk<'_> {
         self.conversation
             .push(Message::new("user", format!("{attached}{text}")));
         self.attempt = 0;
+        let forgotten = self.conversation.forgotten();
         let answered = self.respond();
         if self.conversation.last_is("user") {
+            self.conversation.recall(forgotten);
             self.conversation.take_back("user");
             self.attached = attached;
+        }
+        if self.how.single_turn {
+            // Nothing follows that could be right: the run has failed.
+            return answered;
         }
         answered.or_else(|error| self.survive(error))
     }

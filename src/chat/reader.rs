@@ -184,7 +184,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Whether Ctrl-C was pressed; the next one is a first one again.
-fn is_interrupted() -> Result<bool> {
+pub fn is_interrupted() -> Result<bool> {
     match signal::asked() {
         None => Ok(false),
         Some(INTERRUPT) => {

@@ -49,6 +49,8 @@ const PLAIN: &[&str] = &[
 ];
 /// ggml's own limit, beyond which it crashes.
 pub(super) const THREADS_MAX: i32 = 512;
+/// How much llama.cpp logs unless it is told otherwise.
+const VERBOSITY: i32 = 3;
 const CONVERSATION_ON: i32 = 1;
 const CONVERSATION_AUTO: i32 = 2;
 
@@ -65,7 +67,7 @@ impl Request {
         }
         let paged = self.own.dynamic_layers || self.own.paged_kv;
         let may_chat = !show && self.may_chat();
-        self.check(paged, may_chat)?;
+        self.check(paged)?;
         let demo = if self.own.demo {
             Some(DemoModel::new()?)
         } else {
@@ -130,10 +132,10 @@ impl Request {
     }
 
     /// Refuses what the words alone show to be wrong.
-    fn check(&self, paged: bool, may_chat: bool) -> Result<()> {
+    fn check(&self, paged: bool) -> Result<()> {
         self.own.check_needs()?;
         self.check_one_model()?;
-        self.check_refused(may_chat)?;
+        self.check_refused()?;
         rpc::check(&rpc::servers(&self.words, &self.options))?;
         if paged {
             self.check_paged()?;
@@ -300,26 +302,41 @@ impl Request {
             params.set_jinja(false);
             settings.use_jinja = false;
         }
+        if may_chat && !self.logs_as_told() {
+            // So for the verbosity.
+            llama::log::set_verbosity(VERBOSITY);
+        }
+        self.check_chat_words()?;
         Ok(Mode::Complete)
     }
 
-    /// Refuses what is not built.
-    fn check_refused(&self, may_chat: bool) -> Result<()> {
-        let conversation = self.conversation();
+    /// What is for the chat alone, and this is none.
+    fn check_chat_words(&self) -> Result<()> {
         for (index, word) in &self.words.used {
             match support(self.options[*index].name()) {
-                Some(Support::Refused(what)) => {
-                    return Err(Error::NotBuilt(format!("'{word}' is refused: {what}")));
-                }
-                Some(Support::Terminal) if !may_chat => {
+                Some(Support::Terminal) => {
                     return Err(Error::Usage(format!(
                         "'{word}' is for the chat at a terminal, which this is not"
                     )));
                 }
-                Some(Support::Chat) if conversation != Some(false) && !may_chat => {
+                Some(Support::Chat) if self.conversation() != Some(false) => {
                     llama::log::warn(format!(
-                        "'{word}' has no effect away from a terminal, as in llama-completion\n"
+                        "'{word}' has no effect but in a chat at a terminal, as in \
+                         llama-completion\n"
                     ));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses what is not built.
+    fn check_refused(&self) -> Result<()> {
+        for (index, word) in &self.words.used {
+            match support(self.options[*index].name()) {
+                Some(Support::Refused(what)) => {
+                    return Err(Error::NotBuilt(format!("'{word}' is refused: {what}")));
                 }
                 Some(_) => {}
                 None => {

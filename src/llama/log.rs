@@ -183,15 +183,18 @@ pub fn at_least<T>(least: i32, work: impl FnOnce() -> T) -> T {
     if usual >= least {
         return work();
     }
-    let set = |verbosity| {
-        // SAFETY:
-        // - sets one integer that only this thread changes.
-        unsafe { ggml_sys::rpaged_log_set_verbosity(verbosity) }
-    };
-    set(least);
+    set_verbosity(least);
     let done = work();
-    set(usual);
+    set_verbosity(usual);
     done
+}
+
+/// Sets what is logged. Another thread that logs meanwhile may go by the old value.
+pub fn set_verbosity(verbosity: i32) {
+    // SAFETY:
+    // - sets one aligned integer, which this thread alone changes; whoever reads it meanwhile
+    //   gets the old value or the new one.
+    unsafe { ggml_sys::rpaged_log_set_verbosity(verbosity) }
 }
 
 /// Forgets the first error, so that the next one is the first.

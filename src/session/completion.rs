@@ -11,6 +11,8 @@
 //!        └──────────────────────── read a line ◄─────────────────────────────────┘
 //! ```
 
+use std::time::Instant;
+
 use super::boundary::Boundary;
 use super::dialogue::Turn;
 use super::generator::Generator;
@@ -99,11 +101,11 @@ pub(super) fn complete(
         input,
     };
     run.screen.show(Display::Prompt);
-    let _interjecting = run
-        .job
-        .dialogue
+    // Until the user has had control there is nothing to interrupt but the run.
+    let dialogue = &run.job.dialogue;
+    let _interjecting = dialogue
         .interactive
-        .then(signal::Interjecting::begin);
+        .then(|| signal::Interjecting::begin(!dialogue.first));
     run.go()?;
     run.save_all()?;
     Ok(run.generated)
@@ -281,6 +283,7 @@ impl Run<'_> {
         let answers = dialogue.is_conversation && !dialogue.awaits_first;
         if answers && std::mem::take(&mut self.job.has_opening) {
             self.interacting = false;
+            signal::Interjecting::model_has_control();
         }
         self.see_interjection();
         let may_read = self.context.past() > 0 || self.job.dialogue.awaits_first;
@@ -295,6 +298,11 @@ impl Run<'_> {
             return Ok(false);
         }
         self.session.reset_sampler();
+        let is_empty = self.context.past() == 0 && self.batch.is_empty();
+        if is_empty && self.consumed >= self.input.len() {
+            // An empty line before anything else: there is nothing to answer yet.
+            return Ok(true);
+        }
         self.interacting = false;
         let dialogue = &mut self.job.dialogue;
         if std::mem::take(&mut dialogue.awaits_first) && dialogue.is_single {
@@ -328,7 +336,9 @@ impl Run<'_> {
     /// Reads the user's turn; false when the input has ended.
     fn read(&mut self) -> Result<bool> {
         let dialogue = &mut self.job.dialogue;
+        let asked = Instant::now();
         let turn = dialogue.read(self.session, &mut self.screen, &mut self.is_cut)?;
+        self.boundary.waited(asked.elapsed());
         let Turn::Tokens(tokens, typed) = turn else {
             return Ok(false);
         };
@@ -357,7 +367,9 @@ impl Run<'_> {
             output::text("\nllama_completion: saving final output to session file '");
             output::bytes(path.as_os_str().as_encoded_bytes());
             output::text("'\n");
-            self.job.cache.save_all(self.session, &self.batch);
+            if self.context.past() > 0 {
+                self.job.cache.save_all(self.session, &self.batch);
+            }
         }
         Ok(())
     }

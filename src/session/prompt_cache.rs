@@ -65,20 +65,19 @@ impl PromptCache {
         let mut same = pairs.take_while(|(ours, theirs)| ours == theirs).count();
         if !self.tokens.is_empty() {
             tell(same, prompt.len(), is_given);
-            if self.tokens.len() > same {
-                // The last token's logits are not there: it goes, to be decoded again.
-                let from = i32::try_from(same.saturating_sub(1)).unwrap_or(i32::MAX);
-                if session.truncate(from) {
-                    self.tokens.truncate(same);
-                } else {
-                    log::warn(
-                        "llama_completion: this model's memory cannot forget a part of the \
-                         context; the prompt is decoded anew\n",
-                    );
-                    session.clear();
-                    self.tokens.clear();
-                    same = 0;
-                }
+            // The last token's logits are not there: it goes, to be decoded again. Where it
+            // was never decoded, there is nothing to forget.
+            let from = i32::try_from(same.saturating_sub(1)).unwrap_or(i32::MAX);
+            if session.truncate(from) {
+                self.tokens.truncate(same);
+            } else {
+                log::warn(
+                    "llama_completion: this model's memory cannot forget a part of the \
+                     context; the prompt is decoded anew\n",
+                );
+                session.clear();
+                self.tokens.clear();
+                same = 0;
             }
         }
         self.saves_prompt = self.path.is_some() && same < prompt.len() && !self.is_read_only;
@@ -137,9 +136,10 @@ impl PromptCache {
         self.path.as_deref().filter(|_| wanted)
     }
 
-    /// Saves the whole text, of which the context does not hold `rest` yet.
+    /// Saves the whole text. Of `rest`, which the context does not hold yet, only the first
+    /// token: a state lacks no more than its last.
     pub fn save_all(&mut self, session: &mut Session, rest: &[Token]) {
-        self.tokens.extend(rest);
+        self.tokens.extend(rest.first());
         self.save(session);
     }
 }

@@ -45,9 +45,10 @@ impl Groups {
         })
     }
 
-    /// Groups what has become a window, as often as there is one.
-    fn group(&mut self, context: &mut Generator, session: &mut Session) {
+    /// Groups what has become a window, as often as there is one; whether there was.
+    fn group(&mut self, context: &mut Generator, session: &mut Session) -> bool {
         let (factor, width) = (self.factor, self.width);
+        let before = self.grouped;
         while context.past() >= self.grouped + width {
             let past = context.past();
             let windows = factor * self.grouped / width;
@@ -60,6 +61,7 @@ impl Groups {
             context.moved_back(saved);
             self.grouped += width / factor;
         }
+        self.grouped > before
     }
 }
 
@@ -79,7 +81,7 @@ fn check(factor: i32, width: i32) -> Result<()> {
 
 impl Room {
     /// Makes room for `count` tokens. False: there is none, and the text ends. `shifted` is
-    /// set when tokens were forgotten.
+    /// set when tokens were forgotten or moved.
     ///
     /// # Errors
     /// `Failed` when the model's memory cannot do that.
@@ -91,7 +93,7 @@ impl Room {
         shifted: &mut bool,
     ) -> Result<bool> {
         if let Self::Extend(groups) = self {
-            groups.group(context, session);
+            *shifted |= groups.group(context, session);
             return Ok(true);
         }
         let count = i32::try_from(count).unwrap_or(i32::MAX);

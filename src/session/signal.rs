@@ -83,9 +83,11 @@ pub fn asked() -> Option<u8> {
 pub struct Interjecting;
 
 impl Interjecting {
-    /// Begins; the model has control.
-    pub fn begin() -> Self {
-        Self::model_has_control();
+    /// Begins; whether the model has control.
+    pub fn begin(by_model: bool) -> Self {
+        if by_model {
+            Self::model_has_control();
+        }
         Self
     }
 

@@ -35,6 +35,28 @@ fn paging_changes_no_byte_of_the_file() {
 }
 
 #[test]
+fn what_was_saved_at_any_end_can_be_gone_on_from() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, line) in [
+        ("all", "-n 0 --prompt-cache-all"),
+        // Positions that were moved together are no plain text any more.
+        ("moved", "-n 60 -gan 2 -gaw 16 --prompt-cache-all"),
+        (
+            "drafts",
+            "--spec-type ngram-simple --spec-ngram-simple-size-n 2 --prompt-cache-all",
+        ),
+    ] {
+        let cache = folder.path().join(name);
+        with(&cache, line);
+        // Once more: now the context holds all that is saved, or nothing is decoded.
+        with(&cache, line);
+        let plain = stdout(&complete("-s 7 -n 12 -c 256 --no-repack --temp 0"));
+        let resumed = stdout(&with(&cache, "--prompt-cache-ro --temp 0"));
+        assert_eq!(plain, resumed, "{name}");
+    }
+}
+
+#[test]
 fn nothing_but_the_cache_is_left_behind() {
     let folder = tempfile::tempdir().unwrap();
     let real = folder.path().join("real");

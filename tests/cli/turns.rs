@@ -104,6 +104,20 @@ fn input_that_ends_ends_the_text() {
 }
 
 #[test]
+fn an_empty_line_before_anything_else_asks_again() {
+    // Without a first token of its own the model has read nothing yet.
+    let line = "--chat-template chatml --no-warmup -n 4 --simple-io --override-kv \
+                tokenizer.ggml.add_bos_token=bool:false";
+    let mut talk = Talk::start(line, Stdio::piped());
+    talk.say("\n\nHello\n");
+    drop(talk.child.stdin.take());
+    let (code, text) = talk.end();
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.starts_with("\n> \n> \n> "), "{text}");
+    assert!(text.ends_with("EOF by user\n\n\n"), "{text}");
+}
+
+#[test]
 fn an_input_that_was_never_there_is_at_its_end() {
     let binary = assert_cmd::cargo::cargo_bin("rpaged-cli");
     for mode in INTERACTIVE {

@@ -268,7 +268,7 @@ fn an_option_of_the_chat_does_nothing_elsewhere_and_that_is_said() {
                 Some(Support::Chat) => {
                     let output = with_option(&[], spelling, &values());
                     assert_eq!(stdout(&output), text, "{spelling}: {output:?}");
-                    let said = format!("'{spelling}' has no effect away from a terminal");
+                    let said = format!("'{spelling}' has no effect but in a chat at a terminal");
                     assert!(stderr(&output).contains(&said), "{spelling}: {output:?}");
                 }
                 Some(Support::Terminal) => {
