@@ -178,12 +178,22 @@ fn the_two_commands_are_where_they_are_looked_for() {
 
 #[test]
 fn the_flags_exist() {
-    let output = Command::new(env!("CARGO_BIN_EXE_rpaged-cli"))
-        .arg("--help-all")
-        .output()
-        .expect("rpaged-cli starts");
-    let help = String::from_utf8_lossy(&output.stdout);
-    let known = flags(&help);
+    let help = |words: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_rpaged-cli"))
+            .args(words)
+            .output()
+            .expect("rpaged-cli starts");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let texts: String = [
+        ["--help-all"].as_slice(),
+        &["bench", "--help"],
+        &["plan", "--help"],
+        &["inspect", "--help"],
+    ]
+    .map(help)
+    .concat();
+    let known = flags(&texts);
     let readme = readme();
     let table = section(&readme, "Flags").expect("the README has a section on flags");
     let mut named = flags(table);

@@ -30,7 +30,7 @@ const ABOUT: &str = "llama.cpp's llama-completion for models larger than the mem
 const USAGE: &str = "rpaged-cli -m MODEL [-no-cnv] [-p PROMPT] [FLAG...]";
 
 /// Command lines to begin with, and what they do.
-pub const EXAMPLES: [(&str, &str); 5] = [
+pub const EXAMPLES: [(&str, &str); 9] = [
     (
         "rpaged-cli --demo",
         "a story, by a model inside the program",
@@ -50,6 +50,19 @@ pub const EXAMPLES: [(&str, &str); 5] = [
     (
         "rpaged-cli -m big.gguf -no-cnv -f book.txt --paged-kv --vram-budget 50%",
         "a long context in half of the model's size",
+    ),
+    (
+        "rpaged-cli -m chat.gguf --dynamic-layers --vram-budget 50%",
+        "a chat, where the model has a template and this is a terminal",
+    ),
+    (
+        "rpaged-cli plan -m big.gguf --vram-budget 4G",
+        "what would stay, travel and take how long; see plan --help",
+    ),
+    ("rpaged-cli inspect big.gguf", "what is in a model's file"),
+    (
+        "rpaged-cli bench -m big.gguf --vram-budgets 25%,50%,110%",
+        "speeds over budgets, as llama-bench; see bench --help",
     ),
 ];
 

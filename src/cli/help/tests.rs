@@ -100,6 +100,13 @@ fn every_example_is_understood() {
     for line in examples {
         let words = words(line);
         assert_eq!(words[0], "rpaged-cli", "{line}");
+        if ["bench", "plan", "inspect"]
+            .iter()
+            .any(|first| words[1] == *first)
+        {
+            // Their flags are their own; their tests read them.
+            continue;
+        }
         match cli::parse(words[1..].iter().cloned(), options()) {
             Ok(Command::Run(request)) => request.own.check_needs().unwrap(),
             Ok(Command::Print(_)) => {}
