@@ -30,7 +30,7 @@ const ABOUT: &str = "llama.cpp's llama-completion for models larger than the mem
 const USAGE: &str = "rpaged-cli -m MODEL [-no-cnv] [-p PROMPT] [FLAG...]";
 
 /// Command lines to begin with, and what they do.
-pub const EXAMPLES: [(&str, &str); 9] = [
+pub const EXAMPLES: [(&str, &str); 7] = [
     (
         "rpaged-cli --demo",
         "a story, by a model inside the program",
@@ -40,16 +40,8 @@ pub const EXAMPLES: [(&str, &str); 9] = [
         "a text, as llama-completion writes it",
     ),
     (
-        "rpaged-cli -hf USER/MODEL:Q4_K_M -no-cnv -p \"Once\"",
-        "the same, with a model that is downloaded once",
-    ),
-    (
         "rpaged-cli -m big.gguf -no-cnv -p \"Once\" --dynamic-layers --vram-budget 4G",
         "a model of any size in 4 GiB",
-    ),
-    (
-        "rpaged-cli -m big.gguf -no-cnv -f book.txt --paged-kv --vram-budget 50%",
-        "a long context in half of the model's size",
     ),
     (
         "rpaged-cli -m chat.gguf --dynamic-layers --vram-budget 50%",
@@ -67,7 +59,7 @@ pub const EXAMPLES: [(&str, &str); 9] = [
 ];
 
 /// The exit codes, and when they occur.
-const EXIT_CODES: [(&str, &str); 9] = [
+const EXIT_CODES: [(&str, &str); 7] = [
     ("0", "the text is complete"),
     ("1", "a file, a model, a device or a computation failed"),
     ("2", "the command line cannot be understood"),
