@@ -1,13 +1,14 @@
 //! Who said what, and its file.
 
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::cli::size::show_bytes;
 use crate::error::{Error, Result};
 use crate::llama::chat::Message;
+use crate::session::replace::{self, replace_file};
 
 /// Bytes that a file may have to be read: more is no conversation.
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -157,19 +158,16 @@ impl Conversation {
     /// `Failed` when it cannot be written; what was there is still there.
     pub fn save(&self, path: &Path) -> Result<()> {
         let text = self.to_json()?;
-        let failed = |error: std::io::Error| {
-            Error::Failed(format!("could not write '{}': {error}", path.display()))
-        };
-        if path.is_dir() {
-            return Err(failed(std::io::ErrorKind::IsADirectory.into()));
+        let failed =
+            |why: &str| Error::Failed(format!("could not write '{}': {why}", path.display()));
+        if std::fs::metadata(path).is_ok_and(|about| !about.is_file()) {
+            // Nobody may read from a pipe, and what is a device is not to be replaced.
+            return Err(failed("it is no regular file"));
         }
-        let beside = beside(path);
-        let written = write_new(&beside, text.as_bytes());
-        let renamed = written.and_then(|()| std::fs::rename(&beside, path));
-        renamed.map_err(|error| {
-            drop(std::fs::remove_file(&beside));
-            failed(error)
+        replace_file(path, |path| {
+            std::fs::write(path, &text).map_err(replace::failed)
         })
+        .map_err(|error| failed(&error.to_string()))
     }
 
     /// Reads a file.
@@ -181,18 +179,6 @@ impl Conversation {
         Self::from_json(&text)
             .map_err(|why| Error::Failed(format!("could not load '{}': {why}", path.display())))
     }
-}
-
-/// A name in the same folder, so that renaming is one step.
-fn beside(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.part", std::process::id()))
-}
-
-fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = std::fs::File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 /// The text in a file.
@@ -263,6 +249,27 @@ mod tests {
         let error = talk().save(&folder.path().join("no/where")).unwrap_err();
         assert!(error.to_string().contains("no/where"), "{error}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_a_regular_file_is_replaced() {
+        use rustix::fs::{CWD, FileType, Mode};
+        use std::os::unix::fs::FileTypeExt;
+        let folder = tempfile::tempdir().unwrap();
+        let [pipe, link] = ["pipe", "link"].map(|name| folder.path().join(name));
+        rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        std::os::unix::fs::symlink(&pipe, &link).unwrap();
+        for path in [&pipe, &link] {
+            let error = talk().save(path).unwrap_err().to_string();
+            assert!(error.ends_with("it is no regular file"), "{error}");
+        }
+        assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
+        assert!(link.is_symlink());
+        std::fs::remove_file(&pipe).unwrap();
+        talk().save(&link).unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(Conversation::load(&pipe).unwrap(), talk());
     }
 
     #[test]

@@ -23,6 +23,8 @@ const HISTORY_MAX: usize = 1000;
 pub(super) enum Typed {
     /// Sent a text.
     Text(String),
+    /// Sent a text that is to be taken as it is.
+    Block(String),
     /// Dropped the line (Ctrl-C).
     Dropped,
     /// Left (Ctrl-D).
@@ -66,7 +68,10 @@ impl Editor {
         match self.lines.readline("> ") {
             Ok(text) => {
                 self.remember(&text);
-                Ok(Typed::Text(input::joined(&text, self.multiline)))
+                Ok(match input::block(&text) {
+                    Some(inside) => Typed::Block(inside.to_owned()),
+                    None => Typed::Text(input::joined(&text, self.multiline)),
+                })
             }
             Err(ReadlineError::Interrupted | ReadlineError::Signal(_)) => Ok(Typed::Dropped),
             Err(ReadlineError::Eof) => Ok(Typed::Left),

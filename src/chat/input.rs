@@ -15,17 +15,17 @@ pub(super) fn is_complete(text: &str, multiline: bool) -> bool {
     text.ends_with('\\') == multiline
 }
 
-/// What a complete text says: without the marks of a block, without the backslashes that
-/// joined its lines or sent it.
+/// What stands in a block, if a complete text is one: every character between its marks,
+/// but for the ends of the lines that the marks stand on.
+pub(super) fn block(text: &str) -> Option<&str> {
+    let inside = text.trim().strip_prefix(BLOCK)?.strip_suffix(BLOCK)?;
+    let inside = inside.strip_prefix('\n').unwrap_or(inside);
+    Some(inside.strip_suffix('\n').unwrap_or(inside))
+}
+
+/// What a complete text that is no block says: without the backslashes that joined its
+/// lines or sent it.
 pub(super) fn joined(text: &str, multiline: bool) -> String {
-    let trimmed = text.trim();
-    let block = trimmed
-        .strip_prefix(BLOCK)
-        .and_then(|rest| rest.strip_suffix(BLOCK));
-    if let Some(inside) = block {
-        let inside = inside.strip_prefix('\n').unwrap_or(inside);
-        return inside.strip_suffix('\n').unwrap_or(inside).to_owned();
-    }
     if multiline {
         return text.strip_suffix('\\').unwrap_or(text).to_owned();
     }
@@ -64,8 +64,9 @@ mod tests {
             }
             let text = "\"\"\"\na \\\n\n  b\n\"\"\"";
             assert!(is_complete(text, multiline));
-            assert_eq!(joined(text, multiline), "a \\\n\n  b");
-            assert_eq!(joined("\"\"\"one\"\"\" ", multiline), "one");
+            assert_eq!(block(text), Some("a \\\n\n  b"));
+            assert_eq!(block("\"\"\"  one\"\"\" "), Some("  one"));
+            assert_eq!(block("one \"\"\""), None);
         }
     }
 }

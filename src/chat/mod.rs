@@ -130,6 +130,7 @@ impl Talk<'_> {
         loop {
             let line = match self.read()? {
                 Typed::Text(text) => commands::parse(&text),
+                Typed::Block(text) => Line::Message(text),
                 Typed::Dropped => continue,
                 Typed::Left => return Ok(()),
             };

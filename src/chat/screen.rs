@@ -110,7 +110,7 @@ impl<W: Write> Screen<W> {
     /// A line of our own that steps back: cut to what fits.
     pub fn note(&mut self, text: &str) {
         self.end_line();
-        let text = fitted(text, columns());
+        let text = fitted(&visible(text), columns());
         self.styled(DIM, &text);
         self.put("\n");
     }
@@ -204,8 +204,9 @@ fn visible(text: &str) -> String {
     text.chars().filter(plain).collect()
 }
 
-/// `text` in at most so many columns, with a mark where it was cut. It holds one-column
-/// characters only: it is ours.
+/// `text` in at most so many columns, with a mark where it was cut. Every character counts
+/// as one column: a note with a file's name in wide characters may wrap, which does no harm,
+/// and progress has no other characters.
 fn fitted(text: &str, columns: usize) -> String {
     if text.chars().count() <= columns {
         return text.to_owned();
@@ -270,6 +271,12 @@ mod tests {
     fn a_model_cannot_command_the_terminal() {
         let text = written(false, |screen| screen.answer("a\x1b[2Jb\rc\u{9b}d\te"));
         assert_eq!(text, "a[2Jbcd\te");
+    }
+
+    #[test]
+    fn a_name_in_a_note_cannot_command_the_terminal() {
+        let text = written(true, |screen| screen.note("saved in 'a\x1b[2J\rb'"));
+        assert_eq!(text, "\x1b[2msaved in 'a[2Jb'\x1b[0m\n");
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod loading;
 mod output;
 pub mod progress;
 mod prompt_cache;
+pub(crate) mod replace;
 mod room;
 pub mod signal;
 mod stops;

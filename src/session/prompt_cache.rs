@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::llama::{Dialogue, Session, Token, log};
+use crate::session::replace::{self, replace_file};
 
 /// The cache of a run; without a file it does nothing.
 #[derive(Default)]
@@ -204,42 +205,19 @@ fn load(session: &mut Session, path: &Path) -> Result<Vec<Token>> {
     Ok(tokens)
 }
 
-/// Saves beside the file and moves the result there: whatever happens meanwhile, the file
-/// is the old one or the new one.
+/// Saves in one step: see [`replace_file`].
 fn save(session: &mut Session, path: &Path, tokens: &[Token]) -> Result<()> {
-    let io = |error: std::io::Error| Error::Failed(error.to_string());
-    // The file that a link leads to is replaced, not the link.
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let about = fs::metadata(&path).ok();
-    if about.as_ref().is_some_and(|about| !about.is_file()) {
-        // A device stays what it is.
-        return session.save_state(&as_c(&path)?, tokens);
-    }
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let beside = Beside(path.with_file_name(name));
-    let file = fs::File::create(&beside.0).map_err(io)?;
-    session.save_state(&as_c(&beside.0)?, tokens)?;
-    // What was still in a buffer when the file was closed may have got lost silently.
-    if file.metadata().map_err(io)?.len() != session.state_bytes(tokens.len()) {
-        return Err(Error::Failed(
-            "not all could be written; is the disk full?".into(),
-        ));
-    }
-    if let Some(about) = about {
-        file.set_permissions(about.permissions()).map_err(io)?;
-    }
-    file.sync_all().map_err(io)?;
-    fs::rename(&beside.0, &path).map_err(io)
-}
-
-/// A file that is gone at the end, unless it was moved away.
-struct Beside(PathBuf);
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        drop(fs::remove_file(&self.0));
-    }
+    replace_file(path, |path| {
+        session.save_state(&as_c(path)?, tokens)?;
+        let about = fs::metadata(path).map_err(replace::failed)?;
+        // What was still in a buffer when the file was closed may have got lost silently.
+        if about.is_file() && about.len() != session.state_bytes(tokens.len()) {
+            return Err(Error::Failed(
+                "not all could be written; is the disk full?".into(),
+            ));
+        }
+        Ok(())
+    })
 }
 
 #[cfg(unix)]

@@ -161,6 +161,10 @@ fn a_download_that_breaks_off_is_gone_on_with() {
     let part = "m.gguf.downloadInProgress";
     assert_refused(&output, 1, &["broke off after 1.4 of 2.6 MiB", part]);
     assert!(!cache.path().join("m.gguf").exists());
+    // What is there is the beginning, and nothing lies beside it.
+    let begun = std::fs::read(cache.path().join(part)).unwrap();
+    assert!(std::fs::read(MODEL).unwrap()[..1_500_000] == begun);
+    assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 1);
     let well = Server::start(Manner::Well);
     assert_eq!(
         stdout(&fetch(&well.address, cache.path(), &[])),
@@ -172,6 +176,50 @@ fn a_download_that_breaks_off_is_gone_on_with() {
         well.heads()
     );
     assert!(!cache.path().join(part).exists());
+}
+
+#[test]
+fn the_piece_that_breaks_off_is_the_one_that_is_named() {
+    let cache = tempfile::tempdir().unwrap();
+    let cut = Server::start(Manner::CutsAfter(500_000));
+    let address = cut.address.replace("m.gguf", "m-00001-of-00002.gguf");
+    let whole = cache.path().join("whole.gguf");
+    let output = fetch(&address, cache.path(), &["-m", whole.to_str().unwrap()]);
+    assert_refused(
+        &output,
+        1,
+        &["broke off", "-of-00002.gguf.downloadInProgress"],
+    );
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!said.contains("whole.gguf"), "{said}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_part_that_may_not_grow_is_told_and_keeps_its_bytes() {
+    let cache = tempfile::tempdir().unwrap();
+    let part = cache.path().join("m.gguf.downloadInProgress");
+    let begun = std::fs::read(MODEL).unwrap()[..1_000_000].to_vec();
+    std::fs::write(&part, &begun).unwrap();
+    let server = Server::start(Manner::Well);
+    // Files of at most 2048 blocks of 512 bytes: the probe fits, the model does not.
+    let script = format!(
+        "ulimit -f 2048; exec '{}' -no-cnv -n 4 -p Once -mu '{}'",
+        assert_cmd::cargo::cargo_bin("rpaged-cli").display(),
+        server.address
+    );
+    let output = std::process::Command::new("sh")
+        .args(["-c", &script])
+        .env("HOME", "/nonexistent")
+        .env("LLAMA_CACHE", cache.path())
+        .output()
+        .unwrap();
+    let name = part.display().to_string();
+    assert_refused(&output, 1, &[&name, "cannot be written", "File too large"]);
+    let left = std::fs::read(&part).unwrap();
+    assert!(left.starts_with(&begun));
+    assert!(std::fs::read(MODEL).unwrap().starts_with(&left));
+    assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 1);
 }
 
 #[test]

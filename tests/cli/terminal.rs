@@ -364,7 +364,8 @@ fn several_lines_make_one_message() {
     for (index, keys) in [
         "one\\\rtwo\r".to_owned(),
         format!("three{ALT_ENTER}four\r"),
-        "\"\"\"five\r\r  six\\\r\"\"\"\r".to_owned(),
+        "\"\"\"  five\r\r  six\\\r\"\"\"\r".to_owned(),
+        "\"\"\"/exit\"\"\"\r".to_owned(),
     ]
     .iter()
     .enumerate()
@@ -385,7 +386,8 @@ fn several_lines_make_one_message() {
     };
     assert_eq!(said(0), "one\ntwo");
     assert_eq!(said(2), "three\nfour");
-    assert_eq!(said(4), "five\n\n  six\\");
+    assert_eq!(said(4), "  five\n\n  six\\");
+    assert_eq!(said(6), "/exit");
     terminal.leave();
 }
 
