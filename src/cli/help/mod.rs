@@ -59,7 +59,7 @@ pub const EXAMPLES: [(&str, &str); 7] = [
 ];
 
 /// The exit codes, and when they occur.
-const EXIT_CODES: [(&str, &str); 7] = [
+const EXIT_CODES: [(&str, &str); 9] = [
     ("0", "the text is complete"),
     ("1", "a file, a model, a device or a computation failed"),
     ("2", "the command line cannot be understood"),
