@@ -1,6 +1,7 @@
 //! The line editor: history, several lines, completion.
 
 use std::borrow::Cow;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use rustyline::completion::{Completer, Pair};
@@ -27,6 +28,8 @@ pub(super) enum Typed {
     Block(String),
     /// Dropped the line (Ctrl-C).
     Dropped,
+    /// Bytes that are no UTF-8: the line is lost.
+    Garbled,
     /// Left (Ctrl-D).
     Left,
 }
@@ -75,6 +78,9 @@ impl Editor {
             }
             Err(ReadlineError::Interrupted | ReadlineError::Signal(_)) => Ok(Typed::Dropped),
             Err(ReadlineError::Eof) => Ok(Typed::Left),
+            Err(ReadlineError::Io(error)) if error.kind() == ErrorKind::InvalidData => {
+                Ok(Typed::Garbled)
+            }
             Err(error) => Err(failed(&error)),
         }
     }

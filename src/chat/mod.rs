@@ -132,6 +132,11 @@ impl Talk<'_> {
                 Typed::Text(text) => commands::parse(&text),
                 Typed::Block(text) => Line::Message(text),
                 Typed::Dropped => continue,
+                Typed::Garbled => {
+                    self.screen
+                        .complain("what was typed is no UTF-8, and was dropped");
+                    continue;
+                }
                 Typed::Left => return Ok(()),
             };
             match line {

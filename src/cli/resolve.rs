@@ -148,6 +148,16 @@ impl Request {
         if self.is_used("--log-disable") {
             llama::log::note_disabled();
         }
+        // llama.cpp goes on without a log that it cannot open.
+        if let Some(path) = self.words.values_of("--log-file", &self.options).last() {
+            let opened = std::fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path);
+            opened.map_err(|error| {
+                Error::Failed(format!("could not open '{path}' for --log-file: {error}"))
+            })?;
+        }
         if progress::can_be_shown() {
             progress::show_downloads();
         }
@@ -363,10 +373,22 @@ impl Request {
         }
     }
 
+    /// Whether the chat template is given by a name: Jinja would take the name itself for
+    /// the template, but for the one that it knows.
+    fn names_template(&self) -> bool {
+        const TEMPLATE: &str = "--chat-template";
+        let variable = self
+            .variable(TEMPLATE)
+            .and_then(|name| std::env::var(name).ok());
+        let values = self.words.values_of(TEMPLATE, &self.options);
+        let last = values.into_iter().last().or(variable);
+        last.is_some_and(|value| !value.contains('{') && value != "chatml")
+    }
+
     /// The words for llama.cpp's parser.
     fn arguments(&self, demo: Option<&DemoModel>, show: bool, may_chat: bool) -> Vec<CString> {
         let mut all = vec![c"rpaged-cli".to_owned()];
-        if may_chat && !self.is_given("--jinja") {
+        if may_chat && !self.is_given("--jinja") && !self.names_template() {
             // As llama-cli has it: a chat wants the template itself, not one that looks
             // alike. Before the rest, because a template is judged by it.
             all.push(c"--jinja".to_owned());

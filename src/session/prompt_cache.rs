@@ -183,6 +183,9 @@ fn load(session: &mut Session, path: &Path) -> Result<Vec<Token>> {
     if about.is_dir() {
         return Err(failed(path, "that is a folder"));
     }
+    if is_pipe(&about) {
+        return Err(failed(path, "that is a pipe, which keeps nothing"));
+    }
     // A device or a pipe has nothing to load, and may never end.
     if !about.is_file() || about.len() == 0 {
         log::info("llama_completion: the prompt cache is empty\n");
@@ -218,6 +221,17 @@ fn save(session: &mut Session, path: &Path, tokens: &[Token]) -> Result<()> {
         }
         Ok(())
     })
+}
+
+#[cfg(unix)]
+fn is_pipe(about: &fs::Metadata) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    about.file_type().is_fifo()
+}
+
+#[cfg(not(unix))]
+fn is_pipe(_about: &fs::Metadata) -> bool {
+    false
 }
 
 #[cfg(unix)]

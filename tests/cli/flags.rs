@@ -607,3 +607,9 @@ fn a_configuration_file_cannot_end_the_program() {
         &["config.ini", "'q8_0'"],
     );
 }
+
+#[test]
+fn a_log_that_cannot_be_opened_is_refused() {
+    let output = complete("--log-file /nonexistent/log");
+    assert_refused(&output, 1, &["/nonexistent/log", "--log-file"]);
+}

@@ -57,6 +57,15 @@ fn what_was_saved_at_any_end_can_be_gone_on_from() {
 }
 
 #[test]
+fn a_pipe_keeps_no_state() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    super::make_pipe(&pipe);
+    let line = format!("-n 2 --prompt-cache {}", pipe.display());
+    assert_refused(&complete(&line), 1, &["pipe"]);
+}
+
+#[test]
 fn nothing_but_the_cache_is_left_behind() {
     let folder = tempfile::tempdir().unwrap();
     let real = folder.path().join("real");

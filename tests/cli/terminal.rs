@@ -643,6 +643,24 @@ fn a_template_that_fails_ends_the_chat_before_it_begins() {
 }
 
 #[test]
+fn a_template_that_is_no_known_name_is_refused() {
+    let mut terminal = Terminal::start(80, "--chat-template chatmll", &[]);
+    assert_eq!(terminal.end(), 2, "{}", terminal.text());
+    terminal.wait_for("--chat-template");
+}
+
+#[test]
+fn a_line_that_is_no_utf_8_is_dropped_and_the_chat_goes_on() {
+    let mut terminal = chat("");
+    terminal.wait_for_prompt("");
+    terminal.keys.write_all(b"caf\xe9\r").unwrap();
+    terminal.wait_for("is no UTF-8");
+    let text = terminal.send("/stats");
+    assert!(text.contains("context"), "{text}");
+    terminal.leave();
+}
+
+#[test]
 fn without_a_terminal_there_is_none_of_this() {
     let line = "--demo -cnv --chat-template chatml --temp 0 -t 1 -ub 16 -n 5 -p Once";
     let output = super::program()
