@@ -69,7 +69,7 @@
 //!
 //! # Measuring
 //!
-//! [`bench`] runs models without prompts and samplers, as llama-bench does: its contexts come
+//! [`mod@bench`] runs models without prompts and samplers, as llama-bench does: its contexts come
 //! and go, its paged models change their budgets from run to run.
 //!
 //! # Invariants
