@@ -26,6 +26,7 @@ fn params(path: &Path, more: &[&str]) -> Params {
 
 fn config(path: &Path, budget: u64) -> PagingConfig {
     PagingConfig {
+        inner: None,
         model: path.to_owned(),
         weights: true,
         kv: true,

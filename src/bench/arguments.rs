@@ -146,6 +146,7 @@ pub fn paging_config(case: &Case, paging: &Paging, budget_bytes: u64) -> PagingC
         },
         lock: false,
         lazy_bytes_min: (case.lazy_mode == "auto").then_some(LAZY_BYTES_MIN),
+        inner: None,
         resident_layers_max: u32::try_from(case.n_gpu_layers).ok(),
         poison: false,
         faults: Faults::default(),

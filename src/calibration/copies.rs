@@ -139,6 +139,7 @@ impl Pump {
         let request = Request {
             direction: Direction::In,
             copies: vec![copy],
+            after: None,
         };
         let ticket = self
             .engine

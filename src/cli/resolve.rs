@@ -471,6 +471,7 @@ impl Request {
             storage: Storage::Auto,
             lock: false,
             lazy_bytes_min: None,
+            inner: None,
             resident_layers_max: None,
             poison: false,
             faults: Faults::default(),

@@ -19,7 +19,7 @@ use super::scan::{Scan, Touch};
 use super::schedule::{Schedule, Segment, Shape, TooLarge};
 use super::shared::{Paged, Shared};
 use crate::error::{Error, Result};
-use crate::ggml::{Graph, InnerBackend, Tensor};
+use crate::ggml::{Events, Graph, InnerBackend, Tensor};
 use crate::pager::{self, Pager};
 
 const NAME: &CStr = c"RPAGED0";
@@ -37,6 +37,8 @@ const READS_ACROSS: &str = "without flash attention the values of the KV cache a
 struct PagedBackend {
     shared: *const Shared,
     inner: InnerBackend,
+    // What the copies wait for, on a device that computes by itself.
+    events: Option<Events>,
     scan: Scan,
     schedule: Schedule,
     router: Router,
@@ -81,6 +83,10 @@ pub unsafe extern "C" fn init(
         let context = Box::new(PagedBackend {
             shared: std::ptr::from_ref(shared),
             inner: shared.inner.backend().map_err(Error::Failed)?,
+            events: shared
+                .inner
+                .is_asynchronous()
+                .then(|| Events::new(shared.inner)),
             scan: Scan::default(),
             schedule: Schedule::default(),
             router: Router::default(),
@@ -181,17 +187,37 @@ impl PagedBackend {
             paged.pager.begin_step();
         }
         let missed_bytes = paged.pager.missed_bytes();
-        for index in 0..self.schedule.segments().len() {
-            let status = self.run_segment(graph, index, paged, prefetch)?;
-            if status != sys::GGML_STATUS_SUCCESS {
-                return Ok(status);
-            }
+        let launched = self.run_segments(graph, paged, prefetch);
+        let start = Instant::now();
+        // Whatever happened, nothing is in flight afterwards.
+        self.inner.synchronize();
+        paged.compute_seconds += start.elapsed().as_secs_f64();
+        paged.pager.note_launched(None);
+        let status = launched?;
+        if status != sys::GGML_STATUS_SUCCESS {
+            return Ok(status);
         }
         if let Some(last) = self.schedule.segments().last().filter(|_| prefetch) {
             // The last segment may have held the place that the next pass begins with.
             paged.pager.prefetch(self.schedule.upcoming(last))?;
         }
         paged.pass_bytes += paged.pager.missed_bytes() - missed_bytes;
+        Ok(sys::GGML_STATUS_SUCCESS)
+    }
+
+    /// Launches the segments, one after the other, until one is refused.
+    fn run_segments(
+        &mut self,
+        graph: Graph<'_>,
+        paged: &mut Paged,
+        prefetch: bool,
+    ) -> Result<sys::ggml_status> {
+        for index in 0..self.schedule.segments().len() {
+            let status = self.run_segment(graph, index, paged, prefetch)?;
+            if status != sys::GGML_STATUS_SUCCESS {
+                return Ok(status);
+            }
+        }
         Ok(sys::GGML_STATUS_SUCCESS)
     }
 
@@ -257,7 +283,9 @@ impl PagedBackend {
             let of_cache = of_cache.map(|need| (need.tensor, &need.range));
             paged.pager.prefetch_ranges(of_cache)?;
         }
-        paged.pager.wait_ready()?;
+        if let Some(arrival) = paged.pager.wait_ready()? {
+            self.inner.wait(&arrival);
+        }
 
         translate(
             touches_of(&self.scan.touches, segment),
@@ -267,12 +295,21 @@ impl PagedBackend {
         let start = Instant::now();
         let status = if segment.nodes == (0..graph.node_count()) {
             // SAFETY: the graph is live, every paged tensor in it has been translated.
-            unsafe { self.inner.compute(graph.as_ptr()) }
+            unsafe { self.inner.launch(graph.as_ptr()) }
         } else {
             let mut part = graph.part(&segment.nodes);
-            // SAFETY: as for the whole graph; the view is a local that outlives the call.
-            unsafe { self.inner.compute(&raw mut part) }
+            // SAFETY: as for the whole graph; a launch takes from the view, a local, what
+            // it needs.
+            unsafe { self.inner.launch(&raw mut part) }
         };
+        match &mut self.events {
+            None => self.inner.synchronize(),
+            Some(events) => {
+                let fence = events.free().map_err(Error::Failed)?;
+                self.inner.record(&fence);
+                paged.pager.note_launched(Some(fence));
+            }
+        }
         paged.compute_seconds += start.elapsed().as_secs_f64();
         restore(&mut self.moved);
         paged.pager.write_back(self.schedule.writes(segment))?;
@@ -305,7 +342,7 @@ fn translate(touches: &[Touch], pager: &Pager, moved: &mut Vec<Moved>) {
         // SAFETY:
         // - the pager holds the tensor's bytes there until `unpin`, after `restore`;
         // - during the launch nobody but the inner backend uses the tensor.
-        let (address, buffer) = unsafe { tensor.relocate(address, buffer.as_ptr()) };
+        let (address, buffer) = unsafe { tensor.relocate(address, buffer) };
         moved.push(Moved {
             raw: touch.raw,
             address,

@@ -362,7 +362,7 @@ pub(super) fn spec_of(
         role: role_of(&name),
         bytes,
         span_bytes: tensor.span_bytes(),
-        slice_bytes: slice_bytes(kind, tensor),
+        slice_bytes: slice_bytes(kind, tensor).filter(|_| shared.inner.is_host()),
         backing,
     })
 }

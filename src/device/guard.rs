@@ -55,6 +55,7 @@ mod tests {
             storage: Storage::Auto,
             lock: false,
             lazy_bytes_min: None,
+            inner: None,
             resident_layers_max: None,
             poison: false,
             faults: Faults::default(),

@@ -114,9 +114,17 @@ unsafe extern "C" fn registry_device(
 /// What llama.cpp asks a registry for beyond its slots: only functions that take *our*
 /// backend may be given, so each is one of ours that passes the call on.
 unsafe extern "C" fn registry_proc_address(
-    _: sys::ggml_backend_reg_t,
+    registry: sys::ggml_backend_reg_t,
     name: *const c_char,
 ) -> *mut c_void {
+    // SAFETY: ggml passes the registry that we gave it.
+    let context = unsafe { (*registry).context };
+    // SAFETY: its context is `Shared`, which lives as long as the `PagedDevice`.
+    let shared = unsafe { &*context.cast::<Shared>() };
+    if !shared.inner.is_cpu() {
+        // Threads and callbacks are the CPU backend's.
+        return std::ptr::null_mut();
+    }
     // SAFETY: ggml passes a NUL-terminated name.
     match unsafe { CStr::from_ptr(name) }.to_bytes() {
         b"ggml_backend_set_n_threads" => backend::set_n_threads as *mut c_void,

@@ -38,6 +38,7 @@ pub use self::report::Report;
 use self::report::{Change, Reason};
 use self::shared::Shared;
 use crate::error::{Error, Result};
+use crate::ggml::InnerDevice;
 pub use crate::pager::engine_host::Faults;
 use crate::pager::mib;
 
@@ -78,6 +79,8 @@ pub struct PagingConfig {
     pub kv: bool,
     /// Bound of the arena (`--vram-budget`).
     pub budget: Budget,
+    /// The device that computes, and in whose memory the arena is; None: the processor.
+    pub inner: Option<InnerDevice>,
     /// Fetch ahead of use (`--async-prefetch`); otherwise copy on demand.
     pub prefetch: bool,
     /// Copy workers (`--prefetch-threads`), at least 1.

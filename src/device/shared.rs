@@ -15,12 +15,18 @@ use super::report::{Change, Move, Reason};
 use super::{Budget, PagingConfig, Report, Storage};
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
+use crate::pager::block::Arena;
 use crate::pager::engine_host::HostEngine;
 use crate::pager::model_index::ModelIndex;
 use crate::pager::storage::{Access, BLOCK_BYTES};
 use crate::pager::{Pager, PagerConfig, StatesIn};
 use crate::planner::LookAhead;
 use crate::telemetry::memory::{available_bytes, share_of};
+
+/// What stays free of a device's memory when the budget is ours to choose: CUDA's own pool
+/// ends the process when it cannot grow.
+const FREE_BYTES_MIN: u64 = 512 << 20;
+const FREE_SHARE_MIN: f64 = 0.05;
 
 /// The pager, and the addresses under which llama.cpp knows its tensors.
 #[derive(Debug)]
@@ -69,11 +75,15 @@ pub struct Shared {
 impl Shared {
     pub fn new(config: PagingConfig, notebook: Notebook) -> Result<Arc<Self>> {
         let (index, direct) = open_model(&config)?;
-        let inner = InnerDevice::cpu().map_err(Error::Failed)?;
+        let inner = match config.inner {
+            Some(device) => device,
+            None => InnerDevice::cpu().map_err(Error::Failed)?,
+        };
         let budget_bytes = match config.budget {
             Budget::Bytes(bytes) => bytes,
             Budget::ModelShare(share) => share_of(index.bytes(), share),
-            Budget::Auto => share_of(available_bytes(), 0.85),
+            Budget::Auto if inner.is_host() => share_of(available_bytes(), 0.85),
+            Budget::Auto => automatic_budget(inner),
         };
         let engine = HostEngine::new(config.prefetch_threads, config.faults)
             .map_err(|error| Error::Failed(format!("could not start a copy thread ({error})")))?;
@@ -85,14 +95,21 @@ impl Shared {
                 (true, layers) => LookAhead::Layers(layers),
             },
             pinned_layers: config.pinned_layers.clone(),
-            states_in: StatesIn::Folder(spill_folder(&config)),
+            states_in: match inner.is_host() {
+                true => StatesIn::Folder(spill_folder(&config)),
+                false => StatesIn::Memory,
+            },
             poison: config.poison,
-            alignment: match direct {
+            alignment: match direct && inner.is_host() {
                 true => BLOCK_BYTES,
                 false => inner.arena_alignment(),
             },
             states_follow: config.kv,
             lock: config.lock,
+            arena: match inner.is_host() {
+                true => Arena::Host,
+                false => Arena::Device(inner),
+            },
         };
         let pager = Pager::new(pager_config, Box::new(engine));
         let shared = Arc::new(Self {
@@ -355,6 +372,13 @@ struct Notices {
 /// A lock whose holder may have panicked: the device is marked as broken then.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a device's own memory has free, but for what its driver and others may still want.
+fn automatic_budget(inner: InnerDevice) -> u64 {
+    let props = inner.props();
+    let (free, total) = (props.memory_free as u64, props.memory_total as u64);
+    free.saturating_sub(FREE_BYTES_MIN.max(share_of(total, FREE_SHARE_MIN)))
 }
 
 /// The model's tensors, and whether their files are read past the page cache: when they

@@ -1,8 +1,10 @@
-//! The inner device: the one that really computes. Here ggml's CPU device.
+//! The inner device: the one that really computes. ggml's CPU device, or any other.
 
 use std::ptr::NonNull;
 
 use ggml_sys as sys;
+
+use super::Event;
 
 /// A ggml device that computes what the paged device is given.
 #[derive(Clone, Copy, Debug)]
@@ -27,9 +29,43 @@ impl InnerDevice {
             .ok_or_else(|| "llama.cpp has no CPU backend".to_owned())
     }
 
+    /// The device behind ggml's pointer; None for null.
+    ///
+    /// # Safety
+    /// - `raw` is null or a device of ggml's, or one that outlives whatever is made of it.
+    pub unsafe fn from_raw(raw: sys::ggml_backend_dev_t) -> Option<Self> {
+        NonNull::new(raw).map(Self)
+    }
+
     /// The device, for calls into ggml.
     pub fn as_ptr(self) -> sys::ggml_backend_dev_t {
         self.0.as_ptr()
+    }
+
+    /// Whether it is ggml's CPU device.
+    pub fn is_cpu(self) -> bool {
+        self.props().type_ == sys::GGML_BACKEND_DEVICE_TYPE_CPU
+    }
+
+    /// Whether the processor may follow addresses in its buffers.
+    pub fn is_host(self) -> bool {
+        // SAFETY: the buffer type is static.
+        unsafe { sys::ggml_backend_buft_is_host(self.buffer_type()) }
+    }
+
+    /// What it can do.
+    pub fn props(self) -> sys::ggml_backend_dev_props {
+        let mut props = std::mem::MaybeUninit::zeroed();
+        // SAFETY: the device is live, the struct is there to be filled in.
+        unsafe { sys::ggml_backend_dev_get_props(self.as_ptr(), props.as_mut_ptr()) };
+        // SAFETY: zeroed before, so every field has a value: pointers, numbers and flags.
+        unsafe { props.assume_init() }
+    }
+
+    /// Whether it launches without waiting, and has events to wait for.
+    pub fn is_asynchronous(self) -> bool {
+        let caps = self.props().caps;
+        caps.async_ && caps.events
     }
 
     /// The type of its ordinary buffers.
@@ -81,15 +117,37 @@ impl InnerBackend {
         self.0.as_ptr()
     }
 
+    /// Launches `graph`; the end may come later.
+    ///
+    /// # Safety
+    /// - `graph` is a live graph whose tensors all have bytes where they point, until
+    ///   `synchronize` or what waits for a later event.
+    pub unsafe fn launch(&mut self, graph: *mut sys::ggml_cgraph) -> sys::ggml_status {
+        // SAFETY: the backend is live, the graph as promised.
+        unsafe { sys::ggml_backend_graph_compute_async(self.as_ptr(), graph) }
+    }
+
     /// Computes `graph` and waits for the end.
     ///
     /// # Safety
     /// - `graph` is a live graph whose tensors all have bytes where they point.
     pub unsafe fn compute(&mut self, graph: *mut sys::ggml_cgraph) -> sys::ggml_status {
-        // SAFETY: the backend is live, the graph as promised.
-        let status = unsafe { sys::ggml_backend_graph_compute_async(self.as_ptr(), graph) };
+        // SAFETY: as promised.
+        let status = unsafe { self.launch(graph) };
         self.synchronize();
         status
+    }
+
+    /// Has `event` come when everything that was launched so far is done.
+    pub fn record(&mut self, event: &Event) {
+        // SAFETY: both are live, and of one device.
+        unsafe { sys::ggml_backend_event_record(event.as_ptr(), self.as_ptr()) };
+    }
+
+    /// Has whatever is launched from now on wait for `event`.
+    pub fn wait(&mut self, event: &Event) {
+        // SAFETY: both are live, and of one device.
+        unsafe { sys::ggml_backend_event_wait(self.as_ptr(), event.as_ptr()) };
     }
 
     /// Waits for everything that was launched.
@@ -103,43 +161,5 @@ impl Drop for InnerBackend {
     fn drop(&mut self) {
         // SAFETY: made by `ggml_backend_dev_init`, freed once.
         unsafe { sys::ggml_backend_free(self.as_ptr()) };
-    }
-}
-
-/// An inner buffer over host memory that somebody else owns: what the `buffer` field of
-/// a tensor points to while it is computed on.
-#[derive(Debug)]
-pub struct HostBuffer(NonNull<sys::ggml_backend_buffer>);
-
-// SAFETY: a buffer is a description of memory; ggml does not tie it to a thread.
-unsafe impl Send for HostBuffer {}
-// SAFETY: as above; nothing here changes it after it was made.
-unsafe impl Sync for HostBuffer {}
-
-impl HostBuffer {
-    /// Describes `bytes` bytes at `address`.
-    ///
-    /// # Safety
-    /// - the memory outlives the buffer;
-    /// - `address` is aligned as ggml's CPU buffers are.
-    pub unsafe fn over(address: *mut u8, bytes: usize) -> Result<Self, String> {
-        // SAFETY: address and size as promised.
-        let raw = unsafe { sys::ggml_backend_cpu_buffer_from_ptr(address.cast(), bytes) };
-        NonNull::new(raw)
-            .map(Self)
-            .ok_or_else(|| "ggml could not describe a buffer".to_owned())
-    }
-
-    /// The buffer, for calls into ggml.
-    pub fn as_ptr(&self) -> sys::ggml_backend_buffer_t {
-        self.0.as_ptr()
-    }
-}
-
-impl Drop for HostBuffer {
-    fn drop(&mut self) {
-        // SAFETY: made by `ggml_backend_cpu_buffer_from_ptr`, freed once; the memory
-        // itself belongs to somebody else.
-        unsafe { sys::ggml_backend_buffer_free(self.as_ptr()) };
     }
 }

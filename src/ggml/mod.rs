@@ -2,13 +2,17 @@
 //! ggml's objects as Rust sees them: tensors borrowed for the time of a callback, and
 //! the inner device with its buffers and backend, owned.
 
+mod buffer;
+mod event;
 mod gguf;
 mod graph;
 mod inner;
 mod tensor;
 pub mod workload;
 
+pub use buffer::{DeviceBuffer, HostBuffer};
+pub use event::{Event, Events, Fence};
 pub use gguf::{Header, TensorEntry};
 pub use graph::Graph;
-pub use inner::{HostBuffer, InnerBackend, InnerDevice};
+pub use inner::{InnerBackend, InnerDevice};
 pub use tensor::Tensor;

@@ -9,6 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::block::Block;
 use super::memory::HostMemory;
 use super::state::Store;
 use super::storage::StoreFile;
@@ -17,7 +18,9 @@ use crate::error::{Error, Result};
 
 /// Where the newest bytes of a tensor are.
 enum Newest {
-    /// In memory, from this offset on.
+    /// In the arena, from this offset of a block on.
+    Arena(Arc<Block>, usize),
+    /// In host memory, from this offset on.
     Memory(Arc<HostMemory>, usize),
     /// In a file, from this offset on.
     File(Arc<StoreFile>, u64),
@@ -44,6 +47,7 @@ impl Pager {
         self.touch(id, &range)?;
         self.ring.invalidate(id);
         match self.newest(id)? {
+            Newest::Arena(block, base) => block.write(base + offset, bytes),
             // SAFETY:
             // - the bytes are llama.cpp's, not the arena's or the store's;
             // - the engine is drained and no graph runs: `newest` and `&mut self`.
@@ -70,6 +74,7 @@ impl Pager {
         self.touch(id, &range)?;
         self.ring.invalidate(id);
         match self.newest(id)? {
+            Newest::Arena(block, base) => block.fill(base + range.start..base + range.end, value),
             Newest::Memory(memory, base) => {
                 // SAFETY: as in `write`.
                 unsafe { memory.fill(base + range.start..base + range.end, value) };
@@ -158,6 +163,7 @@ impl Pager {
             bytes = &mut bytes[..known];
         }
         match self.newest(id)? {
+            Newest::Arena(block, base) => block.read(base + offset, bytes),
             // SAFETY: as in `write`.
             Newest::Memory(memory, base) => unsafe { memory.read(base + offset, bytes) },
             Newest::File(file, base) => file
@@ -189,7 +195,7 @@ impl Pager {
     fn known(&self, id: TensorId) -> Result<Newest> {
         let tensor = self.tensor(id);
         if let Place::Resident(block, offset) = &tensor.place {
-            return Ok(Newest::Memory(Arc::clone(block.memory()), *offset));
+            return Ok(Newest::Arena(Arc::clone(block), *offset));
         }
         let store = tensor.state.as_ref().and_then(|state| state.store.clone());
         match (&tensor.spec.backing, store) {

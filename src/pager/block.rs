@@ -1,72 +1,192 @@
 #![allow(unsafe_code, reason = "an inner buffer describes memory by address")]
-//! A piece of the arena: resident tensors of one group, or one ring slot.
+//! A piece of the arena: resident tensors of one group, or the ring.
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use ggml_sys as sys;
+
+use super::engine::{Source, Target};
 use super::memory::HostMemory;
-use crate::ggml::HostBuffer;
+use crate::ggml::{DeviceBuffer, HostBuffer, InnerDevice};
+
+/// Whose memory the arena is made of.
+#[derive(Clone, Copy, Debug)]
+pub enum Arena {
+    /// The machine's: the processor computes.
+    Host,
+    /// The inner device's own.
+    Device(InnerDevice),
+}
 
 /// Memory of the arena together with the inner buffer that describes it.
 #[derive(Debug)]
-pub struct Block {
-    // Before the memory: the description goes first.
-    buffer: HostBuffer,
-    memory: Arc<HostMemory>,
+pub enum Block {
+    /// Of the machine's memory.
+    Host {
+        /// The description. Before the memory: it goes first.
+        buffer: HostBuffer,
+        /// The memory.
+        memory: Arc<HostMemory>,
+    },
+    /// Of the inner device's.
+    Device(Arc<DeviceBuffer>),
 }
 
-impl Block {
+impl Arena {
+    /// Whether the processor computes on it.
+    pub fn is_host(&self) -> bool {
+        matches!(self, Self::Host)
+    }
+
     /// Takes `bytes` of zeroed memory.
     ///
     /// # Errors
-    /// A sentence, when the system does not give the memory.
-    pub fn new(bytes: usize) -> Result<Self, String> {
-        let memory = HostMemory::new(bytes).map_err(|error| no_memory(bytes, &error))?;
-        Self::over(memory)
+    /// A sentence, when it is not given.
+    pub fn block(&self, bytes: usize) -> Result<Block, String> {
+        match self {
+            Self::Host => Block::over(
+                HostMemory::new(bytes).map_err(|error| no_memory(bytes, &error.to_string()))?,
+            ),
+            Self::Device(device) => of_device(*device, bytes),
+        }
     }
 
-    /// Takes address space for `bytes` of zeroed memory, which comes as it is written.
+    /// Takes address space for `bytes` of zeroed memory, which comes as it is written. A
+    /// device gives all of it at once.
     ///
     /// # Errors
-    /// A sentence, when the system does not give the address space.
-    pub fn sparse(bytes: usize) -> Result<Self, String> {
-        let memory = HostMemory::sparse(bytes).map_err(|error| no_memory(bytes, &error))?;
-        Self::over(memory)
+    /// A sentence, when it is not given.
+    pub fn sparse_block(&self, bytes: usize) -> Result<Block, String> {
+        match self {
+            Self::Host => Block::over(
+                HostMemory::sparse(bytes).map_err(|error| no_memory(bytes, &error.to_string()))?,
+            ),
+            Self::Device(device) => of_device(*device, bytes),
+        }
     }
+}
 
+fn of_device(device: InnerDevice, bytes: usize) -> Result<Block, String> {
+    let buffer = DeviceBuffer::new(device, bytes).map_err(|error| no_memory(bytes, &error))?;
+    // SAFETY: the buffer was made just now: nobody else knows it.
+    unsafe { buffer.fill(0, bytes, 0) };
+    Ok(Block::Device(Arc::new(buffer)))
+}
+
+impl Block {
     fn over(memory: HostMemory) -> Result<Self, String> {
         let memory = Arc::new(memory);
         // SAFETY:
         // - the memory is kept by this block and dropped after the buffer;
         // - mappings begin at a page, which is more than any alignment of ggml's.
         let buffer = unsafe { HostBuffer::over(memory.address(0), memory.bytes()) }?;
-        Ok(Self { buffer, memory })
+        Ok(Self::Host { buffer, memory })
     }
 
-    /// Gives the memory of a range back to the system; it is zero afterwards. Only while
-    /// nothing is in flight and nothing computes.
+    /// Gives the memory of a range back to the system, where it is the system's; it is zero
+    /// afterwards. Only while nothing is in flight and nothing computes.
     pub fn release(&self, range: Range<usize>) {
-        // SAFETY: nobody else touches the range: the caller drained the engine.
-        unsafe { self.memory.release(range) };
+        match self {
+            // SAFETY: nobody else touches the range: the caller drained the engine.
+            Self::Host { memory, .. } => unsafe { memory.release(range) },
+            // SAFETY: as above.
+            Self::Device(memory) => unsafe { memory.fill(range.start, range.len(), 0) },
+        }
     }
 
-    /// The memory.
-    pub fn memory(&self) -> &Arc<HostMemory> {
-        &self.memory
+    /// Copies `from` to `offset`. Only while nothing is in flight and nothing computes.
+    pub fn write(&self, offset: usize, from: &[u8]) {
+        match self {
+            // SAFETY: the bytes are the caller's, not the arena's; the engine is drained.
+            Self::Host { memory, .. } => unsafe { memory.write(offset, from) },
+            // SAFETY: as above.
+            Self::Device(memory) => unsafe { memory.write(offset, from) },
+        }
     }
 
-    /// The inner buffer over it.
-    pub fn buffer(&self) -> &HostBuffer {
-        &self.buffer
+    /// Copies from `offset` into `to`. Only while nothing is in flight and nothing computes.
+    pub fn read(&self, offset: usize, to: &mut [u8]) {
+        match self {
+            // SAFETY: the bytes are the caller's, not the arena's; the engine is drained.
+            Self::Host { memory, .. } => unsafe { memory.read(offset, to) },
+            // SAFETY: as above.
+            Self::Device(memory) => unsafe { memory.read(offset, to) },
+        }
+    }
+
+    /// Fills a range. Only while nothing is in flight and nothing computes.
+    pub fn fill(&self, range: Range<usize>, value: u8) {
+        match self {
+            // SAFETY: nobody else touches the range: the caller drained the engine.
+            Self::Host { memory, .. } => unsafe { memory.fill(range, value) },
+            // SAFETY: as above.
+            Self::Device(memory) => unsafe { memory.fill(range.start, range.len(), value) },
+        }
+    }
+
+    /// The machine's memory, where it is of that.
+    pub fn host(&self) -> Option<&HostMemory> {
+        match self {
+            Self::Host { memory, .. } => Some(memory),
+            Self::Device(_) => None,
+        }
+    }
+
+    /// The bytes from `offset` on, as a copy reads them.
+    pub fn source(&self, offset: usize) -> Source {
+        match self {
+            Self::Host { memory, .. } => Source::Memory {
+                memory: Arc::clone(memory),
+                offset,
+            },
+            Self::Device(memory) => Source::Device {
+                memory: Arc::clone(memory),
+                offset,
+            },
+        }
+    }
+
+    /// The bytes from `offset` on, as a copy writes them.
+    pub fn target(&self, offset: usize) -> Target {
+        match self {
+            Self::Host { memory, .. } => Target::Memory {
+                memory: Arc::clone(memory),
+                offset,
+            },
+            Self::Device(memory) => Target::Device {
+                memory: Arc::clone(memory),
+                offset,
+            },
+        }
+    }
+
+    /// Address of the byte at `offset`, as the inner device counts.
+    pub fn address(&self, offset: usize) -> usize {
+        match self {
+            Self::Host { memory, .. } => memory.address(offset) as usize,
+            Self::Device(memory) => memory.base() + offset,
+        }
+    }
+
+    /// The inner buffer over it, for calls into ggml.
+    pub fn buffer(&self) -> sys::ggml_backend_buffer_t {
+        match self {
+            Self::Host { buffer, .. } => buffer.as_ptr(),
+            Self::Device(memory) => memory.as_ptr(),
+        }
     }
 
     /// Size in bytes.
     pub fn bytes(&self) -> usize {
-        self.memory.bytes()
+        match self {
+            Self::Host { memory, .. } => memory.bytes(),
+            Self::Device(memory) => memory.bytes(),
+        }
     }
 }
 
-fn no_memory(bytes: usize, error: &std::io::Error) -> String {
+fn no_memory(bytes: usize, why: &str) -> String {
     let mib = bytes.div_ceil(1 << 20);
-    format!("could not get {mib} MiB for the arena ({error}); lower --vram-budget")
+    format!("could not get {mib} MiB for the arena ({why}); lower --vram-budget")
 }

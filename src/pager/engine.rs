@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::memory::HostMemory;
 use super::storage::StoreFile;
+use crate::ggml::{DeviceBuffer, Fence};
 
 /// Names a request; tickets grow, and a smaller one finishes first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,6 +37,13 @@ pub enum Source {
         /// Where the bytes begin in it.
         offset: usize,
     },
+    /// Memory of the inner device, at an offset in bytes.
+    Device {
+        /// The memory.
+        memory: Arc<DeviceBuffer>,
+        /// Where the bytes begin in it.
+        offset: usize,
+    },
     /// No bytes at all: the destination is filled with this value. Not counted as moved.
     Pattern(u8),
 }
@@ -47,6 +55,13 @@ pub enum Target {
     Memory {
         /// The memory.
         memory: Arc<HostMemory>,
+        /// Where the bytes begin in it.
+        offset: usize,
+    },
+    /// Memory of the inner device, at an offset in bytes.
+    Device {
+        /// The memory.
+        memory: Arc<DeviceBuffer>,
         /// Where the bytes begin in it.
         offset: usize,
     },
@@ -85,6 +100,9 @@ pub struct Request {
     pub direction: Direction,
     /// The copies; they appear to be done in this order.
     pub copies: Vec<Copy>,
+    /// What the device computes before this comes first: it uses what the copies write, or
+    /// makes what they read. None when nothing computes meanwhile.
+    pub after: Option<Fence>,
 }
 
 /// A request that was submitted and could not be done.
@@ -150,6 +168,16 @@ pub trait CopyEngine: Send + std::fmt::Debug {
     /// # Errors
     /// The oldest failure up to `ticket` that has not been forgotten.
     fn wait(&self, ticket: Ticket) -> Result<(), Failure>;
+
+    /// What a computation on the device has to wait for, so that `ticket` is done before
+    /// it; None when `ticket` is done. Blocks only until that is known: an engine whose
+    /// copies the device itself can wait for gives a fence as soon as they are queued.
+    ///
+    /// # Errors
+    /// As for `wait`, as far as failures are known by then.
+    fn arrival(&self, ticket: Ticket) -> Result<Option<Fence>, Failure> {
+        self.wait(ticket).map(|()| None)
+    }
 
     /// Whether `wait` for `ticket` would return without blocking: it is done, or will
     /// never be. Never blocks.

@@ -13,7 +13,7 @@
 //! ```
 
 mod access;
-mod block;
+pub mod block;
 mod cache;
 pub mod engine;
 pub mod engine_host;
@@ -36,7 +36,9 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use self::block::Block;
+use ggml_sys as sys;
+
+use self::block::{Arena, Block};
 use self::cache::{Cache, SliceId};
 use self::engine::{CopyEngine, Counters, Ticket};
 use self::model_index::TensorLocation;
@@ -47,7 +49,7 @@ use self::state::State;
 use self::storage::StoreFile;
 pub use self::transfers::ring_too_small;
 use self::usage::{KvPages, Move, Prefetches, Stalls, Traffic, Usage};
-use crate::ggml::HostBuffer;
+use crate::ggml::Fence;
 use crate::planner::LookAhead;
 
 /// Names a paged tensor for as long as its buffer lives.
@@ -128,6 +130,8 @@ pub struct PagerConfig {
     pub states_follow: bool,
     /// Lock the memory of weights, so that the system does not swap it out.
     pub lock: bool,
+    /// Whose memory the arena is made of.
+    pub arena: Arena,
 }
 
 #[derive(Debug)]
@@ -190,6 +194,8 @@ pub struct Pager {
     // The system refuses to lock memory: said once, then not tried again.
     not_locked: Option<String>,
     lock_refused: bool,
+    // What was launched last on a device that computes by itself, until it is waited for.
+    launched: Option<Fence>,
     // A write-back failed: states are no longer what the graph computed.
     lost: Option<String>,
 }
@@ -222,6 +228,7 @@ impl Pager {
             layers_moved: (0, 0),
             not_locked: None,
             lock_refused: false,
+            launched: None,
             lost: None,
         }
     }
@@ -282,11 +289,12 @@ impl Pager {
     /// How far from a multiple of the alignment the tensor begins.
     fn lead(&self, spec: &TensorSpec) -> usize {
         match &spec.backing {
-            Backing::Weight(location) => {
+            Backing::Weight(location) if self.config.arena.is_host() => {
                 let alignment = self.config.alignment as u64;
                 usize::try_from(location.offset % alignment).expect("less than the alignment")
             }
-            Backing::State { .. } => 0,
+            // A copy over a link goes anywhere, and a device wants its own alignment.
+            Backing::Weight(_) | Backing::State { .. } => 0,
         }
     }
 
@@ -304,8 +312,11 @@ impl Pager {
     /// Bytes that a tensor takes of the budget.
     fn budget_bytes_of(&self, tensor: &PagedTensor) -> u64 {
         let bytes = match &tensor.state {
-            None => self.arena_bytes(&tensor.spec),
-            Some(state) => state.bytes_in_use().next_multiple_of(self.config.alignment),
+            Some(state) if self.config.arena.is_host() => {
+                state.bytes_in_use().next_multiple_of(self.config.alignment)
+            }
+            // A device gives all of a state's memory at once.
+            _ => self.arena_bytes(&tensor.spec),
         };
         bytes as u64
     }
@@ -331,19 +342,19 @@ impl Pager {
     ///
     /// # Panics
     /// When the tensor is streamed and nobody has required it.
-    pub fn locate(&self, id: TensorId) -> (usize, &HostBuffer) {
+    pub fn locate(&self, id: TensorId) -> (usize, sys::ggml_backend_buffer_t) {
         let tensor = self.tensor(id);
         match &tensor.place {
             Place::Nowhere => panic!("a tensor is used before it was planned"),
             Place::Resident(block, offset) | Place::Cached(block, offset) => {
-                (block.memory().address(*offset) as usize, block.buffer())
+                (block.address(*offset), block.buffer())
             }
             Place::Streamed => {
                 let held = self.ring.pinned(id);
                 let held = held.expect("a streamed tensor in use is in the ring");
                 let block = self.ring.block().expect("what is held is in a block");
                 let place = held.need.at + self.lead(&tensor.spec);
-                let start = block.memory().address(place) as usize;
+                let start = block.address(place);
                 (start.wrapping_sub(held.need.range.start), block.buffer())
             }
         }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::block::Block;
-use super::engine::{Copy, Direction, Request, Source, Target};
+use super::engine::{Copy, Direction, Request, Source};
 use super::state::State;
 use super::usage::Move;
 use super::{Backing, GroupKey, PagedTensor, Pager, Place, TensorId, TensorSpec};
@@ -285,7 +285,7 @@ impl Pager {
         if ring_bytes != self.ring.bytes() {
             self.ring.remove();
             if ring_bytes > 0 {
-                let block = new_block(ring_bytes)?;
+                let block = self.new_block(ring_bytes)?;
                 self.lock(&block);
                 self.ring.replace(block);
             }
@@ -320,10 +320,7 @@ impl Pager {
                 .filter(|(written, _)| *written)
             {
                 copies.push(Copy {
-                    from: Source::Memory {
-                        memory: Arc::clone(block.memory()),
-                        offset: offset + run.start,
-                    },
+                    from: block.source(offset + run.start),
                     to: store.target(run.start),
                     bytes: run.len(),
                     whole_blocks: false,
@@ -431,10 +428,14 @@ impl Pager {
                 self.tensor_mut(*id).place = Place::Resident(block, offset);
             } else if tensor.state.is_some() {
                 // Memory comes page by page, as it is written.
-                let block = Block::sparse(bytes).map_err(Error::Memory)?;
+                let block = self
+                    .config
+                    .arena
+                    .sparse_block(bytes)
+                    .map_err(Error::Memory)?;
                 self.place(*id, &Arc::new(block), 0, copies);
             } else if bytes >= OWN_BLOCK_BYTES || tensor.spec.slice_bytes.is_some() {
-                let block = Arc::new(new_block(bytes)?);
+                let block = Arc::new(self.new_block(bytes)?);
                 self.lock(&block);
                 self.place(*id, &block, 0, copies);
             } else {
@@ -450,7 +451,7 @@ impl Pager {
                 .iter()
                 .map(|id| self.arena_bytes(&self.tensor(*id).spec));
             let sizes: Vec<usize> = sizes.collect();
-            let block = Arc::new(new_block(sizes.iter().sum())?);
+            let block = Arc::new(self.new_block(sizes.iter().sum())?);
             self.lock(&block);
             let mut start = 0;
             for (id, bytes) in group.iter().zip(sizes) {
@@ -467,7 +468,8 @@ impl Pager {
         if !self.config.lock || self.lock_refused {
             return;
         }
-        if let Err(error) = block.memory().lock() {
+        let Some(memory) = block.host() else { return };
+        if let Err(error) = memory.lock() {
             self.lock_refused = true;
             self.not_locked = Some(format!(
                 "the weights are not all locked in memory: the system refused {} ({error}); raise \
@@ -486,10 +488,7 @@ impl Pager {
         let mut add = |from, offset: usize, bytes| {
             copies.push(Copy {
                 from,
-                to: Target::Memory {
-                    memory: Arc::clone(block.memory()),
-                    offset: at + offset,
-                },
+                to: block.target(at + offset),
                 bytes,
                 whole_blocks,
             });
@@ -522,9 +521,17 @@ impl Pager {
             return Ok(());
         }
         self.engine
-            .submit(Request { direction, copies })
+            .submit(Request {
+                direction,
+                copies,
+                after: None,
+            })
             .map_err(|(sentence, _refused)| Error::Failed(sentence))?;
         self.drain()
+    }
+
+    fn new_block(&self, bytes: usize) -> Result<Block> {
+        self.config.arena.block(bytes).map_err(Error::Memory)
     }
 
     fn too_small(&self, shortfall: &Shortfall) -> Error {
@@ -560,10 +567,6 @@ impl Pager {
             mib(shortfall.minimum_bytes + self.outside_bytes),
         ))
     }
-}
-
-fn new_block(bytes: usize) -> Result<Block> {
-    Block::new(bytes).map_err(Error::Memory)
 }
 
 /// Bytes in MiB, rounded up to the next hundredth, so that the figure given is enough.

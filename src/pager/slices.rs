@@ -10,7 +10,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::block::Block;
 use super::cache::{Layout, SliceId};
 use super::engine::{Copy, Source, Target};
 use super::storage::BLOCK_BYTES;
@@ -353,14 +352,21 @@ impl Pager {
         let (block, is_there) = match &tensor.place {
             // Such a tensor has a block of its own.
             Place::Resident(block, _) if loaded => {
-                block.memory().unlock();
-                block.memory().take_small_pages();
+                if let Some(memory) = block.host() {
+                    memory.unlock();
+                    memory.take_small_pages();
+                }
                 (Arc::clone(block), true)
             }
             _ => {
                 let bytes = self.arena_bytes(&tensor.spec);
                 (
-                    Arc::new(Block::sparse(bytes).map_err(Error::Memory)?),
+                    Arc::new(
+                        self.config
+                            .arena
+                            .sparse_block(bytes)
+                            .map_err(Error::Memory)?,
+                    ),
                     false,
                 )
             }
@@ -380,10 +386,7 @@ fn target(tensor: &PagedTensor, start: usize) -> Target {
     let Place::Cached(block, lead) = &tensor.place else {
         unreachable!("the slices of a cached tensor are fetched");
     };
-    Target::Memory {
-        memory: Arc::clone(block.memory()),
-        offset: lead + start,
-    }
+    block.target(lead + start)
 }
 
 /// Gives whole pages of a cached tensor back to the system.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::block::Arena;
 use super::engine_host::{Faults, HostEngine};
 use super::storage::{Access, StoreFile};
 use super::*;
@@ -81,6 +82,7 @@ impl Stage {
             alignment: 64,
             states_follow: true,
             lock: false,
+            arena: Arena::Host,
         };
         let engine = HostEngine::new(1, setup.faults).unwrap();
         let mut pager = Pager::new(config, Box::new(engine));

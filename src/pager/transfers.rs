@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::engine::{Copy, Direction, Failure, Request, Source, Target};
-use super::{Backing, Need, Pager, TensorId};
+use super::{Backing, Need, PagedTensor, Pager, TensorId};
 use crate::error::{Error, Result};
+use crate::ggml::Fence;
 use std::ops::Range;
 
 /// The byte with which a place of the ring is filled: NaN in every floating-point type.
@@ -102,10 +103,7 @@ impl Pager {
         if self.config.poison {
             copies.push(Copy {
                 from: Source::Pattern(POISON),
-                to: Target::Memory {
-                    memory: Arc::clone(block.memory()),
-                    offset: place.start,
-                },
+                to: block.target(place.start),
                 bytes: place.len(),
                 whole_blocks: false,
             });
@@ -119,10 +117,7 @@ impl Pager {
     /// The copies that bring `need` to `at`; whether they read a file.
     fn copies_of(&self, need: &Need, at: usize, copies: &mut Vec<Copy>) -> bool {
         let block = self.ring.block().expect("a plan that streams has a ring");
-        let to = |offset| Target::Memory {
-            memory: Arc::clone(block.memory()),
-            offset,
-        };
+        let to = |offset| block.target(offset);
         let tensor = self.tensor(need.tensor);
         let (location, state) = match (&tensor.spec.backing, &tensor.state) {
             (Backing::Weight(location), _) => (Some(location), None),
@@ -138,6 +133,8 @@ impl Pager {
                 bytes: tensor.spec.span_bytes,
                 whole_blocks: self.reads_whole_blocks(),
             });
+            let start = at + self.lead(&tensor.spec);
+            copies.extend(self.padding_of(tensor, |offset| to(start + offset)));
             return true;
         }
         let state = state.expect("what is no weight is a state");
@@ -159,40 +156,67 @@ impl Pager {
         from_file
     }
 
+    /// What a device reads behind a tensor's own bytes, and expects to be zero: other
+    /// tensors have been in its place. Host memory has no such padding.
+    pub(super) fn padding_of(
+        &self,
+        tensor: &PagedTensor,
+        to: impl Fn(usize) -> Target,
+    ) -> Option<Copy> {
+        let (own, all) = (tensor.spec.span_bytes, tensor.spec.bytes);
+        (own < all).then(|| Copy {
+            from: Source::Pattern(0),
+            to: to(own),
+            bytes: all - own,
+            whole_blocks: false,
+        })
+    }
+
     /// Whether the blocks around a weight in the arena are its own.
     pub(super) fn reads_whole_blocks(&self) -> bool {
-        self.config
-            .alignment
-            .is_multiple_of(super::storage::BLOCK_BYTES)
+        let alignment = self.config.alignment;
+        self.config.arena.is_host() && alignment.is_multiple_of(super::storage::BLOCK_BYTES)
     }
 
     pub(super) fn submit_in(&mut self, copies: Vec<Copy>) -> Result<super::engine::Ticket> {
         let direction = Direction::In;
-        self.engine
-            .submit(Request { direction, copies })
-            .map_err(|(sentence, _refused)| {
-                Error::Failed(format!("could not fetch a tensor: {sentence}"))
-            })
+        // The places that it writes are not those of the segment that is launched next.
+        let after = self.launched.clone();
+        let request = Request {
+            direction,
+            copies,
+            after,
+        };
+        self.engine.submit(request).map_err(|(sentence, _refused)| {
+            Error::Failed(format!("could not fetch a tensor: {sentence}"))
+        })
     }
 
-    /// Waits until everything that was required is there: all pinned places are Clean.
+    /// Notes what was launched last, on a device that computes by itself; None when it has
+    /// been waited for.
+    pub fn note_launched(&mut self, fence: Option<Fence>) {
+        self.launched = fence;
+    }
+
+    /// Waits until everything that was required is there: all pinned places are Clean, or
+    /// will be when the fence comes, for which the device has to wait.
     ///
     /// # Errors
     /// `Failed` when a copy failed; ring and cache are empty afterwards.
-    pub fn wait_ready(&mut self) -> Result<()> {
+    pub fn wait_ready(&mut self) -> Result<Option<Fence>> {
         let pinned = self.ring.all_pinned();
         let in_ring = pinned.map(|held| (held.ticket, held.from_file));
         let in_cache = self.cache.pinned_ticket().map(|ticket| (ticket, true));
         let Some((ticket, from_file)) = in_ring.chain(in_cache).max() else {
-            return Ok(());
+            return Ok(None);
         };
         if self.engine.is_done(ticket) {
             // Failures are looked at, and nothing is waited for.
-            let outcome = self.engine.wait(ticket);
+            let outcome = self.engine.arrival(ticket);
             return outcome.map_err(|failure| self.fail(&failure));
         }
         let start = Instant::now();
-        let outcome = self.engine.wait(ticket);
+        let outcome = self.engine.arrival(ticket);
         let seconds = start.elapsed().as_secs_f64();
         match from_file {
             true => self.stalls.storage_seconds += seconds,
@@ -222,17 +246,18 @@ impl Pager {
             state.mark_written(range);
             let store = state.store.as_ref().expect("a streamed state has a store");
             copies.push(Copy {
-                from: Source::Memory {
-                    memory: Arc::clone(block.memory()),
-                    offset: at,
-                },
+                from: block.source(at),
                 to: store.target(range.start),
                 bytes: range.len(),
                 whole_blocks: false,
             });
         }
         let direction = Direction::Out;
-        let submitted = self.engine.submit(Request { direction, copies });
+        let submitted = self.engine.submit(Request {
+            direction,
+            copies,
+            after: self.launched.clone(),
+        });
         let ticket = submitted.map_err(|(sentence, _refused)| {
             let sentence = format!("could not write the KV cache back: {sentence}");
             self.lost = Some(sentence.clone());

@@ -48,6 +48,7 @@ pub fn config(model: Model, paging: Paging, budget: Budget) -> PagingConfig {
         storage: Storage::Auto,
         lock: false,
         lazy_bytes_min: None,
+        inner: None,
         resident_layers_max: None,
         poison: true,
         faults: Faults::default(),

@@ -476,7 +476,7 @@ fn refusal_of(copy: &Copy) -> Option<String> {
     }
     match &copy.from {
         Source::File { file, .. } => file.check_unchanged().err(),
-        Source::Memory { .. } | Source::Pattern(_) => None,
+        Source::Memory { .. } | Source::Device { .. } | Source::Pattern(_) => None,
     }
 }
 

@@ -64,6 +64,11 @@ impl Footprint {
                 *offset as u64,
                 copy.bytes,
             )),
+            Source::Device { memory, offset } => Some(Extent::new(
+                Arc::as_ptr(memory).addr(),
+                *offset as u64,
+                copy.bytes,
+            )),
             Source::Pattern(_) => None,
         };
         let writes = match &copy.to {
@@ -71,6 +76,9 @@ impl Footprint {
                 Extent::new(Arc::as_ptr(file).addr(), *offset, copy.bytes)
             }
             Target::Memory { memory, offset } => {
+                Extent::new(Arc::as_ptr(memory).addr(), *offset as u64, copy.bytes)
+            }
+            Target::Device { memory, offset } => {
                 Extent::new(Arc::as_ptr(memory).addr(), *offset as u64, copy.bytes)
             }
         };

@@ -56,6 +56,13 @@ impl Piece {
         let (memory, offset) = match &self.to {
             Target::Memory { memory, offset } => (memory, *offset),
             Target::File { file, offset } => return self.write(file, *offset, spare),
+            Target::Device { memory, offset } => {
+                let bytes = self.gather(spare)?;
+                // SAFETY: nobody else touches the destination until the ticket is done
+                // (contract of `CopyEngine`).
+                unsafe { memory.write(*offset, bytes) };
+                return Ok(());
+            }
         };
         match &self.from {
             Source::File {
@@ -73,6 +80,15 @@ impl Piece {
                 // - nobody else touches source or destination until the ticket is done
                 //   (contract of `CopyEngine`), and other copies keep their order.
                 unsafe { memory.copy(offset, from, *start, self.bytes) };
+                Ok(())
+            }
+            Source::Device {
+                memory: from,
+                offset: start,
+            } => {
+                let to = bytes_of(memory, offset, self.bytes);
+                // SAFETY: as above.
+                unsafe { from.read(*start, to) };
                 Ok(())
             }
             Source::Pattern(value) => {
@@ -97,26 +113,32 @@ impl Piece {
         outcome.map_err(|error| unreadable(file, self.bytes, offset, &error))
     }
 
-    fn write(&self, file: &StoreFile, offset: u64, spare: &mut Vec<u8>) -> Result<(), String> {
-        let from: &[u8] = match &self.from {
-            Source::Memory {
-                memory,
-                offset: start,
-            } => bytes_of(memory, *start, self.bytes),
+    /// The bytes of the source, in `spare` when they are not in host memory.
+    fn gather<'a>(&'a self, spare: &'a mut Vec<u8>) -> Result<&'a [u8], String> {
+        match &self.from {
+            Source::Memory { memory, offset } => Ok(bytes_of(memory, *offset, self.bytes)),
             Source::Pattern(value) => {
                 spare.clear();
                 spare.resize(self.bytes, *value);
-                spare
+                Ok(spare)
             }
-            Source::File {
-                file,
-                offset: start,
-            } => {
+            Source::File { file, offset } => {
                 spare.resize(self.bytes, 0);
-                self.read(file, spare, *start)?;
-                spare
+                self.read(file, spare, *offset)?;
+                Ok(spare)
             }
-        };
+            Source::Device { memory, offset } => {
+                spare.resize(self.bytes, 0);
+                // SAFETY: nobody writes the source until the ticket is done (contract of
+                // `CopyEngine`).
+                unsafe { memory.read(*offset, spare) };
+                Ok(spare)
+            }
+        }
+    }
+
+    fn write(&self, file: &StoreFile, offset: u64, spare: &mut Vec<u8>) -> Result<(), String> {
+        let from = self.gather(spare)?;
         let outcome = match self.script.fault {
             Some(Fault::FullDisk) => Err(std::io::ErrorKind::StorageFull.into()),
             _ => file.write_all_at(from, offset),
@@ -166,20 +188,23 @@ pub fn eio() -> std::io::Error {
 
 /// Why `copy` cannot be done at all: it reaches past the end of a memory.
 pub fn misfit(copy: &Copy) -> Option<&'static str> {
-    let fits = |memory: &HostMemory, offset: usize| {
+    let leaves = |bytes: usize, offset: usize| {
         let end = offset.checked_add(copy.bytes);
-        end.is_some_and(|end| end <= memory.bytes())
+        end.is_none_or(|end| end > bytes)
     };
-    match &copy.from {
-        Source::Memory { memory, offset } if !fits(memory, *offset) => {
-            return Some("a copy begins or ends outside of its source");
-        }
-        _ => {}
-    }
-    match &copy.to {
-        Target::Memory { memory, offset } if !fits(memory, *offset) => {
-            Some("a copy begins or ends outside of its destination")
-        }
+    let leaves_source = match &copy.from {
+        Source::Memory { memory, offset } => leaves(memory.bytes(), *offset),
+        Source::Device { memory, offset } => leaves(memory.bytes(), *offset),
+        Source::File { .. } | Source::Pattern(_) => false,
+    };
+    let leaves_target = match &copy.to {
+        Target::Memory { memory, offset } => leaves(memory.bytes(), *offset),
+        Target::Device { memory, offset } => leaves(memory.bytes(), *offset),
+        Target::File { .. } => false,
+    };
+    match (leaves_source, leaves_target) {
+        (true, _) => Some("a copy begins or ends outside of its source"),
+        (_, true) => Some("a copy begins or ends outside of its destination"),
         _ => None,
     }
 }
@@ -194,6 +219,10 @@ fn source_from(from: &Source, start: usize) -> Source {
             memory: Arc::clone(memory),
             offset: offset + start,
         },
+        Source::Device { memory, offset } => Source::Device {
+            memory: Arc::clone(memory),
+            offset: offset + start,
+        },
         Source::Pattern(value) => Source::Pattern(*value),
     }
 }
@@ -201,6 +230,10 @@ fn source_from(from: &Source, start: usize) -> Source {
 fn target_from(to: &Target, start: usize) -> Target {
     match to {
         Target::Memory { memory, offset } => Target::Memory {
+            memory: Arc::clone(memory),
+            offset: offset + start,
+        },
+        Target::Device { memory, offset } => Target::Device {
             memory: Arc::clone(memory),
             offset: offset + start,
         },

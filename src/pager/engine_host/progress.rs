@@ -21,7 +21,7 @@ impl Kind {
             (_, Source::Pattern(_)) => None,
             (Direction::Out, _) => Some(Self::WriteBack),
             (Direction::In, Source::File { .. }) => Some(Self::Storage),
-            (Direction::In, Source::Memory { .. }) => Some(Self::Link),
+            (Direction::In, Source::Memory { .. } | Source::Device { .. }) => Some(Self::Link),
         }
     }
 }

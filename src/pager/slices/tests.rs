@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
+use super::super::block::Arena;
 use super::super::engine_host::{Faults, HostEngine};
 use super::super::storage::{Access, StoreFile};
 use super::super::{GroupKey, PagerConfig, StatesIn};
@@ -60,6 +61,7 @@ impl Stage {
             },
             states_follow: false,
             lock: false,
+            arena: Arena::Host,
         };
         let engine = HostEngine::new(2, setup.faults).unwrap();
         let mut pager = Pager::new(config, Box::new(engine));

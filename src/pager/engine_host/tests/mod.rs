@@ -56,7 +56,11 @@ fn request(direction: Direction, from: Source, to: Target, bytes: usize) -> Requ
         bytes,
         whole_blocks: false,
     }];
-    Request { direction, copies }
+    Request {
+        direction,
+        copies,
+        after: None,
+    }
 }
 
 fn fill(to: &Arc<HostMemory>, value: u8) -> Request {

@@ -229,7 +229,11 @@ fn check(place: &Path, no_ring: bool) {
             let may_fail = unlucky.contains(&Some(index));
             let mut copies = engine.recycled();
             copies.extend(drafts.iter().map(|draft| world.copy(direction, draft, may_fail)));
-            let Ok(ticket) = engine.submit(Request { direction, copies }) else {
+            let Ok(ticket) = engine.submit(Request {
+                direction,
+                copies,
+                after: None,
+            }) else {
                 break;
             };
             if drains >> index & 7 == 0 {
