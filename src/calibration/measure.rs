@@ -15,9 +15,10 @@ use crate::planner::cost::Rate;
 /// How long copies are timed.
 const COPY_TIME: Duration = Duration::from_millis(700);
 /// How long copying and computing at once are timed.
-const BOTH_TIME: Duration = Duration::from_millis(700);
-/// Bytes of the file that are read before a cached one is timed.
+const BOTH_TIME: Duration = Duration::from_millis(1000);
+/// Bytes of the file that are timed, and how long reading them before may take.
 const WARM_BYTES_MAX: u64 = 512 << 20;
+const WARM_TIME_MAX: Duration = Duration::from_secs(1);
 /// Heads of the attention that is timed, and rows of its cache.
 const HEADS: u32 = 16;
 const CACHE_ROWS: u32 = 1024;
@@ -143,11 +144,7 @@ fn measure_storage(wanted: &Wanted, rates: &mut Calibration) -> Result<()> {
     let Some(mut pump) = pump else {
         return Ok(());
     };
-    if !machine.direct {
-        // What a run reads again and again is in the page cache by then.
-        let warm_bytes = pump.bytes().min(WARM_BYTES_MAX);
-        pump.run(|_, bytes| bytes >= warm_bytes)?;
-    }
+    pump.warm(|time, bytes| bytes >= WARM_BYTES_MAX || time > WARM_TIME_MAX)?;
     let alone = pump.run(|time, _| time > COPY_TIME)?;
     rates.storage_bytes_per_second = Some(alone);
     let Some(kind) = wanted.kinds.iter().find(|kind| is_measurable(**kind)) else {
