@@ -6,6 +6,9 @@ use ggml_sys as sys;
 
 use super::InnerDevice;
 
+/// A buffer, for calls into ggml.
+pub type RawBuffer = sys::ggml_backend_buffer_t;
+
 /// An inner buffer over host memory that somebody else owns: what the `buffer` field of
 /// a tensor points to while it is computed on.
 #[derive(Debug)]

@@ -4,11 +4,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ggml_sys as sys;
-
 use super::engine::{Source, Target};
 use super::memory::HostMemory;
-use crate::ggml::{DeviceBuffer, HostBuffer, InnerDevice};
+use crate::ggml::{DeviceBuffer, HostBuffer, InnerDevice, RawBuffer};
 
 /// Whose memory the arena is made of.
 #[derive(Clone, Copy, Debug)]
@@ -170,7 +168,7 @@ impl Block {
     }
 
     /// The inner buffer over it, for calls into ggml.
-    pub fn buffer(&self) -> sys::ggml_backend_buffer_t {
+    pub fn buffer(&self) -> RawBuffer {
         match self {
             Self::Host { buffer, .. } => buffer.as_ptr(),
             Self::Device(memory) => memory.as_ptr(),

@@ -36,8 +36,6 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ggml_sys as sys;
-
 use self::block::{Arena, Block};
 use self::cache::{Cache, SliceId};
 use self::engine::{CopyEngine, Counters, Ticket};
@@ -49,7 +47,7 @@ use self::state::State;
 use self::storage::StoreFile;
 pub use self::transfers::ring_too_small;
 use self::usage::{KvPages, Move, Prefetches, Stalls, Traffic, Usage};
-use crate::ggml::Fence;
+use crate::ggml::{Fence, RawBuffer};
 use crate::planner::LookAhead;
 
 /// Names a paged tensor for as long as its buffer lives.
@@ -342,7 +340,7 @@ impl Pager {
     ///
     /// # Panics
     /// When the tensor is streamed and nobody has required it.
-    pub fn locate(&self, id: TensorId) -> (usize, sys::ggml_backend_buffer_t) {
+    pub fn locate(&self, id: TensorId) -> (usize, RawBuffer) {
         let tensor = self.tensor(id);
         match &tensor.place {
             Place::Nowhere => panic!("a tensor is used before it was planned"),
