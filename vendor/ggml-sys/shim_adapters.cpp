@@ -7,10 +7,6 @@
 #include <memory>
 #include <stdexcept>
 
-struct gguf_deleter {
-    void operator()(gguf_context * context) const { gguf_free(context); }
-};
-
 // What was logged, without the functions that passed it on.
 static std::string reason_in(const std::string & logged) {
     const std::string front = "failed to apply lora adapter: ";
@@ -22,10 +18,7 @@ static std::string reason_in(const std::string & logged) {
 
 void rpaged_check_adapter_files(const common_params & params) {
     for (const auto & lora : params.lora_adapters) {
-        const gguf_init_params header = {/*.no_alloc =*/true, /*.ctx =*/nullptr};
-        std::unique_ptr<gguf_context, gguf_deleter> file(
-            gguf_init_from_file(lora.path.c_str(), header));
-        if (!file) {
+        if (!rpaged_read_header(lora.path)) {
             throw std::runtime_error("the adapter '" + lora.path +
                                      "' is no readable GGUF; see --lora");
         }

@@ -4,7 +4,11 @@
 #include "arg.h"
 #include "common.h"
 
+#include "gguf.h"
+#include "ggml-cpu.h"
+
 #include <exception>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -15,6 +19,34 @@ struct rpaged_params {
 
 // Whose options these are, and whose parser reads them.
 static const llama_example RPAGED_EXAMPLE = LLAMA_EXAMPLE_COMPLETION;
+
+struct rpaged_gguf_free {
+    void operator()(gguf_context * context) const { gguf_free(context); }
+};
+// The header of a GGUF file, without its tensors' bytes; null when it cannot be read.
+inline std::unique_ptr<gguf_context, rpaged_gguf_free> rpaged_read_header(const std::string & path) {
+    const gguf_init_params header = {/*.no_alloc =*/true, /*.ctx =*/nullptr};
+    return std::unique_ptr<gguf_context, rpaged_gguf_free>(gguf_init_from_file(path.c_str(), header));
+}
+
+// The threads of a context: those that decode, and others for batches where they differ.
+struct rpaged_pools {
+    struct free {
+        void operator()(ggml_threadpool * pool) const { ggml_threadpool_free(pool); }
+    };
+    std::unique_ptr<ggml_threadpool, free> decode, batch;
+
+    using params = decltype(common_params::cpuparams);
+    void start(const params & of_decode, const params & of_batch) {
+        auto one   = ggml_threadpool_params_from_cpu_params(of_decode);
+        auto other = ggml_threadpool_params_from_cpu_params(of_batch);
+        decode.reset(ggml_threadpool_new(&one));
+        if (!ggml_threadpool_params_match(&one, &other)) {
+            batch.reset(ggml_threadpool_new(&other));
+        }
+    }
+    ggml_threadpool * for_batches() const { return batch ? batch.get() : decode.get(); }
+};
 
 // llama-completion's options, then those that only llama-cli has; sets the defaults of the
 // former in `params`.

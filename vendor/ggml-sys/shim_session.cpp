@@ -161,16 +161,10 @@ extern "C" bool rpaged_output_failed(void) {
 
 // ---- model, context and sampler --------------------------------------------------------
 
-struct threadpool_deleter {
-    void operator()(ggml_threadpool * pool) const { ggml_threadpool_free(pool); }
-};
-using threadpool_ptr = std::unique_ptr<ggml_threadpool, threadpool_deleter>;
-
 struct rpaged_session {
     common_params * params = nullptr;
     // Before the context, which must be gone when they go.
-    threadpool_ptr decode_pool;
-    threadpool_ptr batch_pool;
+    rpaged_pools pools;
     // In place of the one in `init`, once a turn of a chat has begun.
     common_sampler_ptr turn_sampler;
     common_init_result_ptr init;
@@ -236,19 +230,12 @@ extern "C" llama_context * rpaged_session_context(rpaged_session * session) {
 
 extern "C" rpaged_threadpools rpaged_session_threadpools(rpaged_session * session) {
     return rpaged_guard(rpaged_threadpools{}, [&] {
-        if (!session->decode_pool) {
-            const common_params & p = *session->params;
-            auto decode = ggml_threadpool_params_from_cpu_params(p.cpuparams);
-            auto batch  = ggml_threadpool_params_from_cpu_params(p.cpuparams_batch);
-            session->decode_pool.reset(ggml_threadpool_new(&decode));
-            if (!ggml_threadpool_params_match(&decode, &batch)) {
-                session->batch_pool.reset(ggml_threadpool_new(&batch));
-            }
-        }
-        auto * decode = session->decode_pool.get();
-        auto * batch  = session->batch_pool.get();
         const common_params & p = *session->params;
-        return rpaged_threadpools{decode, batch ? batch : decode, p.cpuparams.n_threads,
+        auto & pools = session->pools;
+        if (!pools.decode) {
+            pools.start(p.cpuparams, p.cpuparams_batch);
+        }
+        return rpaged_threadpools{pools.decode.get(), pools.for_batches(), p.cpuparams.n_threads,
                                   p.cpuparams_batch.n_threads};
     });
 }

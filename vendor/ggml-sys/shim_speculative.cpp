@@ -30,9 +30,7 @@ void rpaged_check_draft_file(const common_params & params) {
                                  "' is no file; see --spec-draft-model");
     }
     // Upstream's parser asks the header of a draft model for this, and aborts without it.
-    gguf_init_params none = {true, nullptr};
-    std::unique_ptr<gguf_context, decltype(&gguf_free)> file(
-        gguf_init_from_file(draft.path.c_str(), none), gguf_free);
+    const auto file = rpaged_read_header(draft.path);
     if (!file) {
         throw std::runtime_error("the draft model '" + draft.path +
                                  "' is no GGUF file, or damaged; see --spec-draft-model");
@@ -181,14 +179,10 @@ extern "C" uint64_t rpaged_draft_model_bytes(rpaged_session * session, bool resi
 
 // ---- drafting ----------------------------------------------------------------------------
 
-struct threadpool_free {
-    void operator()(ggml_threadpool * pool) const { ggml_threadpool_free(pool); }
-};
-
 struct rpaged_drafter {
     common_params_speculative params;
     // Behind the context, which must be gone when they go.
-    std::unique_ptr<ggml_threadpool, threadpool_free> decode_pool, batch_pool;
+    rpaged_pools pools;
     draft_model draft;
     common_speculative_ptr engine;
     int32_t n_vocab = 0;
@@ -204,18 +198,12 @@ struct rpaged_drafter {
 
 static void attach_pools(rpaged_drafter & drafter) {
     const auto & params = drafter.params.draft;
-    auto decode = ggml_threadpool_params_from_cpu_params(params.cpuparams);
-    auto batch  = ggml_threadpool_params_from_cpu_params(params.cpuparams_batch);
-    drafter.decode_pool.reset(ggml_threadpool_new(&decode));
-    if (!ggml_threadpool_params_match(&decode, &batch)) {
-        drafter.batch_pool.reset(ggml_threadpool_new(&batch));
-    }
-    auto * pool = drafter.decode_pool.get();
-    if (!pool) {
+    auto & pools = drafter.pools;
+    pools.start(params.cpuparams, params.cpuparams_batch);
+    if (!pools.decode) {
         throw std::runtime_error("the draft model's threads could not be started");
     }
-    auto * other = drafter.batch_pool.get();
-    llama_attach_threadpool(drafter.draft.context.get(), pool, other ? other : pool);
+    llama_attach_threadpool(drafter.draft.context.get(), pools.decode.get(), pools.for_batches());
 }
 
 extern "C" rpaged_drafter * rpaged_drafter_new(rpaged_session * session, bool resident) {
