@@ -14,7 +14,7 @@
 use super::case::{Case, Variant};
 use super::row::Row;
 use super::statistics::median;
-use crate::telemetry::prediction::seconds_per_pass;
+use crate::planner::cost::least_seconds;
 
 /// The law for a series.
 pub struct Law {
@@ -115,7 +115,7 @@ impl Law {
             reason = "a count of bytes; a conversion from float saturates"
         )]
         let bytes = bytes.round() as u64;
-        let seconds = seconds_per_pass(bytes, self.bytes_per_second, self.compute_seconds)?;
+        let seconds = least_seconds(bytes, self.bytes_per_second, self.compute_seconds)?;
         (seconds > 0.0).then(|| 1.0 / seconds)
     }
 }

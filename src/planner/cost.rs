@@ -103,6 +103,26 @@ pub fn overlap(pair: &Pair) -> f64 {
     shorter + (1.0 - shorter / longer) * longer_alone
 }
 
+/// The least that a pass takes: [`overlap`] of two that do not slow each other down. None
+/// when something travels, or is computed, and the rate of it is not known.
+pub fn least_seconds(
+    travelling_bytes: u64,
+    bytes_per_second: Option<f64>,
+    compute_seconds: Option<f64>,
+) -> Option<f64> {
+    if travelling_bytes == 0 {
+        return compute_seconds;
+    }
+    let rate = bytes_per_second.filter(|rate| *rate > 0.0)?;
+    Some(overlap(&Pair {
+        copy_seconds: transfer_seconds(travelling_bytes, rate),
+        copy_slowdown: 1.0,
+        // Until something was computed, the copies alone are the estimate.
+        compute_seconds: compute_seconds.unwrap_or(0.0),
+        compute_slowdown: 1.0,
+    }))
+}
+
 /// Seconds of a pass that copies only when something is needed: the sum.
 pub fn in_turn(pair: &Pair) -> f64 {
     pair.copy_seconds + pair.compute_seconds
@@ -169,6 +189,21 @@ mod tests {
         assert!(close(overlap(&pair(3.0, 1.0, (1.0, 1.0))), 3.0));
         assert!(close(overlap(&pair(1.0, 4.0, (1.0, 1.0))), 4.0));
         assert!(close(overlap(&pair(0.0, 0.0, (2.0, 2.0))), 0.0));
+    }
+
+    #[test]
+    fn the_least_is_the_slower_of_copying_and_computing() {
+        assert_eq!(least_seconds(1000, Some(100.0), Some(3.0)), Some(10.0));
+        assert_eq!(least_seconds(1000, Some(1000.0), Some(3.0)), Some(3.0));
+        assert_eq!(least_seconds(0, None, Some(3.0)), Some(3.0));
+        assert_eq!(least_seconds(1000, Some(100.0), None), Some(10.0));
+    }
+
+    #[test]
+    fn without_rates_the_least_is_unknown() {
+        assert_eq!(least_seconds(1000, None, Some(3.0)), None);
+        assert_eq!(least_seconds(1000, Some(0.0), Some(3.0)), None);
+        assert_eq!(least_seconds(0, Some(1.0), None), None);
     }
 
     #[test]

@@ -11,6 +11,8 @@
 //! fetched ahead, a token takes longer, up to the sum. Rates are of the past, so a change of
 //! the plan shows one token later; sampling and printing are not in it.
 
+use crate::planner::cost::least_seconds;
+
 /// The newest value's part in an average.
 const WEIGHT: f64 = 0.25;
 
@@ -25,21 +27,6 @@ impl Average {
     fn add(&mut self, value: f64) {
         self.0 = Some(self.0.map_or(value, |old| old + WEIGHT * (value - old)));
     }
-}
-
-/// The law itself; None when a rate that it needs is not known.
-pub fn seconds_per_pass(
-    travelling_bytes: u64,
-    bytes_per_second: Option<f64>,
-    compute_seconds: Option<f64>,
-) -> Option<f64> {
-    if travelling_bytes == 0 {
-        return compute_seconds;
-    }
-    #[allow(clippy::cast_precision_loss, reason = "a rate")]
-    let copying = travelling_bytes as f64 / bytes_per_second.filter(|rate| *rate > 0.0)?;
-    // Until a token was computed, the copies alone are the estimate.
-    Some(copying.max(compute_seconds.unwrap_or(0.0)))
 }
 
 /// What some tokens took, and what was moved and computed for them.
@@ -112,7 +99,7 @@ impl Rates {
     /// What the next token should take when so many bytes travel in a pass.
     pub fn predict(&self, travelling_bytes: u64) -> Option<f64> {
         let (rate, compute) = (self.bytes_per_second.0, self.compute_seconds.0);
-        let pass = seconds_per_pass(travelling_bytes, rate, compute)?;
+        let pass = least_seconds(travelling_bytes, rate, compute)?;
         let yields = if self.passes > 0.0 {
             (self.tokens / self.passes).max(1.0)
         } else {
@@ -132,18 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_slower_of_copying_and_computing_rules() {
-        assert_eq!(seconds_per_pass(1000, Some(100.0), Some(3.0)), Some(10.0));
-        assert_eq!(seconds_per_pass(1000, Some(1000.0), Some(3.0)), Some(3.0));
-        assert_eq!(seconds_per_pass(0, None, Some(3.0)), Some(3.0));
-        assert_eq!(seconds_per_pass(1000, Some(100.0), None), Some(10.0));
-    }
-
-    #[test]
     fn without_rates_nothing_is_predicted() {
-        assert_eq!(seconds_per_pass(1000, None, Some(3.0)), None);
-        assert_eq!(seconds_per_pass(1000, Some(0.0), Some(3.0)), None);
-        assert_eq!(seconds_per_pass(0, Some(1.0), None), None);
         assert_eq!(Rates::default().predict(10), None);
         assert_eq!(Rates::from_load(0, 0.0).predict(10), None);
     }
