@@ -88,6 +88,7 @@ fn empty(machine: Machine) -> Calibration {
         element_seconds: 0.0,
         contention_decode: None,
         contention_prefill: None,
+        observed_runs: 0,
     }
 }
 

@@ -4,6 +4,7 @@
 //!  store.rs      the file in the cache folder: found, read, judged, written
 //!  copies.rs     storage and memory, through the copy engine that a run uses
 //!  products.rs   matrices, attention and nodes on ggml's CPU backend
+//!  observed.rs   what runs have seen of the storage since
 //!  measure.rs    which rates are wanted, and those of copying and computing at once
 //! ```
 //!
@@ -13,6 +14,7 @@
 
 mod copies;
 mod measure;
+pub mod observed;
 mod products;
 pub mod store;
 
@@ -64,6 +66,9 @@ pub struct Calibration {
     pub contention_decode: Option<Contention>,
     /// Copying while a batch is computed; null where storage is.
     pub contention_prefill: Option<Contention>,
+    /// Runs that have corrected the rate of the storage since it was measured.
+    #[serde(default)]
+    pub observed_runs: u32,
 }
 
 /// What a calibration is of; another one is measured anew.

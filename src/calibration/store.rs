@@ -58,6 +58,11 @@ fn file_name(machine: &Machine) -> String {
     format!("calibration-{hash:016x}.json")
 }
 
+/// The file for a machine; None where there is no cache folder.
+pub(super) fn path_for(machine: &Machine) -> Option<PathBuf> {
+    Some(cache_folder()?.join(file_name(machine)))
+}
+
 /// The rates that are wanted: from their file as far as it has them, else measured and
 /// written there. With them come sentences that the user should read.
 ///
@@ -69,10 +74,8 @@ pub fn rates(
     progress: impl FnMut(&str),
 ) -> Result<(Calibration, Vec<String>)> {
     let mut notices = Vec::new();
-    let path = origin
-        .file
-        .clone()
-        .or_else(|| Some(cache_folder()?.join(file_name(&wanted.machine))));
+    let path = origin.file.clone();
+    let path = path.or_else(|| path_for(&wanted.machine));
     let known = path.as_deref().filter(|_| !origin.anew);
     let known = known.and_then(|path| match read(path, &wanted.machine, now()) {
         Ok(found) => found,
@@ -100,7 +103,7 @@ pub fn rates(
     Ok((measured, notices))
 }
 
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
 }
@@ -190,4 +193,4 @@ pub fn write(path: &Path, calibration: &Calibration) -> Result<()> {
 
 #[cfg(test)]
 #[path = "tests.rs"]
-mod tests;
+pub(super) mod tests;

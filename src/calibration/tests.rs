@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use super::super::{Contention, KindRates};
 use super::*;
 
-fn machine() -> Machine {
+pub fn machine() -> Machine {
     Machine {
         processor: "a processor".into(),
         processors: 4,
@@ -15,7 +15,7 @@ fn machine() -> Machine {
     }
 }
 
-fn calibration() -> Calibration {
+pub fn calibration() -> Calibration {
     let q8_0 = KindRates {
         bytes_per_second: 1e10,
         products_per_second: BTreeMap::from([(512, 2e11)]),
@@ -40,6 +40,7 @@ fn calibration() -> Calibration {
             compute_slowdown: 1.2,
         }),
         contention_prefill: None,
+        observed_runs: 0,
     }
 }
 

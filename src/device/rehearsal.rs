@@ -10,6 +10,7 @@ use super::shared::Shared;
 use super::{PagedDevice, PagingConfig};
 use crate::error::Result;
 use crate::ggml::Tensor;
+use crate::pager::model_index::ModelIndex;
 use crate::pager::outlook::Outlook;
 
 /// What a tensor is to the computation.
@@ -136,9 +137,9 @@ impl Rehearsal {
         notes.map(|notes| notes.clone()).unwrap_or_default()
     }
 
-    /// Bytes of all tensors in the model's files.
-    pub fn model_bytes(&self) -> u64 {
-        self.device.shared.index.bytes()
+    /// The model's tensors, and what its header says of it.
+    pub fn index(&self) -> &ModelIndex {
+        &self.device.shared.index
     }
 
     /// Says how many tokens the context holds; `whole_values`: the values of the KV cache

@@ -17,7 +17,6 @@ use crate::cli::Config;
 use crate::device::rehearsal::{Notes, Rehearsal};
 use crate::device::{Budget, PagingConfig};
 use crate::error::{Error, Result};
-use crate::ggml::Header;
 use crate::ggml::workload::is_measurable;
 use crate::llama::{self, Facts};
 use crate::pager::outlook::Outlook;
@@ -60,20 +59,13 @@ impl Subject {
         let paging = config.paging.ok_or_else(|| {
             Error::Usage("there is no plan without paging; add --dynamic-layers".to_owned())
         })?;
-        let header = &Header::read_all(&paging.model)?[0];
-        let architecture = header
-            .text(c"general.architecture")
-            .unwrap_or_else(|| "unknown".to_owned());
-        let number = |key: &str| {
-            let key = std::ffi::CString::new(format!("{architecture}.{key}")).ok()?;
-            header.number(&key)
-        };
-        let experts = (
-            number("expert_used_count").unwrap_or(0),
-            number("expert_count").unwrap_or(0),
-        );
         let settings = config.settings;
         let rehearsal = Rehearsal::new(paging.clone())?;
+        let architecture = match rehearsal.index().architecture() {
+            "" => "unknown".to_owned(),
+            name => name.to_owned(),
+        };
+        let experts = rehearsal.index().experts();
         let facts = llama::rehearse(config.params, &rehearsal, &config.model_name)?;
         let count = |threads: i32| u32::try_from(threads).unwrap_or(1).max(1);
         Ok(Self {
@@ -91,7 +83,7 @@ impl Subject {
 
     /// Bytes of all tensors in the model's files.
     pub fn model_bytes(&self) -> u64 {
-        self.rehearsal.model_bytes()
+        self.rehearsal.index().bytes()
     }
 
     /// Whether the model's files are read past the page cache.

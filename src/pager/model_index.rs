@@ -1,6 +1,7 @@
 //! Where each tensor of a model lies: in which part, at which offset.
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ pub struct TensorLocation {
 pub struct ModelIndex {
     files: Vec<Arc<StoreFile>>,
     architecture: String,
+    experts: (u64, u64),
     tensors: HashMap<String, TensorLocation>,
 }
 
@@ -40,8 +42,10 @@ impl ModelIndex {
         let access = access(bytes.fold(0, u64::saturating_add));
         let first = headers.first();
         let architecture = first.and_then(|first| first.text(c"general.architecture"));
+        let architecture = architecture.unwrap_or_default();
         let mut index = Self {
-            architecture: architecture.unwrap_or_default(),
+            experts: first.map_or((0, 0), |first| experts_of(first, &architecture)),
+            architecture,
             ..Self::default()
         };
         for header in headers {
@@ -73,6 +77,11 @@ impl ModelIndex {
         &self.architecture
     }
 
+    /// Experts that a token uses of a layer, and how many there are; (0, 0) without.
+    pub fn experts(&self) -> (u64, u64) {
+        self.experts
+    }
+
     /// Names of all tensors, and how many bytes they have.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, u64)> {
         let tensors = self.tensors.iter();
@@ -94,4 +103,15 @@ impl ModelIndex {
         let bytes = self.tensors.values().map(|tensor| tensor.bytes);
         bytes.fold(0, u64::saturating_add)
     }
+}
+
+fn experts_of(header: &Header, architecture: &str) -> (u64, u64) {
+    let number = |key: &str| {
+        let key = CString::new(format!("{architecture}.{key}")).ok()?;
+        header.number(&key)
+    };
+    (
+        number("expert_used_count").unwrap_or(0),
+        number("expert_count").unwrap_or(0),
+    )
 }

@@ -1,12 +1,17 @@
 //! What closes a run: the three lines of the show of `--demo`; elsewhere one line, when
 //! transfers bound the run, that says so and what would help.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::output;
+use crate::calibration;
+use crate::calibration::observed::{self, Observed};
+use crate::cli::Config;
 use crate::cli::size::show_bytes;
-use crate::device::Report;
+use crate::device::{PagedDevice, Report};
 use crate::error::Result;
+use crate::llama::log;
 use crate::telemetry::memory::{available_bytes, share_of};
 
 /// What the lines are made of.
@@ -73,6 +78,47 @@ impl Beginning {
         Self {
             at: Instant::now(),
             report,
+        }
+    }
+}
+
+/// What this machine's rates can learn from a run: how fast its storage is.
+pub(super) struct Lesson {
+    model: PathBuf,
+    threads: (u32, u32),
+    copy_threads: u32,
+}
+
+impl Lesson {
+    /// Of the run that `config` describes; None without paging.
+    pub fn new(config: &Config) -> Option<Self> {
+        let paging = config.paging.as_ref()?;
+        let count = |threads: i32| u32::try_from(threads).unwrap_or(1).max(1);
+        let settings = &config.settings;
+        Some(Self {
+            model: paging.model.clone(),
+            threads: (count(settings.n_threads), count(settings.n_threads_batch)),
+            copy_threads: u32::try_from(paging.prefetch_threads).unwrap_or(1),
+        })
+    }
+
+    /// Teaches it, if a generation of `tokens` tokens since `beginning` waited for storage.
+    pub fn teach(&self, beginning: &Beginning, device: &PagedDevice, tokens: usize) {
+        let seconds = beginning.at.elapsed().as_secs_f64();
+        let (before, after) = (&beginning.report, device.report());
+        let waited = after.stalls.storage_seconds - before.stalls.storage_seconds;
+        if tokens < TOKENS_MIN || waited < WAITED_SHARE_MIN * seconds {
+            return;
+        }
+        let direct = device.is_direct();
+        let machine = calibration::machine(&self.model, self.threads, self.copy_threads, direct);
+        let seen = Observed {
+            bytes: after.traffic.storage_bytes - before.traffic.storage_bytes,
+            seconds: after.traffic.storage_seconds - before.traffic.storage_seconds,
+        };
+        // A run is none the worse for a cache that cannot be written.
+        if let Err(error) = observed::note(&machine, seen) {
+            log::debug(|| format!("{error}\n"));
         }
     }
 }

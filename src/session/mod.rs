@@ -80,6 +80,7 @@ fn converse(mut config: Config, colours: bool) -> Result<()> {
 /// Returns the closing lines of the show, if this is it.
 fn complete(mut config: Config) -> Result<Option<closing::Lines>> {
     let (show, metrics) = (config.show, config.metrics);
+    let lesson = closing::Lesson::new(&config);
     let mut boundary = boundary(&mut config);
     // The demo model's file must be there until the model is loaded, and its mapping
     // until the session is gone.
@@ -104,9 +105,15 @@ fn complete(mut config: Config) -> Result<Option<closing::Lines>> {
     session.log_timings();
     output::check()?;
     let report = session.device().map(PagedDevice::report);
+    let tokens = generated.saturating_sub(1);
+    if let (Some(lesson), Some(beginning), Some(device)) =
+        (lesson, &boundary.beginning, session.device())
+    {
+        lesson.teach(beginning, device, tokens);
+    }
     let quiet = show || metrics.is_on_stderr();
     if let (Some(beginning), Some(report), false) = (&boundary.beginning, &report, quiet)
-        && let Some(sentence) = closing::bound(beginning, report, generated.saturating_sub(1))
+        && let Some(sentence) = closing::bound(beginning, report, tokens)
     {
         log::info(format!("{sentence}\n"));
     }
