@@ -293,12 +293,7 @@ fn decode(ready: &mut Ready, tokens: &[Token]) -> Result<()> {
     interrupted()?;
     match ready.context.decode(tokens)? {
         Decoded::Done => Ok(()),
-        Decoded::Aborted => {
-            interrupted()?;
-            Err(Error::Bug(
-                "the computation stopped, and nobody had asked for it".into(),
-            ))
-        }
+        Decoded::Aborted => Err(signal::interrupted()),
     }
 }
 

@@ -81,7 +81,7 @@ pub(super) fn answer<W: Write>(
     log::debug(|| format!("tokens: {}\n", reader.session.tokens_text(&prompt)));
     if rules.verbose_prompt {
         // Asked for by name, so it is shown whatever else is not.
-        log::at_least(INFORMATION, || log_prompt(reader.session, &prompt))?;
+        log::at_least(INFORMATION, || reader.session.log_tokens("", &prompt))?;
     }
     turn.begin(reader.session, attempt)?;
     for &token in &prompt {
@@ -163,16 +163,6 @@ fn fitting(
             prompt.len()
         )));
     }
-}
-
-fn log_prompt(session: &Session, prompt: &[Token]) -> Result<()> {
-    log::info(format!("number of tokens in prompt = {}\n", prompt.len()));
-    for &token in prompt {
-        let piece = session.piece(token, true)?;
-        let piece = String::from_utf8_lossy(&piece).into_owned();
-        log::info(format!("{token:6} -> '{piece}'\n"));
-    }
-    Ok(())
 }
 
 /// Special tokens that belong to the text of an answer: tags the template reads.

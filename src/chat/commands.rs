@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::cli::nearest;
+
 /// What a line asks for.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Command {
@@ -156,15 +158,11 @@ pub(super) fn parse(text: &str) -> Line {
 }
 
 fn unknown(name: &str) -> String {
-    let names = COMMANDS.iter().map(|entry| entry.name);
-    let nearest = names.max_by(|a, b| {
-        let (a, b) = (strsim::jaro_winkler(name, a), strsim::jaro_winkler(name, b));
-        a.total_cmp(&b)
-    });
-    let nearest = nearest.unwrap_or_default();
+    let meant = nearest(name, COMMANDS.iter().map(|entry| entry.name));
+    let meant = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
     format!(
-        "there is no command '{name}'; did you mean {nearest}? (/help shows all, and a space \
-         before the slash sends the line to the model)"
+        "there is no command '{name}'{meant} (/help shows all, and a space before the slash \
+         sends the line to the model)"
     )
 }
 

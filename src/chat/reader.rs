@@ -140,9 +140,7 @@ impl<'a> Reader<'a> {
                 if is_interrupted()? {
                     return Ok(false);
                 }
-                Err(Error::Bug(
-                    "the computation stopped, and nobody had asked for it".into(),
-                ))
+                Err(signal::interrupted())
             }
             Err(error) => Err(self.lose(error)),
         }

@@ -18,6 +18,7 @@ pub mod support;
 pub mod values;
 pub mod words;
 
+pub(crate) use self::nearest::nearest;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};

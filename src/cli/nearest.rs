@@ -4,13 +4,15 @@
 const LIKENESS_MIN: f64 = 0.6;
 
 /// The candidate that is most like `word`, if one is like it at all. One that begins with
-/// the whole word, or differs only in capitals, counts as very like it.
+/// the whole word or that the word begins with, or differs only in capitals, counts as very
+/// like it.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let typed = word.to_lowercase();
     let likeness = |candidate: &str| {
         let candidate = candidate.to_lowercase();
         let alike = strsim::normalized_damerau_levenshtein(&typed, &candidate);
-        let begins = typed.len() >= 2 && candidate.starts_with(&typed);
+        let begins = (typed.len() >= 2 && candidate.starts_with(&typed))
+            || (candidate.len() >= 4 && typed.starts_with(&candidate));
         alike + if begins { LIKENESS_MIN } else { 0.0 }
     };
     let rated = candidates
@@ -32,6 +34,7 @@ mod tests {
         assert_eq!(nearest("q8", types), Some("q8_0"));
         assert_eq!(nearest("q8-0", types), Some("q8_0"));
         assert_eq!(nearest("Q4_1", types), Some("q4_1"));
+        assert_eq!(nearest("autoauto", ["on", "auto"]), Some("auto"));
         assert_eq!(nearest("of", ["on", "off", "auto"]), Some("off"));
         assert_eq!(nearest("xyz", types), None);
         assert_eq!(nearest("x", []), None);

@@ -293,6 +293,21 @@ impl Session {
         bytes::take(unsafe { ggml_sys::rpaged_token_piece(self.raw(), token, special) })
     }
 
+    /// Logs how many tokens a prompt has, behind `prefix`, and each with its text.
+    ///
+    /// # Errors
+    /// As for `piece`.
+    pub fn log_tokens(&self, prefix: &str, tokens: &[Token]) -> Result<()> {
+        let count = tokens.len();
+        log::info(format!("{prefix}number of tokens in prompt = {count}\n"));
+        for &token in tokens {
+            let piece = self.piece(token, true)?;
+            let piece = String::from_utf8_lossy(&piece);
+            log::info(format!("{token:6} -> '{piece}'\n"));
+        }
+        Ok(())
+    }
+
     /// The tokens in a form for logs.
     pub fn tokens_text(&self, tokens: &[Token]) -> String {
         // SAFETY:

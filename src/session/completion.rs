@@ -74,7 +74,7 @@ pub(super) fn complete(
     if let Some((token, position)) = job.replay {
         boundary.before_decode(session.device());
         if Generator::replay(session, token, position)? == Decoded::Aborted {
-            return Err(interrupted());
+            return Err(signal::interrupted());
         }
     }
     if session.has_encoder() {
@@ -127,15 +127,7 @@ fn encode(session: &mut Session, prompt: &[Token]) -> Result<Vec<Token>> {
     }
     match session.encode(prompt)? {
         Decoded::Done => Ok(vec![session.decoder_start()]),
-        Decoded::Aborted => Err(interrupted()),
-    }
-}
-
-/// The error for a computation, or a wait, that a signal has ended.
-pub(super) fn interrupted() -> Error {
-    match signal::asked() {
-        Some(signal) => Error::Interrupted { signal },
-        None => Error::Bug("the computation stopped, and nobody had asked for it".into()),
+        Decoded::Aborted => Err(signal::interrupted()),
     }
 }
 
@@ -220,7 +212,7 @@ impl Run<'_> {
         self.boundary.before_decode(self.session.device());
         let stopped = signal::asked().is_some();
         if stopped || self.context.feed(self.session, tokens)? == Decoded::Aborted {
-            return Err(interrupted());
+            return Err(signal::interrupted());
         }
         Ok(())
     }

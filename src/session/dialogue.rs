@@ -183,7 +183,7 @@ impl Dialogue {
         tokens.extend(&typed);
         tokens.extend(session.tokenize(&self.suffix, false)?);
         if self.verbose {
-            log_turn(session, &tokens)?;
+            session.log_tokens("llama_completion: ", &tokens)?;
         }
         Ok(Turn::Tokens(tokens, typed.len()))
     }
@@ -199,7 +199,7 @@ impl Dialogue {
         };
         screen.show(Display::Plain);
         if signal::asked().is_some() {
-            return Err(super::completion::interrupted());
+            return Err(signal::interrupted());
         }
         line
     }
@@ -208,17 +208,4 @@ impl Dialogue {
     pub fn shows_input(&self) -> bool {
         self.display_prompt
     }
-}
-
-fn log_turn(session: &Session, tokens: &[Token]) -> Result<()> {
-    log::info(format!(
-        "llama_completion: number of tokens in prompt = {}\n",
-        tokens.len()
-    ));
-    for &token in tokens {
-        let piece = session.piece(token, true)?;
-        let piece = String::from_utf8_lossy(&piece);
-        log::info(format!("{token:6} -> '{piece}'\n"));
-    }
-    Ok(())
 }

@@ -178,13 +178,7 @@ fn log_prompt(
         "llama_completion: prompt: '{}'\n",
         String::from_utf8_lossy(text)
     ));
-    log::info(format!(
-        "llama_completion: number of tokens in prompt = {}\n",
-        prompt.len()
-    ));
-    for &token in prompt {
-        log::info(format!("{token:6} -> '{}'\n", piece(token)?));
-    }
+    session.log_tokens("llama_completion: ", prompt)?;
     if keep > adds_bos {
         log::info("llama_completion: static prompt based on n_keep: '");
         for &token in prompt.iter().take(usize::try_from(keep).unwrap_or(0)) {

@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 #[cfg(unix)]
 use crate::llama::console::restore_terminal;
 
+use crate::error::Error;
 use crate::llama::log;
 
 /// The signal that asked to stop; 0: none did.
@@ -76,6 +77,14 @@ pub fn set_bars(count: usize) {
 /// The signal that asked the generation to stop.
 pub fn asked() -> Option<u8> {
     Some(ASKED.load(Ordering::Relaxed)).filter(|signal| *signal != 0)
+}
+
+/// The error for a computation, or a wait, that a signal has ended.
+pub fn interrupted() -> Error {
+    match asked() {
+        Some(signal) => Error::Interrupted { signal },
+        None => Error::Bug("the computation stopped, and nobody had asked for it".into()),
+    }
 }
 
 /// While it lives, a first Ctrl-C while the model has control gives it to the user instead
