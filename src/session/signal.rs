@@ -1,4 +1,4 @@
-//! Ctrl-C and termination. Before the first token there is nothing to save: the process
+//! Ctrl-C, termination, and the end of the terminal. Before the first token there is nothing to save: the process
 //! ends at once. Afterwards the first signal asks the generation to stop, and a second one
 //! ends the process.
 //!
@@ -158,8 +158,28 @@ pub fn ignore_file_size_limit() {
 #[cfg(unix)]
 pub fn install() {
     // A slow read or write goes on after the handler.
-    handle(libc::SIGINT, on_signal, libc::SA_RESTART);
-    handle(libc::SIGTERM, on_signal, libc::SA_RESTART);
+    handle_ending(libc::SA_RESTART);
+}
+
+#[cfg(unix)]
+fn handle_ending(flags: i32) {
+    handle(libc::SIGINT, on_signal, flags);
+    handle(libc::SIGTERM, on_signal, flags);
+    // Under nohup it stays ignored.
+    if !is_ignored(libc::SIGHUP) {
+        handle(libc::SIGHUP, on_signal, flags);
+    }
+}
+
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY:
+    // - all zeroes are a valid `sigaction`.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY:
+    // - nothing is set; what is set now is written to a complete structure.
+    let status = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
+    status == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
 /// Installs the handler of SIGUSR1, which otherwise ends the process, as everywhere.
@@ -215,8 +235,7 @@ impl Waiting {
             #[allow(clippy::cast_possible_truncation, reason = "as wide as an address")]
             waiting::THREAD.store(thread as usize, Ordering::Relaxed);
             waiting::NOTHING.store(nothing.as_raw_fd(), Ordering::Release);
-            handle(libc::SIGINT, on_signal, 0);
-            handle(libc::SIGTERM, on_signal, 0);
+            handle_ending(0);
             if ASKED.load(Ordering::Relaxed) != 0 {
                 end_waiting(nothing.as_raw_fd());
             }

@@ -143,7 +143,7 @@ fn an_input_that_was_never_there_is_at_its_end() {
 fn a_signal_while_a_line_is_awaited_ends_the_run() {
     for mode in INTERACTIVE {
         for simple in ["", "--simple-io"] {
-            for (signal, expected) in [("-INT", 130), ("-TERM", 143)] {
+            for (signal, expected) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
                 let line = format!("{mode} {simple} -n 4 --in-prefix [you]");
                 let mut talk = Talk::start(&line, Stdio::piped());
                 let sign = if mode.contains("-no-cnv") {

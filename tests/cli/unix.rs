@@ -75,6 +75,9 @@ fn an_interrupt_ends_the_text_and_prints_the_timings() {
 #[test]
 fn a_termination_has_its_own_code() {
     assert_eq!(stop_with("-TERM").0, Some(143));
+    let (code, _, log) = stop_with("-HUP");
+    assert_eq!(code, Some(129));
+    assert!(log.contains("eval time ="), "{log}");
 }
 
 #[test]

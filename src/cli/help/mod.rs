@@ -59,13 +59,14 @@ pub const EXAMPLES: [(&str, &str); 7] = [
 ];
 
 /// The exit codes, and when they occur.
-const EXIT_CODES: [(&str, &str); 9] = [
+const EXIT_CODES: [(&str, &str); 10] = [
     ("0", "the text is complete"),
     ("1", "a file, a model, a device or a computation failed"),
     ("2", "the command line cannot be understood"),
     ("3", "it is understood, but not built yet"),
     ("4", "the budget, or the memory there is, does not suffice"),
     ("70", "a bug, or llama.cpp aborted"),
+    ("129", "the terminal was closed; what was generated has been printed"),
     ("130", "Ctrl-C; what was generated has been printed"),
     ("141", "nobody reads standard output any more"),
     (
