@@ -1,5 +1,6 @@
 //! Points in a device's streams that others wait for.
 
+use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -37,6 +38,12 @@ impl Event {
     /// The event, for calls into ggml.
     pub fn as_ptr(&self) -> sys::ggml_backend_event_t {
         self.0.as_ptr()
+    }
+
+    /// What the device knows it by: ggml-cuda keeps CUDA's own event there.
+    pub fn handle(&self) -> *mut c_void {
+        // SAFETY: the event is live, and nobody changes it.
+        unsafe { (*self.as_ptr()).context }
     }
 
     /// Blocks until it has come.

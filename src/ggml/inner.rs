@@ -1,5 +1,6 @@
 //! The inner device: the one that really computes. ggml's CPU device, or any other.
 
+use std::ffi::{CStr, c_char};
 use std::ptr::NonNull;
 
 use ggml_sys as sys;
@@ -40,6 +41,18 @@ impl InnerDevice {
     /// The device, for calls into ggml.
     pub fn as_ptr(self) -> sys::ggml_backend_dev_t {
         self.0.as_ptr()
+    }
+
+    /// Its name, by which `--device` knows it, e.g. `Vulkan0`.
+    pub fn name(self) -> String {
+        // SAFETY: the device is live.
+        text_at(unsafe { sys::ggml_backend_dev_name(self.as_ptr()) })
+    }
+
+    /// Its place on the bus, e.g. `0000:01:00.0`, where ggml knows it.
+    pub fn bus_id(self) -> Option<String> {
+        let text = text_at(self.props().device_id);
+        (!text.is_empty()).then_some(text)
     }
 
     /// Whether it is ggml's CPU device.
@@ -102,6 +115,16 @@ impl InnerDevice {
             .map(InnerBackend)
             .ok_or_else(|| "the inner device could not start a backend".to_owned())
     }
+}
+
+/// A device's text; they live as long as the device.
+fn text_at(text: *const c_char) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: not null, and ggml's texts end with NUL.
+    let text = unsafe { CStr::from_ptr(text) };
+    text.to_string_lossy().into_owned()
 }
 
 /// A backend (stream) of the inner device, owned.
