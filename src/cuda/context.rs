@@ -64,6 +64,11 @@ impl Context {
         &self.name
     }
 
+    /// The driver's number of the device.
+    pub fn ordinal(&self) -> i32 {
+        self.device
+    }
+
     /// Does something in this context, and leaves the thread's own as it was.
     ///
     /// # Errors

@@ -15,9 +15,6 @@ pub use context::Context;
 pub use pinned::{Pages, Registration, Uses};
 pub use stream::{Event, Stream};
 
-#[cfg(test)]
-pub use driver::{Driver, symbol};
-
 /// What the driver has to offer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {

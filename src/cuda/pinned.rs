@@ -11,6 +11,11 @@ use super::Context;
 /// The most that is registered at once, in bytes: some drivers refuse more.
 const CHUNK_BYTES: usize = 4 << 30;
 
+/// A call, with how much it is asked for.
+fn call_of(call: &str, bytes: usize) -> String {
+    format!("{call} of {} MiB", bytes.div_ceil(1 << 20))
+}
+
 /// Pinned memory, freed when this is dropped. Nothing that was queued may use it then.
 #[derive(Debug)]
 pub struct Pages {
@@ -31,10 +36,9 @@ impl Pages {
     pub fn new(context: &Arc<Context>, bytes: usize) -> Result<Self, String> {
         let mut address = std::ptr::null_mut();
         // SAFETY: a place for the address. No flags: not write-combined.
-        let taken = context.within("cuMemHostAlloc", |calls| unsafe {
+        context.within(&call_of("cuMemHostAlloc", bytes), |calls| unsafe {
             (calls.allocate_host)(&raw mut address, bytes.max(1), 0)
-        });
-        taken.map_err(|error| format!("{error} for {} MiB", bytes.div_ceil(1 << 20)))?;
+        })?;
         Ok(Self {
             context: Arc::clone(context),
             address,
@@ -115,11 +119,9 @@ impl Registration {
         for start in range.clone().step_by(chunk_bytes) {
             let chunk = start..range.end.min(start.saturating_add(chunk_bytes));
             // SAFETY: mapped, the caller's promise.
-            let pinned = context.within("cuMemHostRegister", |calls| unsafe {
+            context.within(&call_of("cuMemHostRegister", range.len()), |calls| unsafe {
                 (calls.register_host)(chunk.start as *mut c_void, chunk.len(), flags)
-            });
-            let mib = range.len().div_ceil(1 << 20);
-            pinned.map_err(|error| format!("{error} for {mib} MiB"))?;
+            })?;
             context.registered().insert(chunk.start, chunk.end);
             registered.chunks.push(chunk);
         }

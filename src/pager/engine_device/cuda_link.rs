@@ -13,9 +13,6 @@ use super::link::{Link, Pinning};
 use crate::cuda::{self, Context, Registration, Stream, Uses};
 use crate::ggml::{DeviceBuffer, Event, InnerDevice};
 
-#[cfg(all(test, target_os = "linux"))]
-mod tests;
-
 /// What ggml-cuda calls its devices, before the ordinal.
 const DEVICE_PREFIX: &str = "CUDA";
 
@@ -168,6 +165,11 @@ impl Pinning for CudaPinning {
 }
 
 impl CudaPinning {
+    /// Where the memory is pinned.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
     /// Pins memory that is there, so that copies read it where it is. Where that is
     /// refused, `may_copy` has pinned memory filled with the same bytes.
     ///
