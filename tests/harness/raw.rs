@@ -7,6 +7,7 @@ use std::path::Path;
 use std::ptr;
 use std::sync::Once;
 
+use async_device::AsyncDevice;
 use ggml_sys as sys;
 use rpaged::device::PagedDevice;
 
@@ -20,6 +21,8 @@ pub enum Placement<'d> {
     Stock,
     /// Everything on the paged device.
     Paged(&'d PagedDevice),
+    /// Everything on the device for tests, without paging.
+    On(&'d AsyncDevice),
 }
 
 /// llama.cpp logs through one function for the whole process; the tests want silence,
@@ -43,7 +46,7 @@ fn start() {
 pub struct LlamaModel<'d> {
     raw: *mut sys::llama_model,
     vocab: usize,
-    device: PhantomData<&'d PagedDevice>,
+    device: PhantomData<Placement<'d>>,
 }
 
 impl<'d> LlamaModel<'d> {
@@ -71,6 +74,7 @@ impl<'d> LlamaModel<'d> {
         let device = match placement {
             Placement::Stock => ptr::null_mut(),
             Placement::Paged(device) => device.raw(),
+            Placement::On(device) => device.raw(),
         };
         let mut devices = [device, ptr::null_mut()];
         // SAFETY:
@@ -79,7 +83,7 @@ impl<'d> LlamaModel<'d> {
         params.devices = devices.as_mut_ptr();
         params.use_extra_bufts = false;
         params.tensor_buft_overrides = overrides.as_ptr();
-        if let Placement::Paged(_) = placement {
+        if !matches!(placement, Placement::Stock) {
             params.n_gpu_layers = 999;
             params.load_mode = sys::LLAMA_LOAD_MODE_NONE;
         } else {
