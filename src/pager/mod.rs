@@ -16,6 +16,7 @@ mod access;
 pub mod block;
 mod cache;
 pub mod engine;
+pub mod engine_device;
 pub mod engine_host;
 pub mod memory;
 pub mod model_index;
