@@ -10,6 +10,7 @@ use std::sync::Once;
 use async_device::AsyncDevice;
 use ggml_sys as sys;
 use rpaged::device::PagedDevice;
+use rpaged::ggml::InnerDevice;
 
 use super::{Adapter, Entry, Failure, RunSpec};
 use crate::models::random::Random;
@@ -23,6 +24,13 @@ pub enum Placement<'d> {
     Paged(&'d PagedDevice),
     /// Everything on the device for tests, without paging.
     On(&'d AsyncDevice),
+}
+
+/// The device for tests, as one that computes for the paged device.
+pub fn inner_of(device: &AsyncDevice) -> InnerDevice {
+    // SAFETY:
+    // - a device of ggml's; the tests drop whatever they make of it before it.
+    unsafe { InnerDevice::from_raw(device.raw()) }.unwrap()
 }
 
 /// llama.cpp logs through one function for the whole process; the tests want silence,

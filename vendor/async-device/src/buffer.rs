@@ -30,6 +30,48 @@ pub const BUFFER_TYPE: sys::ggml_backend_buffer_type_i = sys::ggml_backend_buffe
     is_host: Some(is_host),
 };
 
+/// Host buffers: the CPU's, but for their type.
+pub const HOST_TYPE: sys::ggml_backend_buffer_type_i = sys::ggml_backend_buffer_type_i {
+    get_name: Some(host_type_name),
+    alloc_buffer: Some(allocate_host),
+    alloc_buffer_n: None,
+    get_alignment: Some(host_alignment),
+    get_max_size: None,
+    get_alloc_size: None,
+    get_alloc_size_n: None,
+    is_host: Some(is_host_indeed),
+};
+
+unsafe extern "C" fn host_type_name(_: sys::ggml_backend_buffer_type_t) -> *const c_char {
+    c"ASYNC_Host".as_ptr()
+}
+
+unsafe extern "C" fn host_alignment(_: sys::ggml_backend_buffer_type_t) -> usize {
+    // SAFETY: the CPU's buffer type is static.
+    let cpu = unsafe { sys::ggml_backend_cpu_buffer_type() };
+    // SAFETY: as above.
+    unsafe { sys::ggml_backend_buft_get_alignment(cpu) }
+}
+
+unsafe extern "C" fn is_host_indeed(_: sys::ggml_backend_buffer_type_t) -> bool {
+    true
+}
+
+unsafe extern "C" fn allocate_host(
+    buffer_type: sys::ggml_backend_buffer_type_t,
+    size: usize,
+) -> sys::ggml_backend_buffer_t {
+    // SAFETY: the CPU's buffer type is static.
+    let cpu = unsafe { sys::ggml_backend_cpu_buffer_type() };
+    // SAFETY: as above.
+    let buffer = unsafe { sys::ggml_backend_buft_alloc_buffer(cpu, size) };
+    // SAFETY: the buffer was made just now, if it was; nobody else knows it.
+    if let Some(buffer) = unsafe { buffer.as_mut() } {
+        buffer.buft = buffer_type;
+    }
+    buffer
+}
+
 const BUFFER: sys::ggml_backend_buffer_i = sys::ggml_backend_buffer_i {
     free_buffer: Some(free),
     get_base: Some(base),

@@ -17,13 +17,14 @@ use crate::shared::{Shared, count, discount};
 const NAME: &CStr = c"ASYNC0";
 const DESCRIPTION: &CStr = c"the CPU behind streams, for tests";
 
-/// The three structs, at fixed addresses, each pointing to the shared state, which owns
+/// The structs, at fixed addresses, each pointing to the shared state, which owns
 /// them.
 #[derive(Debug)]
 pub struct Interface {
     registry: sys::ggml_backend_reg,
     device: sys::ggml_backend_device,
     buffer_type: sys::ggml_backend_buffer_type,
+    host_type: sys::ggml_backend_buffer_type,
     _pinned: PhantomPinned,
 }
 
@@ -51,10 +52,16 @@ impl Interface {
                 device: null_mut(),
                 context,
             },
+            host_type: sys::ggml_backend_buffer_type {
+                iface: buffer::HOST_TYPE,
+                device: null_mut(),
+                context,
+            },
             _pinned: PhantomPinned,
         });
         made.device.reg = &raw mut made.registry;
         made.buffer_type.device = &raw mut made.device;
+        made.host_type.device = &raw mut made.device;
         Box::into_pin(made)
     }
 
@@ -66,6 +73,11 @@ impl Interface {
     /// ggml's view of the type of its buffers.
     pub fn buffer_type(&self) -> sys::ggml_backend_buffer_type_t {
         (&raw const self.buffer_type).cast_mut()
+    }
+
+    /// ggml's view of the type of host buffers.
+    pub fn host_type(&self) -> sys::ggml_backend_buffer_type_t {
+        (&raw const self.host_type).cast_mut()
     }
 }
 
@@ -136,7 +148,7 @@ const SYNCHRONOUS: sys::ggml_backend_device_i = sys::ggml_backend_device_i {
     get_props: Some(device_props),
     init_backend: Some(backend::init),
     get_buffer_type: Some(device_buffer_type),
-    get_host_buffer_type: None,
+    get_host_buffer_type: Some(device_host_buffer_type),
     buffer_from_host_ptr: None,
     supports_op: Some(device_supports_op),
     supports_buft: Some(device_supports_buft),
@@ -195,7 +207,7 @@ unsafe extern "C" fn device_props(
         device_id: null(),
         caps: sys::ggml_backend_dev_caps {
             async_: shared.options.asynchronous,
-            host_buffer: false,
+            host_buffer: shared.options.pinned,
             buffer_from_host_ptr: false,
             events: shared.options.asynchronous,
             mmap_support: true,
@@ -210,6 +222,14 @@ unsafe extern "C" fn device_buffer_type(
 ) -> sys::ggml_backend_buffer_type_t {
     // SAFETY: ours.
     unsafe { shared_of_device(device) }.buffer_type_ptr()
+}
+
+unsafe extern "C" fn device_host_buffer_type(
+    device: sys::ggml_backend_dev_t,
+) -> sys::ggml_backend_buffer_type_t {
+    // SAFETY: ours.
+    let kind = unsafe { shared_of_device(device) }.host_type_ptr();
+    kind.unwrap_or(null_mut())
 }
 
 unsafe extern "C" fn device_supports_op(

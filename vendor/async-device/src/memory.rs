@@ -218,6 +218,12 @@ impl Space {
             .ok_or_else(|| format!("{address:#x} lies in no live buffer of the device"))
     }
 
+    /// The memory of ggml's buffer, when it is one of this device.
+    pub fn of_buffer(&self, buffer: sys::ggml_backend_buffer_t) -> Option<Arc<Memory>> {
+        let live = lock(&self.live);
+        live.values().find(|memory| memory.is_of(buffer)).cloned()
+    }
+
     /// Bytes in use, and bytes in all.
     pub fn used(&self) -> (usize, usize) {
         let used = lock(&self.live).values().map(|memory| memory.bytes()).sum();

@@ -37,6 +37,8 @@ pub struct Options {
     /// Rows of quantised tensors are padded like ggml-cuda's, and the padding is looked at
     /// whenever a matrix is multiplied: it must be zero.
     pub padded: bool,
+    /// Has a type of host buffers, which a driver would pin.
+    pub pinned: bool,
     /// Memory of the device, in bytes.
     pub memory_bytes: usize,
 }
@@ -49,6 +51,7 @@ impl Default for Options {
             delays: Delays::None,
             seed: 1,
             padded: false,
+            pinned: false,
             memory_bytes: 1 << 30,
         }
     }
@@ -134,6 +137,11 @@ impl Shared {
 
     pub fn buffer_type_ptr(&self) -> sys::ggml_backend_buffer_type_t {
         self.interface().buffer_type()
+    }
+
+    /// The type of host buffers, where there is one.
+    pub fn host_type_ptr(&self) -> Option<sys::ggml_backend_buffer_type_t> {
+        self.options.pinned.then(|| self.interface().host_type())
     }
 
     /// ggml's CPU device, which computes.

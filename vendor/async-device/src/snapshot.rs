@@ -33,7 +33,7 @@ impl Snapshot {
     /// Copies `graph`, whose addresses lie in `space`.
     ///
     /// # Errors
-    /// A sentence, when a tensor lies nowhere, or not where its buffer is.
+    /// A sentence, when a tensor that is computed with lies nowhere.
     ///
     /// # Safety
     /// - the graph and its tensors are live, and nobody changes them meanwhile.
@@ -198,17 +198,15 @@ fn settle(
         return Ok(());
     }
     let address = tensor.data as usize;
-    let memory = space
-        .find(address)
-        .map_err(|error| format!("{}: {error}", name_of(tensor)))?;
-    if !tensor.buffer.is_null() && !memory.is_of(tensor.buffer) {
-        return Err(format!(
-            "{}: {address:#x} does not lie in the tensor's own buffer",
-            name_of(tensor)
-        ));
-    }
-    let offset = memory.offset_of(address, 0)?;
-    tensor.data = memory.pointer(offset).cast();
+    // The tensor may begin before its buffer, when only later rows of it are there.
+    let memory = match space.of_buffer(tensor.buffer) {
+        Some(memory) => memory,
+        None => space
+            .find(address)
+            .map_err(|error| format!("{}: {error}", name_of(tensor)))?,
+    };
+    let offset = address.wrapping_sub(memory.base());
+    tensor.data = memory.pointer(0).wrapping_add(offset).cast();
     tensor.buffer = memory.described();
     if !memories.iter().any(|known| Arc::ptr_eq(known, &memory)) {
         memories.push(memory);
