@@ -43,6 +43,11 @@ pub enum Access {
 }
 
 impl CudaLink {
+    /// Whether a device is one of ggml-cuda's.
+    pub fn is_for(device: InnerDevice) -> bool {
+        device.name().starts_with(DEVICE_PREFIX)
+    }
+
     /// A link to a device of ggml-cuda's.
     ///
     /// # Errors
