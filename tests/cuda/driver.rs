@@ -50,6 +50,7 @@ functions! {
     current = cuCtxGetCurrent(*mut usize) -> c_int;
     allocate = cuMemAlloc_v2(*mut usize, usize) -> c_int;
     free = cuMemFree_v2(usize) -> c_int;
+    synchronize_stream = cuStreamSynchronize(usize) -> c_int;
     create_stream = cuStreamCreate(*mut usize, c_uint) -> c_int;
     destroy_stream = cuStreamDestroy_v2(usize) -> c_int;
     wait_event = cuStreamWaitEvent(usize, usize, c_uint) -> c_int;

@@ -9,6 +9,8 @@
 mod device;
 mod driver;
 mod inside;
+mod paged;
+mod platform;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -39,10 +41,10 @@ fn folder_with(library: &Path) -> TempDir {
     folder
 }
 
-/// Runs one test of [`inside`].
+/// Runs one test of [`inside`] or [`paged`].
 fn run(folder: Option<&Path>, test: &str, settings: &[(&str, &str)]) -> Output {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    let name = format!("cuda::inside::{test}");
+    let name = format!("cuda::{test}");
     command.args([&name, "--exact", "--ignored", "--nocapture"]);
     command.env_remove("LD_LIBRARY_PATH").env(INSIDE, "1");
     if let Some(folder) = folder {
@@ -67,7 +69,7 @@ fn random_copies_end_where_a_naive_copy_ends() {
     for seed in ["1", "2", "3"] {
         for delay in ["0", "300"] {
             let settings = [("FAKE_CUDA_SEED", seed), ("FAKE_CUDA_DELAY_US", delay)];
-            passes("random_copies", &settings);
+            passes("inside::random_copies", &settings);
         }
     }
 }
@@ -76,41 +78,44 @@ fn random_copies_end_where_a_naive_copy_ends() {
 fn copies_and_a_computation_wait_for_each_other() {
     for seed in ["1", "2", "3", "4"] {
         let settings = [("FAKE_CUDA_SEED", seed), ("FAKE_CUDA_DELAY_US", "400")];
-        passes("ordered_by_events", &settings);
+        passes("inside::ordered_by_events", &settings);
     }
 }
 
 #[test]
 fn pinned_memory_is_left_to_the_stream_and_pageable_is_not() {
-    passes("pinned_and_pageable", &[("FAKE_CUDA_DELAY_US", "500")]);
+    passes(
+        "inside::pinned_and_pageable",
+        &[("FAKE_CUDA_DELAY_US", "500")],
+    );
 }
 
 #[test]
 fn a_range_registered_in_pieces_is_copied_across_them() {
-    passes("registered_in_pieces", &[]);
+    passes("inside::registered_in_pieces", &[]);
 }
 
 #[test]
 fn what_cannot_be_registered_is_copied_or_staged() {
     for how in ["nothing", "writable", "read-only"] {
-        passes("access_says_how", &[("FAKE_CUDA_REGISTER", how)]);
+        passes("inside::access_says_how", &[("FAKE_CUDA_REGISTER", how)]);
     }
     let settings = [
         ("FAKE_CUDA_REGISTER", "nothing"),
         ("FAKE_CUDA_PINNED", "4096"),
     ];
-    passes("without_pinned_memory", &settings);
+    passes("inside::without_pinned_memory", &settings);
 }
 
 #[test]
 fn the_driver_says_what_it_has() {
     let settings = [("FAKE_CUDA_DEVICES", "2"), ("FAKE_CUDA_VERSION", "13020")];
-    passes("two_devices", &settings);
+    passes("inside::two_devices", &settings);
 }
 
 #[test]
 fn a_device_is_found_by_its_place_on_the_bus() {
-    passes("devices_by_bus_id", &[("FAKE_CUDA_DEVICES", "2")]);
+    passes("inside::devices_by_bus_id", &[("FAKE_CUDA_DEVICES", "2")]);
 }
 
 #[test]
@@ -119,7 +124,7 @@ fn without_a_device_a_sentence_says_so() {
         ("FAKE_CUDA_DEVICES", "0"),
         ("EXPECTED", "the CUDA driver has no device"),
     ];
-    passes("refuses", &settings);
+    passes("inside::refuses", &settings);
 }
 
 #[test]
@@ -128,7 +133,7 @@ fn of_an_old_driver_a_sentence_says_so() {
         ("FAKE_CUDA_VERSION", "11080"),
         ("EXPECTED", "for CUDA 11.8, which is too old"),
     ];
-    passes("refuses", &settings);
+    passes("inside::refuses", &settings);
 }
 
 #[test]
@@ -141,7 +146,7 @@ fn of_a_driver_that_does_not_start_a_sentence_says_so() {
         ("12345", "'cuInit' gave 'error 12345'"),
     ] {
         passes(
-            "refuses",
+            "inside::refuses",
             &[("FAKE_CUDA_INIT_ERROR", code), ("EXPECTED", text)],
         );
     }
@@ -160,7 +165,7 @@ fn of_a_lost_device_one_sentence_says_so() {
             ("EXPECTED", text),
             ("EXPECTED_CODE", code),
         ];
-        passes("lost_device", &settings);
+        passes("inside::lost_device", &settings);
     }
 }
 
@@ -178,12 +183,34 @@ fn a_library_that_is_no_driver_gives_a_sentence() {
     let Some(other) = other else { return };
     let folder = folder_with(&other);
     let settings = [("EXPECTED", "the CUDA driver lacks 'cuInit'")];
-    let output = run(Some(folder.path()), "refuses", &settings);
+    let output = run(Some(folder.path()), "inside::refuses", &settings);
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success() && text.contains("1 passed"),
         "{text}"
     );
+}
+
+#[test]
+fn paged_models_compute_what_stock_computes() {
+    for (seed, delay) in [("1", "0"), ("2", "50"), ("3", "300")] {
+        let settings = [("FAKE_CUDA_SEED", seed), ("FAKE_CUDA_DELAY_US", delay)];
+        passes("paged::models", &settings);
+    }
+}
+
+#[test]
+fn a_paged_model_without_pinned_memory_computes_the_same() {
+    let settings = [("FAKE_CUDA_PINNED", "0"), ("FAKE_CUDA_DELAY_US", "50")];
+    passes("paged::models", &settings);
+}
+
+#[test]
+fn a_paged_model_on_a_lost_device_ends_with_one_sentence() {
+    for copy in ["1:700", "40:700"] {
+        let settings = [("FAKE_CUDA_FAIL_COPY", copy), ("FAKE_CUDA_DELAY_US", "20")];
+        passes("paged::lost", &settings);
+    }
 }
 
 #[test]
@@ -195,7 +222,7 @@ fn without_a_driver_a_sentence_says_so() {
         return;
     }
     let settings = [("EXPECTED", "there is no CUDA driver (libcuda.so.1)")];
-    let output = run(None, "refuses", &settings);
+    let output = run(None, "inside::refuses", &settings);
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success() && text.contains("1 passed"),

@@ -3,7 +3,7 @@
 mod adapters;
 mod asynchronous;
 mod budgets;
-mod case;
+pub mod case;
 mod covering;
 mod matrix;
 mod placed;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use ggml_sys as sys;
 
 use crate::device::shared_of_device;
+use crate::driven::Driven;
 use crate::event::{Event, lock};
 use crate::executor::{Executor, HostBytes, Range, Work};
 use crate::guard::guard;
@@ -24,6 +25,7 @@ static GUID: sys::ggml_guid = [
 
 enum Mode {
     Queued(Stream),
+    Driven(Driven),
     AtOnce(Mutex<Executor>),
 }
 
@@ -71,7 +73,11 @@ pub unsafe extern "C" fn init(
     guard(&shared, null_mut(), || {
         let number = shared.tally.streams_made.fetch_add(1, Ordering::Relaxed);
         let executor = Executor::new(&shared, number)?;
-        let (mode, iface) = if shared.options.asynchronous {
+        let (mode, iface) = if let Some(platform) = &shared.platform {
+            let platform = Arc::clone(platform);
+            let stream = Driven::new(platform, Arc::clone(&shared), executor)?;
+            (Mode::Driven(stream), QUEUED)
+        } else if shared.options.asynchronous {
             let stream = Stream::new(Arc::clone(&shared), executor)?;
             (Mode::Queued(stream), QUEUED)
         } else {
@@ -155,6 +161,10 @@ impl Backend {
                 stream.queue(work);
                 Ok(())
             }
+            Mode::Driven(stream) => {
+                stream.queue(work);
+                Ok(())
+            }
             Mode::AtOnce(executor) => lock(executor).run(work, &self.shared),
         }
     }
@@ -162,7 +172,9 @@ impl Backend {
     fn stream(&self) -> Result<&Stream, String> {
         match &self.mode {
             Mode::Queued(stream) => Ok(stream),
-            Mode::AtOnce(_) => Err("a device without streams was asked for one".to_owned()),
+            Mode::Driven(_) | Mode::AtOnce(_) => {
+                Err("a device without streams was asked for one".to_owned())
+            }
         }
     }
 
@@ -238,6 +250,10 @@ unsafe extern "C" fn cpy_tensor_async(
         let source = from.range(unsafe { &*source }, 0, bytes)?;
         // SAFETY: as above.
         let target = to.range(unsafe { &*target }, 0, bytes)?;
+        if to.shared.platform.is_some() {
+            // ggml waits for both, and copies then.
+            return Ok(false);
+        }
         if !std::ptr::eq(from, to) {
             let event = Event::default();
             let recording = event.record();
@@ -253,7 +269,10 @@ unsafe extern "C" fn synchronize(backend: sys::ggml_backend_t) {
     // SAFETY: ours.
     let context = unsafe { context_of(backend) };
     guard(&context.shared, (), || {
-        context.stream()?.synchronize();
+        match &context.mode {
+            Mode::Driven(stream) => stream.synchronize(),
+            _ => context.stream()?.synchronize(),
+        }
         Ok(())
     });
 }
@@ -262,6 +281,11 @@ unsafe extern "C" fn event_record(backend: sys::ggml_backend_t, event: sys::ggml
     // SAFETY: ours.
     let context = unsafe { context_of(backend) };
     guard(&context.shared, (), || {
+        if let Mode::Driven(stream) = &context.mode {
+            // SAFETY: the event is live.
+            stream.record(unsafe { (*event).context } as usize);
+            return Ok(());
+        }
         // SAFETY: ours, of the same device.
         let recording = unsafe { event_of(event) }.record();
         context.stream()?.record(recording);
@@ -273,6 +297,11 @@ unsafe extern "C" fn event_wait(backend: sys::ggml_backend_t, event: sys::ggml_b
     // SAFETY: ours.
     let context = unsafe { context_of(backend) };
     guard(&context.shared, (), || {
+        if let Mode::Driven(stream) = &context.mode {
+            // SAFETY: the event is live.
+            stream.wait(unsafe { (*event).context } as usize);
+            return Ok(());
+        }
         // SAFETY: ours, of the same device.
         if let Some(recording) = unsafe { event_of(event) }.newest() {
             context.stream()?.wait(recording);

@@ -165,8 +165,14 @@ const ASYNCHRONOUS: sys::ggml_backend_device_i = sys::ggml_backend_device_i {
     ..SYNCHRONOUS
 };
 
-unsafe extern "C" fn device_name(_: sys::ggml_backend_dev_t) -> *const c_char {
-    NAME.as_ptr()
+unsafe extern "C" fn device_name(device: sys::ggml_backend_dev_t) -> *const c_char {
+    // SAFETY: ours.
+    let shared = unsafe { shared_of_device(device) };
+    let name = shared
+        .platform
+        .as_ref()
+        .map_or(NAME, |platform| platform.name());
+    name.as_ptr()
 }
 
 unsafe extern "C" fn device_description(_: sys::ggml_backend_dev_t) -> *const c_char {
@@ -198,13 +204,14 @@ unsafe extern "C" fn device_props(
     // SAFETY: ours.
     let shared = unsafe { shared_of_device(device) };
     let (used, all) = shared.space.used();
+    let platform = shared.platform.as_ref();
     let filled = sys::ggml_backend_dev_props {
-        name: NAME.as_ptr(),
+        name: platform.map_or(NAME, |platform| platform.name()).as_ptr(),
         description: DESCRIPTION.as_ptr(),
         memory_free: all - used,
         memory_total: all,
         type_: sys::GGML_BACKEND_DEVICE_TYPE_GPU,
-        device_id: null(),
+        device_id: platform.map_or(null(), |platform| platform.bus_id().as_ptr()),
         caps: sys::ggml_backend_dev_caps {
             async_: shared.options.asynchronous,
             host_buffer: shared.options.pinned,
@@ -252,23 +259,30 @@ unsafe extern "C" fn device_supports_buft(
 
 unsafe extern "C" fn event_new(device: sys::ggml_backend_dev_t) -> sys::ggml_backend_event_t {
     // SAFETY: ours.
-    count(&unsafe { shared_of_device(device) }.tally.events);
-    Box::into_raw(Box::new(sys::ggml_backend_event {
-        device,
-        context: Box::into_raw(Box::new(Event::default())).cast::<c_void>(),
-    }))
+    let shared = unsafe { shared_of_device(device) };
+    let context = match &shared.platform {
+        // A handle of the driver's, as in ggml-cuda.
+        Some(platform) => match platform.new_event() {
+            Some(event) => event as *mut c_void,
+            None => return null_mut(),
+        },
+        None => Box::into_raw(Box::new(Event::default())).cast::<c_void>(),
+    };
+    count(&shared.tally.events);
+    Box::into_raw(Box::new(sys::ggml_backend_event { device, context }))
 }
 
 unsafe extern "C" fn event_free(device: sys::ggml_backend_dev_t, event: sys::ggml_backend_event_t) {
-    // SAFETY: the event is live.
-    let context = unsafe { (*event).context }.cast::<Event>();
-    // SAFETY: made by `Box::into_raw` in `event_new`, freed once; who waits for a recording
-    // of it has that recording.
-    drop(unsafe { Box::from_raw(context) });
-    // SAFETY: so was the struct itself.
-    drop(unsafe { Box::from_raw(event) });
     // SAFETY: ours.
-    discount(&unsafe { shared_of_device(device) }.tally.events);
+    let shared = unsafe { shared_of_device(device) };
+    // SAFETY: made by `Box::into_raw` in `event_new`, freed once.
+    let context = unsafe { Box::from_raw(event) }.context;
+    match &shared.platform {
+        Some(platform) => platform.free_event(context as usize),
+        // SAFETY: so was its context; who waits for a recording of it has that recording.
+        None => drop(unsafe { Box::from_raw(context.cast::<Event>()) }),
+    }
+    discount(&shared.tally.events);
 }
 
 unsafe extern "C" fn event_synchronize(
@@ -278,6 +292,11 @@ unsafe extern "C" fn event_synchronize(
     // SAFETY: ours.
     let shared = unsafe { shared_of_device(device) };
     guard(&shared, (), || {
+        if let Some(platform) = &shared.platform {
+            // SAFETY: the event is live.
+            platform.wait_here(unsafe { (*event).context } as usize);
+            return Ok(());
+        }
         // SAFETY: ours.
         if let Some(recording) = unsafe { event_of(event) }.newest() {
             recording.wait();

@@ -17,16 +17,19 @@
 //!  memory.rs   addresses, canaries, poison       executor.rs  does a piece of work
 //!  event.rs    recordings that one waits for     snapshot.rs  a graph as it was launched
 //!  padding.rs  what kernels read behind rows     guard.rs     no panic crosses
+//!  platform.rs a driver that takes their place   driven.rs    its streams
 //! ```
 
 mod backend;
 mod buffer;
 mod device;
+mod driven;
 mod event;
 mod executor;
 mod guard;
 mod memory;
 mod padding;
+mod platform;
 mod random;
 mod shared;
 mod snapshot;
@@ -36,6 +39,7 @@ use std::sync::Arc;
 
 use ggml_sys as sys;
 
+pub use self::platform::{Call, Platform};
 use self::shared::Shared;
 pub use self::shared::{Counters, Delays, Options};
 
@@ -51,7 +55,16 @@ impl AsyncDevice {
     /// # Errors
     /// When llama.cpp was built without its CPU backend.
     pub fn new(options: Options) -> Result<Self, String> {
-        Shared::new(options).map(|shared| Self { shared })
+        Shared::new(options, None).map(|shared| Self { shared })
+    }
+
+    /// A device over a driver, whose memory, streams and events it has; delays are the
+    /// driver's own.
+    ///
+    /// # Errors
+    /// When llama.cpp was built without its CPU backend.
+    pub fn over(options: Options, platform: Arc<dyn Platform>) -> Result<Self, String> {
+        Shared::new(options, Some(platform)).map(|shared| Self { shared })
     }
 
     /// ggml's pointer to the device, valid until `self` is dropped.

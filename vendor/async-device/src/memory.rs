@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use ggml_sys as sys;
 
 use crate::event::lock;
+use crate::platform::Platform;
 
 /// Alignment of tensors, in bytes.
 pub const ALIGNMENT: usize = 256;
@@ -28,14 +29,23 @@ pub struct Memory {
     // Address of the first byte, as the device counts.
     base: usize,
     bytes: usize,
-    // Canary, bytes, canary.
-    block: NonNull<u8>,
-    layout: Layout,
+    // Where that really is.
+    first: NonNull<u8>,
+    ground: Ground,
     // What the CPU backend is told that the tensors lie in.
     described: NonNull<sys::ggml_backend_buffer>,
     // Address of ggml's buffer, once there is one.
     owner: AtomicUsize,
     freed: AtomicBool,
+}
+
+/// Where the bytes come from.
+#[derive(Debug)]
+enum Ground {
+    /// Canary, bytes, canary.
+    Own(NonNull<u8>, Layout),
+    /// A driver, which has canaries of its own.
+    Driver(Arc<dyn Platform>),
 }
 
 // SAFETY: the block is owned; the description is not tied to a thread.
@@ -55,15 +65,32 @@ impl Memory {
         unsafe { block.as_ptr().write_bytes(CANARY, whole) };
         // SAFETY: the bytes begin behind the first canary, within the block.
         let first = unsafe { block.as_ptr().add(CANARY_BYTES) };
-        // SAFETY: the block has that many bytes between the canaries.
-        unsafe { first.write_bytes(POISON, bytes) };
+        Self::over(
+            base,
+            bytes,
+            NonNull::new(first)?,
+            Ground::Own(block, layout),
+        )
+    }
+
+    /// `bytes` bytes of a driver's, poisoned; None when it does not give them.
+    fn of_driver(platform: &Arc<dyn Platform>, bytes: usize) -> Option<Self> {
+        let (base, first) = platform.allocate(bytes)?;
+        let ground = Ground::Driver(Arc::clone(platform));
+        Self::over(base, bytes, NonNull::new(first)?, ground)
+    }
+
+    fn over(base: usize, bytes: usize, first: NonNull<u8>, ground: Ground) -> Option<Self> {
+        // SAFETY: there are that many bytes: the caller's promise.
+        unsafe { first.as_ptr().write_bytes(POISON, bytes) };
+        let first_byte = first.as_ptr().cast();
         // SAFETY: the memory is there as long as the description: both are freed in `drop`.
-        let described = unsafe { sys::ggml_backend_cpu_buffer_from_ptr(first.cast(), bytes) };
+        let described = unsafe { sys::ggml_backend_cpu_buffer_from_ptr(first_byte, bytes) };
         Some(Self {
             base,
             bytes,
-            block,
-            layout,
+            first,
+            ground,
             described: NonNull::new(described)?,
             owner: AtomicUsize::new(0),
             freed: AtomicBool::new(false),
@@ -86,8 +113,8 @@ impl Memory {
     /// When the offset does not lie in the memory, or just behind it.
     pub fn pointer(&self, offset: usize) -> *mut u8 {
         assert!(offset <= self.bytes);
-        // SAFETY: within the block, as was just looked at.
-        unsafe { self.block.as_ptr().add(CANARY_BYTES + offset) }
+        // SAFETY: within the bytes, as was just looked at.
+        unsafe { self.first.as_ptr().add(offset) }
     }
 
     /// Offset of `bytes` bytes at a device's address.
@@ -134,9 +161,12 @@ impl Memory {
 
     /// A sentence when somebody wrote before or behind it.
     pub fn check_canaries(&self) -> Result<(), String> {
+        let Ground::Own(block, _) = &self.ground else {
+            return Ok(());
+        };
         for (at, what) in [(0, "before"), (CANARY_BYTES + self.bytes, "behind")] {
             // SAFETY: both canaries lie within the block.
-            let start = unsafe { self.block.as_ptr().add(at) };
+            let start = unsafe { block.as_ptr().add(at) };
             // SAFETY: a canary has that many bytes, and nobody writes them on purpose.
             let canary = unsafe { std::slice::from_raw_parts(start, CANARY_BYTES) };
             if let Some(hit) = canary.iter().position(|byte| *byte != CANARY) {
@@ -154,8 +184,11 @@ impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: made by `ggml_backend_cpu_buffer_from_ptr`, freed once; it owns no bytes.
         unsafe { sys::ggml_backend_buffer_free(self.described.as_ptr()) };
-        // SAFETY: made by `alloc` with this layout, freed once.
-        unsafe { dealloc(self.block.as_ptr(), self.layout) };
+        match &self.ground {
+            // SAFETY: made by `alloc` with this layout, freed once.
+            Ground::Own(block, layout) => unsafe { dealloc(block.as_ptr(), *layout) },
+            Ground::Driver(platform) => platform.free(self.base),
+        }
     }
 }
 
@@ -165,16 +198,18 @@ pub struct Space {
     live: Mutex<BTreeMap<usize, Arc<Memory>>>,
     next: AtomicUsize,
     bytes_max: usize,
+    platform: Option<Arc<dyn Platform>>,
 }
 
 impl Space {
     /// No memory yet, of `bytes_max`.
-    pub fn new(bytes_max: usize) -> Self {
+    pub fn new(bytes_max: usize, platform: Option<Arc<dyn Platform>>) -> Self {
         Self {
             live: Mutex::default(),
             // An address has no more alignment than was promised.
             next: AtomicUsize::new(FIRST_ADDRESS + ALIGNMENT),
             bytes_max,
+            platform,
         }
     }
 
@@ -184,10 +219,15 @@ impl Space {
         if bytes > self.bytes_max.saturating_sub(used) {
             return None;
         }
-        let span = bytes.next_multiple_of(CANARY_BYTES) + GAP_BYTES;
-        let base = self.next.fetch_add(span, Ordering::Relaxed);
-        let memory = Arc::new(Memory::new(base, bytes)?);
-        lock(&self.live).insert(base, Arc::clone(&memory));
+        let memory = match &self.platform {
+            Some(platform) => Memory::of_driver(platform, bytes)?,
+            None => {
+                let span = bytes.next_multiple_of(CANARY_BYTES) + GAP_BYTES;
+                Memory::new(self.next.fetch_add(span, Ordering::Relaxed), bytes)?
+            }
+        };
+        let memory = Arc::new(memory);
+        lock(&self.live).insert(memory.base(), Arc::clone(&memory));
         Some(memory)
     }
 

@@ -9,6 +9,7 @@ use ggml_sys as sys;
 use crate::device::Interface;
 use crate::event::lock;
 use crate::memory::Space;
+use crate::platform::Platform;
 
 /// Complaints that are kept; one bug can give thousands.
 const COMPLAINTS_MAX: usize = 50;
@@ -94,6 +95,8 @@ pub struct Tally {
 pub struct Shared {
     pub options: Options,
     pub space: Space,
+    /// What takes the place of our own memory, streams and events.
+    pub platform: Option<Arc<dyn Platform>>,
     pub tally: Tally,
     cpu: sys::ggml_backend_dev_t,
     complaints: Mutex<Vec<String>>,
@@ -109,7 +112,7 @@ unsafe impl Sync for Shared {}
 
 impl Shared {
     /// A device without memory, streams or events yet.
-    pub fn new(options: Options) -> Result<Arc<Self>, String> {
+    pub fn new(options: Options, platform: Option<Arc<dyn Platform>>) -> Result<Arc<Self>, String> {
         // SAFETY: no preconditions.
         let cpu = unsafe { sys::ggml_backend_dev_by_type(sys::GGML_BACKEND_DEVICE_TYPE_CPU) };
         if cpu.is_null() {
@@ -117,7 +120,8 @@ impl Shared {
         }
         let shared = Arc::new(Self {
             options,
-            space: Space::new(options.memory_bytes),
+            space: Space::new(options.memory_bytes, platform.clone()),
+            platform,
             tally: Tally::default(),
             cpu,
             complaints: Mutex::default(),
