@@ -60,10 +60,12 @@ impl Arrivals {
             let woken = self.changed.wait(state);
             state = woken.unwrap_or_else(PoisonError::into_inner);
         }
+        // Who completes a request settles its ticket before its fence is forgotten.
+        let is_settled = progress.is_settled(ticket);
         let held = state.fences.iter().find(|(held, _)| *held == ticket);
         let fence = held.map(|(_, fence)| fence.clone());
         drop(state);
-        let Some(fence) = fence else {
+        let Some(fence) = fence.filter(|_| !is_settled) else {
             // Done meanwhile, or never.
             let settled = progress.wait(ticket);
             return settled.outcome(ticket, written_back).map(|()| None);

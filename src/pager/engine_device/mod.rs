@@ -265,9 +265,13 @@ impl CopyEngine for DeviceEngine {
     }
 
     fn counters(&self) -> Counters {
+        let counters = self.progress.lock().counters();
         Counters {
+            // All that comes from files crosses the link, but for copies that have nothing
+            // to do with the device, which nobody asks for.
+            staged_bytes: counters.storage_bytes,
             storage_seconds: self.reads.lock().counters().storage_seconds,
-            ..self.progress.lock().counters()
+            ..counters
         }
     }
 

@@ -74,6 +74,7 @@ impl State {
         Counters {
             storage_bytes: self.bytes[Kind::Storage as usize],
             link_bytes: self.bytes[Kind::Link as usize],
+            staged_bytes: 0,
             write_back_bytes: self.bytes[Kind::WriteBack as usize],
             storage_seconds: self.clocks[Kind::Storage as usize].seconds(),
             link_seconds: self.clocks[Kind::Link as usize].seconds(),

@@ -266,6 +266,59 @@ fn a_request_can_be_refused_and_comes_back() {
 }
 
 #[test]
+fn what_lands_in_a_file_is_read_when_all_of_it_has_landed() {
+    for seed in 0..40 {
+        let mut rig = Rig::new(&with_pinned(), setup(0), Delays::Long, seed);
+        let spill = rig.files.spill();
+        let [one, other] = [(); 2].map(|()| rig.buffer(60_000));
+        // SAFETY: nobody else knows the buffer.
+        unsafe { one.fill(0, 60_000, 7) };
+        let (from, to) = (from_device(&one, 0), in_file(&spill, 0));
+        let going = request(Direction::Out, from, to, 60_000);
+        rig.engine.submit(going).unwrap();
+        // The end of it, which is the last to land.
+        let (from, to) = (from_file(&spill, 50_000), in_device(&other, 0));
+        let coming = request(Direction::In, from, to, 10_000);
+        let ticket = rig.engine.submit(coming).unwrap();
+        rig.engine.wait(ticket).unwrap();
+        assert_eq!(device_bytes(&other)[..10_000], [7; 10_000]);
+        rig.check();
+    }
+}
+
+#[test]
+fn a_copy_on_the_host_comes_after_the_links_in_its_request() {
+    for seed in 0..40 {
+        let mut rig = Rig::new(&with_pinned(), setup(0), Delays::Long, seed);
+        let buffer = rig.buffer(30_000);
+        // SAFETY: nobody else knows the buffer.
+        unsafe { buffer.fill(0, 30_000, 7) };
+        let first = Arc::new(pinned(30_000));
+        let second = Arc::new(HostMemory::new(30_000).unwrap());
+        let copy = |from, to| Copy {
+            from,
+            to,
+            bytes: 10_000,
+            whole_blocks: false,
+        };
+        let mut copies = Vec::new();
+        for start in [0, 10_000, 20_000] {
+            copies.push(copy(from_device(&buffer, start), in_memory(&first, start)));
+        }
+        copies.push(copy(from_memory(&first, 20_000), in_memory(&second, 0)));
+        let (direction, after) = (Direction::Out, None);
+        let submitted = rig.engine.submit(Request {
+            direction,
+            copies,
+            after,
+        });
+        rig.engine.wait(submitted.unwrap()).unwrap();
+        assert_eq!(host_bytes(&second)[..10_000], [7; 10_000]);
+        rig.check();
+    }
+}
+
+#[test]
 fn dropping_the_engine_finishes_what_was_submitted() {
     let mut rig = Rig::new(&with_pinned(), setup(0), Delays::Long, 3);
     let (model, buffer) = (rig.files.open(Access::Direct), rig.buffer(MODEL_BYTES));
