@@ -92,7 +92,7 @@ impl Shared {
             Budget::Auto if inner.is_host() => share_of(available_bytes(), 0.85),
             Budget::Auto => automatic_budget(inner),
         };
-        let engine = engine_for(inner, &config)?;
+        let (engine, notice) = engine_for(inner, &config)?;
         let pager_config = PagerConfig {
             budget_bytes,
             resident_groups_max: config.resident_layers_max,
@@ -148,8 +148,8 @@ impl Shared {
             .interface
             .set(made)
             .expect("a new device has no interface yet");
-        if !inner.is_host() && !inner.is_asynchronous() {
-            shared.note_once(&waits_for_copies(inner));
+        if let Some(notice) = notice {
+            shared.note_once(&notice);
         }
         Ok(shared)
     }
@@ -383,34 +383,39 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What copies between the backing store and the arena.
-fn engine_for(inner: InnerDevice, config: &PagingConfig) -> Result<Box<dyn CopyEngine>> {
+/// What copies between the backing store and the arena, and what is to be said of it.
+fn engine_for(
+    inner: InnerDevice,
+    config: &PagingConfig,
+) -> Result<(Box<dyn CopyEngine>, Option<String>)> {
     let (workers, faults) = (config.prefetch_threads, config.faults);
     if inner.is_host() || !inner.is_asynchronous() {
         let engine = HostEngine::new(workers, faults)
             .map_err(|error| Error::Failed(format!("could not start a copy thread ({error})")))?;
-        return Ok(Box::new(engine));
+        let notice = (!inner.is_host()).then(|| waits_for_copies(inner));
+        return Ok((Box::new(engine), notice));
     }
     let setup = Setup {
         workers,
         faults,
         keep_bytes: share_of(available_bytes(), KEEP_SHARE),
     };
-    let link = link_to(inner).map_err(Error::Failed)?;
+    let (link, notice) = link_to(inner).map_err(Error::Failed)?;
     let engine = DeviceEngine::new(link, setup).map_err(Error::Failed)?;
-    Ok(Box::new(engine))
+    Ok((Box::new(engine), notice))
 }
 
-/// What copies to a device: its driver where we know that, else ggml.
-fn link_to(inner: InnerDevice) -> std::result::Result<Box<dyn Link>, String> {
+/// What copies to a device, its driver where we know that, else ggml; and what is to be
+/// said of it.
+fn link_to(inner: InnerDevice) -> std::result::Result<(Box<dyn Link>, Option<String>), String> {
+    let mut notice = None;
     if CudaLink::is_for(inner) {
-        // ggml-cuda computes in the driver's own terms, so the driver must be there; where
-        // it does not do what it should, ggml's way does the same.
-        if let Ok(link) = CudaLink::new(inner) {
-            return Ok(Box::new(link));
+        match CudaLink::new(inner) {
+            Ok(link) => return Ok((Box::new(link), None)),
+            Err(why) => notice = Some(format!("copies go through ggml: {why}")),
         }
     }
-    Ok(Box::new(GgmlLink::new(inner)?))
+    Ok((Box::new(GgmlLink::new(inner)?), notice))
 }
 
 /// Said of a device that cannot wait for copies by itself.

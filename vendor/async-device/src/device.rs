@@ -266,7 +266,9 @@ unsafe extern "C" fn event_new(device: sys::ggml_backend_dev_t) -> sys::ggml_bac
             Some(event) => event as *mut c_void,
             None => return null_mut(),
         },
-        None => Box::into_raw(Box::new(Event::default())).cast::<c_void>(),
+        None => Arc::into_raw(Arc::new(Event::default()))
+            .cast_mut()
+            .cast::<c_void>(),
     };
     count(&shared.tally.events);
     Box::into_raw(Box::new(sys::ggml_backend_event { device, context }))
@@ -279,8 +281,8 @@ unsafe extern "C" fn event_free(device: sys::ggml_backend_dev_t, event: sys::ggm
     let context = unsafe { Box::from_raw(event) }.context;
     match &shared.platform {
         Some(platform) => platform.free_event(context as usize),
-        // SAFETY: so was its context; who waits for a recording of it has that recording.
-        None => drop(unsafe { Box::from_raw(context.cast::<Event>()) }),
+        // SAFETY: made by `Arc::into_raw` there, given back once; who waits for it holds it.
+        None => drop(unsafe { Arc::from_raw(context.cast::<Event>().cast_const()) }),
     }
     discount(&shared.tally.events);
 }
