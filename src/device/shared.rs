@@ -148,9 +148,7 @@ impl Shared {
             .interface
             .set(made)
             .expect("a new device has no interface yet");
-        if let Some(notice) = notice {
-            shared.note_once(&notice);
-        }
+        notice.iter().for_each(|notice| shared.note_once(notice));
         Ok(shared)
     }
 

@@ -148,7 +148,7 @@ unsafe extern "C" fn compute(argument: *mut c_void) {
     let computation = unsafe { Box::from_raw(argument.cast::<Computation>()) };
     for index in 0..computation.bytes {
         // SAFETY: within the buffer; the events keep others away.
-        let byte = unsafe { &mut *computation.first.add(index) };
+        let byte = unsafe { &mut *computation.first.wrapping_add(index) };
         *byte = byte.wrapping_add(1);
     }
 }

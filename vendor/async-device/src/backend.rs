@@ -209,7 +209,7 @@ impl Backend {
     fn streams(&self) -> impl Iterator<Item = &Stream> {
         let (main, copies) = match &self.mode {
             Mode::Queued { main, copies } => (Some(main), copies.as_ref()),
-            Mode::AtOnce(_) => (None, None),
+            Mode::Driven(_) | Mode::AtOnce(_) => (None, None),
         };
         main.into_iter().chain(copies)
     }

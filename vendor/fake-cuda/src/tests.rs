@@ -122,10 +122,8 @@ fn a_wait_is_for_the_newest_recording_of_its_time() {
     assert_eq!(cuEventRecord(event, one), 0);
     assert_eq!(cuStreamWaitEvent(two, event, 0), 0);
     // SAFETY: the lock outlives the call.
-    assert_eq!(
-        unsafe { cuLaunchHostFunc(one, Some(wait_for_permission), argument) },
-        0
-    );
+    let status = unsafe { cuLaunchHostFunc(one, Some(wait_for_permission), argument) };
+    assert_eq!(status, 0);
     assert_eq!(cuEventRecord(event, one), 0);
     assert_eq!(cuStreamSynchronize(two), 0);
     assert_eq!(cuEventQuery(event), NOT_READY);
@@ -179,17 +177,13 @@ fn pages_are_mapped_used_and_unmapped() {
     assert_eq!(granule, GRANULE_BYTES);
     let mut base = 0;
     // SAFETY: a place for the address.
-    assert_eq!(
-        unsafe { cuMemAddressReserve(&raw mut base, 4 * granule, 0, 0, 0) },
-        0
-    );
+    let status = unsafe { cuMemAddressReserve(&raw mut base, 4 * granule, 0, 0, 0) };
+    assert_eq!(status, 0);
     let mut handles = [0; 2];
     for (index, handle) in handles.iter_mut().enumerate() {
         // SAFETY: a place for the handle, and a description.
-        assert_eq!(
-            unsafe { cuMemCreate(handle, granule, &raw const properties, 0) },
-            0
-        );
+        let status = unsafe { cuMemCreate(handle, granule, &raw const properties, 0) };
+        assert_eq!(status, 0);
         assert_eq!(cuMemMap(base + index * granule, granule, 0, *handle, 0), 0);
     }
     let occupied = cuMemMap(base, granule, 0, handles[1], 0);
@@ -221,10 +215,8 @@ fn a_thread_without_a_context_is_refused() {
     assert_eq!(cuCtxSetCurrent(0), 0);
     let mut address = 0;
     // SAFETY: a place for the address.
-    assert_eq!(
-        unsafe { cuMemAlloc_v2(&raw mut address, 10) },
-        INVALID_CONTEXT
-    );
+    let status = unsafe { cuMemAlloc_v2(&raw mut address, 10) };
+    assert_eq!(status, INVALID_CONTEXT);
 }
 
 #[test]
