@@ -124,7 +124,8 @@ impl HostRanges {
         if Arc::strong_count(&range.in_use) > 1 {
             let bytes = range.bytes;
             violation(format!(
-                "{bytes} bytes of host memory at {start:#x} were given back before their copies were done"
+                "{bytes} bytes of host memory at {start:#x} were given back before their copies \
+                 were done"
             ));
         } else if let Some(layout) = layout(range.bytes).filter(|_| is_ours) {
             // SAFETY: allocated above with this layout; no queued copy uses it.
