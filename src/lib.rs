@@ -123,6 +123,7 @@ pub mod bench;
 pub mod calibration;
 mod chat;
 pub mod cli;
+pub mod cuda;
 pub mod device;
 pub mod error;
 pub mod forecast;

@@ -9,10 +9,13 @@
 //! - [`files`] disturbs the files under a running model.
 //! - [`experts`] looks at the cache of single experts.
 //! - [`rehearsal`] compares what is predicted of memory with what a run takes.
+//! - `cuda` has the link to CUDA's devices copy on a driver without a card.
 //! - [`order`] delays, refuses and fails copies.
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
 mod bytes;
+#[cfg(target_os = "linux")]
+mod cuda;
 mod drafting;
 mod equivalence;
 mod experts;

@@ -16,6 +16,9 @@ use super::{Budget, PagingConfig, Report, Storage};
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
 use crate::pager::block::Arena;
+use crate::pager::engine::CopyEngine;
+use crate::pager::engine_device::link::Link;
+use crate::pager::engine_device::{CudaLink, DeviceEngine, GgmlLink, Setup};
 use crate::pager::engine_host::HostEngine;
 use crate::pager::model_index::ModelIndex;
 use crate::pager::storage::{Access, BLOCK_BYTES};
@@ -27,6 +30,10 @@ use crate::telemetry::memory::{available_bytes, share_of};
 /// ends the process when it cannot grow.
 const FREE_BYTES_MIN: u64 = 512 << 20;
 const FREE_SHARE_MIN: f64 = 0.05;
+
+/// How much of the memory that is available at the start may keep weights that are streamed
+/// to a device: the rest is for the page cache, the KV cache and others.
+const KEEP_SHARE: f64 = 0.5;
 
 /// The pager, and the addresses under which llama.cpp knows its tensors.
 #[derive(Debug)]
@@ -85,8 +92,7 @@ impl Shared {
             Budget::Auto if inner.is_host() => share_of(available_bytes(), 0.85),
             Budget::Auto => automatic_budget(inner),
         };
-        let engine = HostEngine::new(config.prefetch_threads, config.faults)
-            .map_err(|error| Error::Failed(format!("could not start a copy thread ({error})")))?;
+        let (engine, notice) = engine_for(inner, &config)?;
         let pager_config = PagerConfig {
             budget_bytes,
             resident_groups_max: config.resident_layers_max,
@@ -111,7 +117,7 @@ impl Shared {
                 false => Arena::Device(inner),
             },
         };
-        let pager = Pager::new(pager_config, Box::new(engine));
+        let pager = Pager::new(pager_config, engine);
         let shared = Arc::new(Self {
             config,
             inner,
@@ -142,6 +148,7 @@ impl Shared {
             .interface
             .set(made)
             .expect("a new device has no interface yet");
+        notice.iter().for_each(|notice| shared.note_once(notice));
         Ok(shared)
     }
 
@@ -372,6 +379,54 @@ struct Notices {
 /// A lock whose holder may have panicked: the device is marked as broken then.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What copies between the backing store and the arena, and what is to be said of it.
+fn engine_for(
+    inner: InnerDevice,
+    config: &PagingConfig,
+) -> Result<(Box<dyn CopyEngine>, Option<String>)> {
+    let (workers, faults) = (config.prefetch_threads, config.faults);
+    if inner.is_host() || !inner.is_asynchronous() {
+        let engine = HostEngine::new(workers, faults)
+            .map_err(|error| Error::Failed(format!("could not start a copy thread ({error})")))?;
+        let notice = (!inner.is_host()).then(|| waits_for_copies(inner));
+        return Ok((Box::new(engine), notice));
+    }
+    let setup = Setup {
+        workers,
+        faults,
+        keep_bytes: share_of(available_bytes(), KEEP_SHARE),
+    };
+    let (link, notice) = link_to(inner).map_err(Error::Failed)?;
+    let engine = DeviceEngine::new(link, setup).map_err(Error::Failed)?;
+    Ok((Box::new(engine), notice))
+}
+
+/// What copies to a device, its driver where we know that, else ggml; and what is to be
+/// said of it.
+fn link_to(inner: InnerDevice) -> std::result::Result<(Box<dyn Link>, Option<String>), String> {
+    let mut notice = None;
+    if CudaLink::is_for(inner) {
+        match CudaLink::new(inner) {
+            Ok(link) => return Ok((Box::new(link), None)),
+            Err(why) => notice = Some(format!("copies go through ggml: {why}")),
+        }
+    }
+    Ok((Box::new(GgmlLink::new(inner)?), notice))
+}
+
+/// Said of a device that cannot wait for copies by itself.
+fn waits_for_copies(inner: InnerDevice) -> String {
+    let caps = inner.props().caps;
+    let lacks = match (caps.async_, caps.events) {
+        (false, _) => "no launches that return at once",
+        (true, _) => "no events to wait for",
+    };
+    format!(
+        "copies to {} do not overlap with what it computes: ggml has {lacks} for it",
+        inner.name()
+    )
 }
 
 /// What a device's own memory has free, but for what its driver and others may still want.

@@ -1,8 +1,9 @@
 //! Paged and stock llama.cpp give the same bits.
 
 mod adapters;
+mod asynchronous;
 mod budgets;
-mod case;
+pub mod case;
 mod covering;
 mod matrix;
 mod placed;

@@ -7,8 +7,10 @@ use std::path::Path;
 use std::ptr;
 use std::sync::Once;
 
+use async_device::AsyncDevice;
 use ggml_sys as sys;
 use rpaged::device::PagedDevice;
+use rpaged::ggml::InnerDevice;
 
 use super::{Adapter, Entry, Failure, RunSpec};
 use crate::models::random::Random;
@@ -20,6 +22,15 @@ pub enum Placement<'d> {
     Stock,
     /// Everything on the paged device.
     Paged(&'d PagedDevice),
+    /// Everything on the device for tests, without paging.
+    On(&'d AsyncDevice),
+}
+
+/// The device for tests, as one that computes for the paged device.
+pub fn inner_of(device: &AsyncDevice) -> InnerDevice {
+    // SAFETY:
+    // - a device of ggml's; the tests drop whatever they make of it before it.
+    unsafe { InnerDevice::from_raw(device.raw()) }.unwrap()
 }
 
 /// llama.cpp logs through one function for the whole process; the tests want silence,
@@ -43,7 +54,7 @@ fn start() {
 pub struct LlamaModel<'d> {
     raw: *mut sys::llama_model,
     vocab: usize,
-    device: PhantomData<&'d PagedDevice>,
+    device: PhantomData<Placement<'d>>,
 }
 
 impl<'d> LlamaModel<'d> {
@@ -71,6 +82,7 @@ impl<'d> LlamaModel<'d> {
         let device = match placement {
             Placement::Stock => ptr::null_mut(),
             Placement::Paged(device) => device.raw(),
+            Placement::On(device) => device.raw(),
         };
         let mut devices = [device, ptr::null_mut()];
         // SAFETY:
@@ -79,7 +91,7 @@ impl<'d> LlamaModel<'d> {
         params.devices = devices.as_mut_ptr();
         params.use_extra_bufts = false;
         params.tensor_buft_overrides = overrides.as_ptr();
-        if let Placement::Paged(_) = placement {
+        if !matches!(placement, Placement::Stock) {
             params.n_gpu_layers = 999;
             params.load_mode = sys::LLAMA_LOAD_MODE_NONE;
         } else {

@@ -1,0 +1,207 @@
+#![allow(unsafe_code, reason = "copies of a device are told of addresses")]
+//! A link to a device of CUDA's: copies on a stream of their own, beside ggml's.
+//!
+//! ggml-cuda computes in the device's primary context, as CUDA's runtime does, and so do
+//! we: its addresses (`cudaMalloc`) and events (`cudaEvent_t`) are the driver's.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::super::memory::HostMemory;
+use super::super::storage::BLOCK_BYTES;
+use super::link::{Link, Pinning};
+use crate::cuda::{self, Context, Registration, Stream, Uses};
+use crate::ggml::{DeviceBuffer, Event, InnerDevice};
+
+/// What ggml-cuda calls its devices, before the ordinal.
+const DEVICE_PREFIX: &str = "CUDA";
+
+/// Copies on a stream of the driver's.
+#[derive(Debug)]
+pub struct CudaLink {
+    device: InnerDevice,
+    /// Before the pinning: what is queued may use pinned memory.
+    stream: Stream,
+    pinning: Arc<CudaPinning>,
+}
+
+/// Pinned memory of a device of CUDA's.
+#[derive(Debug)]
+pub struct CudaPinning {
+    context: Arc<Context>,
+}
+
+/// How copies read a range of memory that was there before.
+#[derive(Debug)]
+pub enum Access {
+    /// Where it is: it was pinned.
+    Registered(Registration),
+    /// From pinned memory with the same bytes; the sentence says why.
+    Copied(HostMemory, String),
+    /// Through memory of the driver's, which does not overlap; the sentence says why.
+    Staged(String),
+}
+
+impl CudaLink {
+    /// Whether a device is one of ggml-cuda's.
+    pub fn is_for(device: InnerDevice) -> bool {
+        device.name().starts_with(DEVICE_PREFIX)
+    }
+
+    /// A link to a device of ggml-cuda's.
+    ///
+    /// # Errors
+    /// A sentence, when it is not CUDA's, there is no driver, or the device fails.
+    pub fn new(device: InnerDevice) -> Result<Self, String> {
+        let name = device.name();
+        let Some(ordinal) = name.strip_prefix(DEVICE_PREFIX) else {
+            return Err(format!("'{name}' is no device of CUDA's"));
+        };
+        let bus_id = device.bus_id();
+        let context = Context::new(&name, bus_id.as_deref(), ordinal.parse().ok())?;
+        let pinning = Arc::new(CudaPinning {
+            context: Arc::clone(&context),
+        });
+        let stream = Stream::new(context)?;
+        Ok(Self {
+            device,
+            stream,
+            pinning,
+        })
+    }
+
+    /// Where pinned memory comes from, and what is there is pinned.
+    pub fn cuda_pinning(&self) -> &Arc<CudaPinning> {
+        &self.pinning
+    }
+}
+
+/// CUDA's event behind one of ggml-cuda's.
+fn event(event: &Event) -> cuda::Event {
+    // SAFETY: the link's device is ggml-cuda's, which keeps its events there; who is
+    // asked to wait for it or to record it keeps it alive.
+    unsafe { cuda::Event::from_raw(event.handle()) }
+}
+
+impl Link for CudaLink {
+    fn name(&self) -> String {
+        format!("{} by the CUDA driver", self.stream.context().name())
+    }
+
+    fn device(&self) -> InnerDevice {
+        self.device
+    }
+
+    fn pinning(&self) -> Arc<dyn Pinning> {
+        Arc::clone(&self.pinning) as Arc<dyn Pinning>
+    }
+
+    unsafe fn copy_in(
+        &mut self,
+        to: &DeviceBuffer,
+        offset: usize,
+        from: *const u8,
+        bytes: usize,
+    ) -> Result<(), String> {
+        let to = address(to, offset, bytes);
+        // SAFETY: the caller's promise; the range lies in the buffer.
+        unsafe { self.stream.copy_in(to, from, bytes) }
+    }
+
+    unsafe fn copy_out(
+        &mut self,
+        from: &DeviceBuffer,
+        offset: usize,
+        to: *mut u8,
+        bytes: usize,
+    ) -> Result<(), String> {
+        let from = address(from, offset, bytes);
+        // SAFETY: the caller's promise; the range lies in the buffer.
+        unsafe { self.stream.copy_out(to, from, bytes) }
+    }
+
+    unsafe fn fill(
+        &mut self,
+        to: &DeviceBuffer,
+        range: Range<usize>,
+        value: u8,
+    ) -> Result<(), String> {
+        let start = address(to, range.start, range.len());
+        // SAFETY: the caller's promise; the range lies in the buffer.
+        unsafe { self.stream.fill(start, value, range.len()) }
+    }
+
+    fn record(&mut self, recorded: &Event) -> Result<(), String> {
+        self.stream.record(event(recorded))
+    }
+
+    fn wait(&mut self, awaited: &Event) -> Result<(), String> {
+        self.stream.wait(event(awaited))
+    }
+
+    fn synchronize(&mut self, awaited: &Event) -> Result<(), String> {
+        self.stream.synchronize(event(awaited))
+    }
+}
+
+/// The address of a range of a buffer, as the driver counts.
+fn address(buffer: &DeviceBuffer, offset: usize, bytes: usize) -> usize {
+    let size = buffer.bytes();
+    assert!(
+        bytes <= size && offset <= size - bytes,
+        "{bytes} bytes at {offset} of {size}"
+    );
+    buffer.base() + offset
+}
+
+impl Pinning for CudaPinning {
+    fn pinned(&self, bytes: usize) -> Result<HostMemory, String> {
+        let pages = cuda::Pages::new(&self.context, bytes)?;
+        let address = pages.address();
+        if !(address as usize).is_multiple_of(BLOCK_BYTES) {
+            return Err(format!(
+                "the CUDA driver gave pinned memory at {address:p}, which no block of \
+                 {BLOCK_BYTES} bytes begins at"
+            ));
+        }
+        // SAFETY: the pages are as large, ours alone, and freed with their owner.
+        Ok(unsafe { HostMemory::pinned(address, bytes, pages) })
+    }
+}
+
+impl CudaPinning {
+    /// Where the memory is pinned.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// Pins memory that is there, so that copies read it where it is. Where that is
+    /// refused, `may_copy` has pinned memory filled with the same bytes.
+    ///
+    /// # Safety
+    /// - the range is mapped, and as readable and writable as `uses` says, until what this
+    ///   gives is dropped;
+    /// - with `may_copy` nobody writes it until then.
+    pub unsafe fn access(&self, range: Range<usize>, uses: Uses, may_copy: bool) -> Access {
+        // SAFETY: the caller's promise.
+        let registered = unsafe { Registration::new(&self.context, range.clone(), uses) };
+        let why = match registered {
+            Ok(registration) => return Access::Registered(registration),
+            Err(why) => why,
+        };
+        let copy = may_copy.then(|| self.pinned(range.len()));
+        match copy {
+            Some(Ok(memory)) => {
+                // SAFETY: mapped, and written by nobody: the caller's promise.
+                let bytes =
+                    unsafe { std::slice::from_raw_parts(range.start as *const u8, range.len()) };
+                // SAFETY: the memory was made just now.
+                unsafe { memory.write(0, bytes) };
+                let sentence = format!("copied to pinned memory, not registered: {why}");
+                Access::Copied(memory, sentence)
+            }
+            Some(Err(error)) => Access::Staged(format!("copies do not overlap: {why}; {error}")),
+            None => Access::Staged(format!("copies do not overlap: {why}")),
+        }
+    }
+}

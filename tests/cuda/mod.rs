@@ -1,0 +1,231 @@
+#![allow(unsafe_code, reason = "a test that plays a driver's card")]
+//! The link to CUDA's devices, on a driver without a card.
+//!
+//! The driver is a library of this workspace, which lies beside this program, because it is
+//! a dependency of the tests. A test copies it into a folder of its own under the driver's
+//! name and runs this program again, with that folder on the search path: it has one of the
+//! tests of [`inside`] run, which are skipped otherwise.
+
+mod device;
+mod driver;
+mod inside;
+mod paged;
+mod platform;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+/// Says to the tests of [`inside`] that they are run by one of these here.
+const INSIDE: &str = "RPAGED_TEST_INSIDE";
+
+/// The driver's library, beside this program.
+fn library() -> PathBuf {
+    let program = std::env::current_exe().unwrap();
+    let folder = program.parent().unwrap();
+    let is_it = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("libfake_cuda") && name.ends_with(".so")
+    };
+    let entries = std::fs::read_dir(folder).unwrap().flatten();
+    let found = entries.map(|entry| entry.path()).filter(is_it);
+    let newest = found.max_by_key(|path| path.metadata().unwrap().modified().unwrap());
+    newest.expect("cargo builds the fake driver beside the tests")
+}
+
+/// A folder in which `library` is the driver.
+fn folder_with(library: &Path) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(library, folder.path().join("libcuda.so.1")).unwrap();
+    folder
+}
+
+/// Runs one test of [`inside`] or [`paged`].
+fn run(folder: Option<&Path>, test: &str, settings: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let name = format!("cuda::{test}");
+    command.args([&name, "--exact", "--ignored", "--nocapture"]);
+    command.env_remove("LD_LIBRARY_PATH").env(INSIDE, "1");
+    if let Some(folder) = folder {
+        command.env("LD_LIBRARY_PATH", folder);
+    }
+    command.envs(settings.iter().copied()).output().unwrap()
+}
+
+/// Runs one test of [`inside`] on the fake driver; it must pass, and do nothing wrong.
+fn passes(test: &str, settings: &[(&str, &str)]) {
+    let folder = folder_with(&library());
+    let output = run(Some(folder.path()), test, settings);
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{test} with {settings:?}:\n{text}");
+    assert!(text.contains("1 passed"), "{test} was not run:\n{text}");
+    assert!(!text.contains("violations"), "{test}:\n{text}");
+    assert!(!text.contains("panicked"), "{test}:\n{text}");
+}
+
+#[test]
+fn random_copies_end_where_a_naive_copy_ends() {
+    for seed in ["1", "2", "3"] {
+        for delay in ["0", "300"] {
+            let settings = [("FAKE_CUDA_SEED", seed), ("FAKE_CUDA_DELAY_US", delay)];
+            passes("inside::random_copies", &settings);
+        }
+    }
+}
+
+#[test]
+fn copies_and_a_computation_wait_for_each_other() {
+    for seed in ["1", "2", "3", "4"] {
+        let settings = [("FAKE_CUDA_SEED", seed), ("FAKE_CUDA_DELAY_US", "400")];
+        passes("inside::ordered_by_events", &settings);
+    }
+}
+
+#[test]
+fn pinned_memory_is_left_to_the_stream_and_pageable_is_not() {
+    passes(
+        "inside::pinned_and_pageable",
+        &[("FAKE_CUDA_DELAY_US", "500")],
+    );
+}
+
+#[test]
+fn a_range_registered_in_pieces_is_copied_across_them() {
+    passes("inside::registered_in_pieces", &[]);
+}
+
+#[test]
+fn what_cannot_be_registered_is_copied_or_staged() {
+    for how in ["nothing", "writable", "read-only"] {
+        passes("inside::access_says_how", &[("FAKE_CUDA_REGISTER", how)]);
+    }
+    let settings = [
+        ("FAKE_CUDA_REGISTER", "nothing"),
+        ("FAKE_CUDA_PINNED", "4096"),
+    ];
+    passes("inside::without_pinned_memory", &settings);
+}
+
+#[test]
+fn the_driver_says_what_it_has() {
+    let settings = [("FAKE_CUDA_DEVICES", "2"), ("FAKE_CUDA_VERSION", "13020")];
+    passes("inside::two_devices", &settings);
+}
+
+#[test]
+fn a_device_is_found_by_its_place_on_the_bus() {
+    passes("inside::devices_by_bus_id", &[("FAKE_CUDA_DEVICES", "2")]);
+}
+
+#[test]
+fn without_a_device_a_sentence_says_so() {
+    let settings = [
+        ("FAKE_CUDA_DEVICES", "0"),
+        ("EXPECTED", "the CUDA driver has no device"),
+    ];
+    passes("inside::refuses", &settings);
+}
+
+#[test]
+fn of_an_old_driver_a_sentence_says_so() {
+    let settings = [
+        ("FAKE_CUDA_VERSION", "11080"),
+        ("EXPECTED", "for CUDA 11.8, which is too old"),
+    ];
+    passes("inside::refuses", &settings);
+}
+
+#[test]
+fn of_a_driver_that_does_not_start_a_sentence_says_so() {
+    for (code, text) in [
+        (
+            "999",
+            "'cuInit' gave 'unknown error (CUDA_ERROR_UNKNOWN, 999)'",
+        ),
+        ("12345", "'cuInit' gave 'error 12345'"),
+    ] {
+        passes(
+            "inside::refuses",
+            &[("FAKE_CUDA_INIT_ERROR", code), ("EXPECTED", text)],
+        );
+    }
+}
+
+#[test]
+fn of_a_lost_device_one_sentence_says_so() {
+    for (copy, code, text) in [
+        ("1:700", "700", "an illegal memory access was encountered"),
+        ("5:999", "999", "unknown error"),
+        ("9:719", "719", "unspecified launch failure"),
+    ] {
+        let settings = [
+            ("FAKE_CUDA_FAIL_COPY", copy),
+            ("FAKE_CUDA_DELAY_US", "200"),
+            ("EXPECTED", text),
+            ("EXPECTED_CODE", code),
+        ];
+        passes("inside::lost_device", &settings);
+    }
+}
+
+#[test]
+fn a_library_that_is_no_driver_gives_a_sentence() {
+    // Any library will do that is there for sure: this very program is linked to one.
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let paths = maps
+        .lines()
+        .filter_map(|line| line.split_whitespace().last());
+    let other = paths
+        .filter(|path| path.contains("libgcc_s") || path.contains("libm.so"))
+        .map(PathBuf::from)
+        .next();
+    let Some(other) = other else { return };
+    let folder = folder_with(&other);
+    let settings = [("EXPECTED", "the CUDA driver lacks 'cuInit'")];
+    let output = run(Some(folder.path()), "inside::refuses", &settings);
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}"
+    );
+}
+
+#[test]
+fn paged_models_compute_what_stock_computes() {
+    for (seed, delay) in [("1", "0"), ("2", "50"), ("3", "300")] {
+        let settings = [("FAKE_CUDA_SEED", seed), ("FAKE_CUDA_DELAY_US", delay)];
+        passes("paged::models", &settings);
+    }
+}
+
+#[test]
+fn a_paged_model_without_pinned_memory_computes_the_same() {
+    let settings = [("FAKE_CUDA_PINNED", "0"), ("FAKE_CUDA_DELAY_US", "50")];
+    passes("paged::models", &settings);
+}
+
+#[test]
+fn a_paged_model_on_a_lost_device_ends_with_one_sentence() {
+    for copy in ["1:700", "40:700"] {
+        let settings = [("FAKE_CUDA_FAIL_COPY", copy), ("FAKE_CUDA_DELAY_US", "20")];
+        passes("paged::lost", &settings);
+    }
+}
+
+#[test]
+fn without_a_driver_a_sentence_says_so() {
+    // SAFETY: a C string; a driver may be loaded, and does nothing then.
+    let real = unsafe { libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW) };
+    if !real.is_null() {
+        // This machine has one.
+        return;
+    }
+    let settings = [("EXPECTED", "there is no CUDA driver (libcuda.so.1)")];
+    let output = run(None, "inside::refuses", &settings);
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}"
+    );
+}
