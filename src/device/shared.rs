@@ -393,7 +393,10 @@ fn engine_for(inner: InnerDevice, config: &PagingConfig) -> Result<Box<dyn CopyE
     let setup = Setup {
         workers,
         faults,
-        keep_bytes: share_of(available_bytes(), KEEP_SHARE),
+        keep_bytes: match faults.keep_bytes_max {
+            Some(bytes) => bytes,
+            None => share_of(available_bytes(), KEEP_SHARE),
+        },
     };
     let link = GgmlLink::new(inner).map_err(Error::Failed)?;
     let engine = DeviceEngine::new(Box::new(link), setup).map_err(Error::Failed)?;

@@ -17,15 +17,32 @@ use crate::harness::{
 use crate::models::random::Random;
 use crate::models::{Model, prompt};
 
-/// What devices are like: with delays and without, with pinned memory and without, and one
-/// that does everything at once.
-const FLAVOURS: [(bool, Delays, bool); 5] = [
-    (true, Delays::None, false),
-    (true, Delays::Short, true),
-    (true, Delays::Long, false),
-    (true, Delays::Long, true),
-    (false, Delays::None, false),
+/// What a device is like.
+struct Flavour {
+    asynchronous: bool,
+    delays: Delays,
+    pinned: bool,
+    loose: bool,
+}
+
+/// With delays and without, with pinned memory and without, one that promises as little as
+/// can be, and one that does everything at once.
+const FLAVOURS: [Flavour; 5] = [
+    flavour(true, Delays::None, false, false),
+    flavour(true, Delays::Short, true, false),
+    flavour(true, Delays::Long, false, false),
+    flavour(true, Delays::Long, true, true),
+    flavour(false, Delays::None, false, false),
 ];
+
+const fn flavour(asynchronous: bool, delays: Delays, pinned: bool, loose: bool) -> Flavour {
+    Flavour {
+        asynchronous,
+        delays,
+        pinned,
+        loose,
+    }
+}
 
 /// Those of the catalogue that page in ways of their own.
 const KINDS: [Model; 5] = [
@@ -37,12 +54,13 @@ const KINDS: [Model; 5] = [
 ];
 
 fn device(flavour: usize, seed: u64) -> AsyncDevice {
-    let (asynchronous, delays, pinned) = FLAVOURS[flavour];
+    let flavour = &FLAVOURS[flavour];
     AsyncDevice::new(Options {
-        asynchronous,
-        delays,
+        asynchronous: flavour.asynchronous,
+        delays: flavour.delays,
         seed,
-        pinned,
+        pinned: flavour.pinned,
+        loose: flavour.loose,
         padded: true,
         ..Options::default()
     })
@@ -77,7 +95,16 @@ impl Run {
         PagingConfig {
             inner: Some(inner_of(on)),
             prefetch: self.prefetch,
+            faults: self.faults(),
             ..config(self.spec.model, self.paging, Budget::Bytes(budget))
+        }
+    }
+
+    /// Every second one reads the model's files again and again: through staging memory.
+    fn faults(&self) -> Faults {
+        Faults {
+            keep_bytes_max: (self.seed % 2 == 0).then_some(0),
+            ..Faults::default()
         }
     }
 
@@ -381,6 +408,10 @@ fn failed_copy_is_a_sentence_and_the_next_run_is_right() {
                     prefetch: number % 8 == 0,
                 };
                 let on = device(flavour, number);
+                let faults = Faults {
+                    keep_bytes_max: (number % 8 == 0).then_some(0),
+                    ..faults
+                };
                 let config = PagingConfig {
                     faults,
                     ..run_on.config(&on, run_on.budget_bytes())

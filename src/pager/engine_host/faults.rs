@@ -34,6 +34,9 @@ pub struct Faults {
     /// What copies into the arena take at most together, in bytes per second: a request is
     /// done no sooner than a link as slow would have done it. None: no such bound.
     pub bytes_per_second: Option<u64>,
+    /// Host memory for weights that stream to a device, in bytes; None: as much as the
+    /// machine has to spare.
+    pub keep_bytes_max: Option<u64>,
 }
 
 /// What goes wrong with one piece of a copy.

@@ -23,7 +23,11 @@ static GUID: sys::ggml_guid = [
 ];
 
 enum Mode {
-    Queued(Stream),
+    Queued {
+        main: Stream,
+        // For copies into the device, where they have one of their own.
+        copies: Option<Stream>,
+    },
     AtOnce(Mutex<Executor>),
 }
 
@@ -69,13 +73,12 @@ pub unsafe extern "C" fn init(
     // SAFETY: ours.
     let shared = unsafe { shared_of_device(device) };
     guard(&shared, null_mut(), || {
-        let number = shared.tally.streams_made.fetch_add(1, Ordering::Relaxed);
-        let executor = Executor::new(&shared, number)?;
         let (mode, iface) = if shared.options.asynchronous {
-            let stream = Stream::new(Arc::clone(&shared), executor)?;
-            (Mode::Queued(stream), QUEUED)
+            let copies = shared.options.loose.then(|| stream(&shared)).transpose()?;
+            let main = stream(&shared)?;
+            (Mode::Queued { main, copies }, QUEUED)
         } else {
-            (Mode::AtOnce(Mutex::new(executor)), AT_ONCE)
+            (Mode::AtOnce(Mutex::new(executor(&shared)?)), AT_ONCE)
         };
         count(&shared.tally.streams);
         let context = Box::new(Backend {
@@ -89,6 +92,15 @@ pub unsafe extern "C" fn init(
             context: Box::into_raw(context).cast::<c_void>(),
         })))
     })
+}
+
+fn executor(shared: &Shared) -> Result<Executor, String> {
+    let number = shared.tally.streams_made.fetch_add(1, Ordering::Relaxed);
+    Executor::new(shared, number)
+}
+
+fn stream(shared: &Arc<Shared>) -> Result<Stream, String> {
+    Stream::new(Arc::clone(shared), executor(shared)?)
 }
 
 /// Our context behind a backend.
@@ -105,12 +117,14 @@ unsafe fn context_of<'a>(backend: sys::ggml_backend_t) -> &'a Backend {
 /// The event behind ggml's.
 ///
 /// # Safety
-/// - `event` was made by our device, and is not freed during `'a`.
-pub unsafe fn event_of<'a>(event: sys::ggml_backend_event_t) -> &'a Event {
+/// - `event` was made by our device, and is not freed yet.
+pub unsafe fn event_of(event: sys::ggml_backend_event_t) -> Arc<Event> {
     // SAFETY: the event is live.
-    let context = unsafe { (*event).context };
-    // SAFETY: the device put an `Event` there.
-    unsafe { &*context.cast::<Event>() }
+    let context = unsafe { (*event).context }.cast::<Event>().cast_const();
+    // SAFETY: the device put an `Arc` there, which is still counted.
+    unsafe { Arc::increment_strong_count(context) };
+    // SAFETY: as above; the count was just taken.
+    unsafe { Arc::from_raw(context) }
 }
 
 unsafe extern "C" fn name(_: sys::ggml_backend_t) -> *const c_char {
@@ -151,19 +165,41 @@ unsafe extern "C" fn graph_compute(
 impl Backend {
     fn submit(&self, work: Work) -> Result<(), String> {
         match &self.mode {
-            Mode::Queued(stream) => {
-                stream.queue(work);
+            Mode::Queued { main, copies } => {
+                match (&work, copies) {
+                    (Work::Write(..), Some(copies)) => copies.queue(work),
+                    (Work::Graph(_), Some(copies)) => {
+                        main.follow(copies);
+                        main.queue(work);
+                    }
+                    _ => main.queue(work),
+                }
                 Ok(())
             }
             Mode::AtOnce(executor) => lock(executor).run(work, &self.shared),
         }
     }
 
-    fn stream(&self) -> Result<&Stream, String> {
+    /// The stream that says when all is done that was queued so far.
+    fn joined(&self) -> Result<&Stream, String> {
         match &self.mode {
-            Mode::Queued(stream) => Ok(stream),
+            Mode::Queued { main, copies } => {
+                if let Some(copies) = copies {
+                    main.follow(copies);
+                }
+                Ok(main)
+            }
             Mode::AtOnce(_) => Err("a device without streams was asked for one".to_owned()),
         }
+    }
+
+    /// All streams.
+    fn streams(&self) -> impl Iterator<Item = &Stream> {
+        let (main, copies) = match &self.mode {
+            Mode::Queued { main, copies } => (Some(main), copies.as_ref()),
+            Mode::AtOnce(_) => (None, None),
+        };
+        main.into_iter().chain(copies)
     }
 
     /// The bytes of a tensor, from `offset` on.
@@ -241,8 +277,8 @@ unsafe extern "C" fn cpy_tensor_async(
         if !std::ptr::eq(from, to) {
             let event = Event::default();
             let recording = event.record();
-            from.stream()?.record(Arc::clone(&recording));
-            to.stream()?.wait(recording);
+            from.joined()?.record(Arc::clone(&recording));
+            to.joined()?.wait(recording);
         }
         to.submit(Work::Copy(source, target))?;
         Ok(true)
@@ -253,7 +289,7 @@ unsafe extern "C" fn synchronize(backend: sys::ggml_backend_t) {
     // SAFETY: ours.
     let context = unsafe { context_of(backend) };
     guard(&context.shared, (), || {
-        context.stream()?.synchronize();
+        context.joined()?.synchronize();
         Ok(())
     });
 }
@@ -264,7 +300,7 @@ unsafe extern "C" fn event_record(backend: sys::ggml_backend_t, event: sys::ggml
     guard(&context.shared, (), || {
         // SAFETY: ours, of the same device.
         let recording = unsafe { event_of(event) }.record();
-        context.stream()?.record(recording);
+        context.joined()?.record(recording);
         Ok(())
     });
 }
@@ -274,8 +310,13 @@ unsafe extern "C" fn event_wait(backend: sys::ggml_backend_t, event: sys::ggml_b
     let context = unsafe { context_of(backend) };
     guard(&context.shared, (), || {
         // SAFETY: ours, of the same device.
-        if let Some(recording) = unsafe { event_of(event) }.newest() {
-            context.stream()?.wait(recording);
+        let event = unsafe { event_of(event) };
+        for stream in context.streams() {
+            match event.newest() {
+                _ if context.shared.options.loose => stream.wait_for_latest(Arc::clone(&event)),
+                Some(recording) => stream.wait(recording),
+                None => {}
+            }
         }
         Ok(())
     });

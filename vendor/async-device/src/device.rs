@@ -255,17 +255,18 @@ unsafe extern "C" fn event_new(device: sys::ggml_backend_dev_t) -> sys::ggml_bac
     count(&unsafe { shared_of_device(device) }.tally.events);
     Box::into_raw(Box::new(sys::ggml_backend_event {
         device,
-        context: Box::into_raw(Box::new(Event::default())).cast::<c_void>(),
+        context: Arc::into_raw(Arc::new(Event::default()))
+            .cast_mut()
+            .cast::<c_void>(),
     }))
 }
 
 unsafe extern "C" fn event_free(device: sys::ggml_backend_dev_t, event: sys::ggml_backend_event_t) {
     // SAFETY: the event is live.
     let context = unsafe { (*event).context }.cast::<Event>();
-    // SAFETY: made by `Box::into_raw` in `event_new`, freed once; who waits for a recording
-    // of it has that recording.
-    drop(unsafe { Box::from_raw(context) });
-    // SAFETY: so was the struct itself.
+    // SAFETY: made by `Arc::into_raw` in `event_new`, freed once; who waits for it holds it.
+    drop(unsafe { Arc::from_raw(context.cast_const()) });
+    // SAFETY: made by `Box::into_raw` in `event_new`, freed once.
     drop(unsafe { Box::from_raw(event) });
     // SAFETY: ours.
     discount(&unsafe { shared_of_device(device) }.tally.events);

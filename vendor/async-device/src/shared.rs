@@ -39,12 +39,17 @@ pub struct Options {
     pub padded: bool,
     /// Has a type of host buffers, which a driver would pin.
     pub pinned: bool,
+    /// Promises no more than ggml-vulkan does at its worst. Copies into the device have a
+    /// queue of their own on each backend: a graph comes after those before it, and nothing
+    /// else is ordered but by events. A wait is for the newest recording when the stream
+    /// gets there.
+    pub loose: bool,
     /// Memory of the device, in bytes.
     pub memory_bytes: usize,
 }
 
 impl Default for Options {
-    /// Asynchronous, without delays or padding, 1 GiB of memory.
+    /// Asynchronous, without delays, padding or pinned memory, 1 GiB of its own.
     fn default() -> Self {
         Self {
             asynchronous: true,
@@ -52,6 +57,7 @@ impl Default for Options {
             seed: 1,
             padded: false,
             pinned: false,
+            loose: false,
             memory_bytes: 1 << 30,
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 
-use crate::event::Recording;
+use crate::event::{Event, Recording};
 use crate::executor::{Executor, Work};
 use crate::guard::guard;
 use crate::shared::{Shared, count};
@@ -13,6 +13,7 @@ enum Step {
     Do(Work),
     Complete(Arc<Recording>),
     Await(Arc<Recording>),
+    AwaitLatest(Arc<Event>),
 }
 
 /// The queue, and the thread at its end.
@@ -32,7 +33,7 @@ impl Stream {
         let (queue, steps) = channel();
         let thread = Builder::new()
             .name("stream".to_owned())
-            .spawn(move || follow(&steps, executor, &shared))
+            .spawn(move || work(&steps, executor, &shared))
             .map_err(|error| format!("could not start a stream's thread ({error})"))?;
         Ok(Self {
             queue: Some(queue),
@@ -63,6 +64,18 @@ impl Stream {
         self.push(Step::Await(recording));
     }
 
+    /// The same for the recording of `event` that is the newest when the stream gets there.
+    pub fn wait_for_latest(&self, event: Arc<Event>) {
+        self.push(Step::AwaitLatest(event));
+    }
+
+    /// Has whatever is queued from now on come after what `other` has queued.
+    pub fn follow(&self, other: &Self) {
+        let recording = Arc::new(Recording::default());
+        other.record(Arc::clone(&recording));
+        self.wait(recording);
+    }
+
     /// Waits until everything that was queued is done.
     pub fn synchronize(&self) {
         let recording = Arc::new(Recording::default());
@@ -82,13 +95,19 @@ impl Drop for Stream {
     }
 }
 
-fn follow(steps: &Receiver<Step>, mut executor: Executor, shared: &Shared) {
+fn work(steps: &Receiver<Step>, mut executor: Executor, shared: &Shared) {
+    let wait = |recording: &Recording| {
+        if recording.wait() {
+            count(&shared.tally.waits);
+        }
+    };
     for step in steps {
         match step {
             Step::Complete(recording) => recording.complete(),
-            Step::Await(recording) => {
-                if recording.wait() {
-                    count(&shared.tally.waits);
+            Step::Await(recording) => wait(&recording),
+            Step::AwaitLatest(event) => {
+                if let Some(recording) = event.newest() {
+                    wait(&recording);
                 }
             }
             Step::Do(work) => {
