@@ -147,10 +147,23 @@ impl Shared {
             .interface
             .set(made)
             .expect("a new device has no interface yet");
-        if !inner.is_host() && !inner.is_asynchronous() {
-            shared.note_once(&waits_for_copies(inner));
-        }
+        shared.note_slow_copies();
         Ok(shared)
+    }
+
+    /// Tells of a device that cannot wait for copies by itself.
+    fn note_slow_copies(&self) {
+        if self.inner.is_host() || self.inner.is_asynchronous() {
+            return;
+        }
+        let lacks = match self.inner.props().caps.async_ {
+            false => "no launches that return at once",
+            true => "no events to wait for",
+        };
+        let name = self.inner.name();
+        self.note_once(&format!(
+            "copies to {name} do not overlap with what it computes: ggml has {lacks} for it"
+        ));
     }
 
     /// ggml's device struct.
@@ -401,19 +414,6 @@ fn engine_for(inner: InnerDevice, config: &PagingConfig) -> Result<Box<dyn CopyE
     let link = GgmlLink::new(inner).map_err(Error::Failed)?;
     let engine = DeviceEngine::new(Box::new(link), setup).map_err(Error::Failed)?;
     Ok(Box::new(engine))
-}
-
-/// Said of a device that cannot wait for copies by itself.
-fn waits_for_copies(inner: InnerDevice) -> String {
-    let caps = inner.props().caps;
-    let lacks = match (caps.async_, caps.events) {
-        (false, _) => "no launches that return at once",
-        (true, _) => "no events to wait for",
-    };
-    format!(
-        "copies to {} do not overlap with what it computes: ggml has {lacks} for it",
-        inner.name()
-    )
 }
 
 /// What a device's own memory has free, but for what its driver and others may still want.
