@@ -149,7 +149,23 @@ impl Shared {
             .set(made)
             .expect("a new device has no interface yet");
         notice.iter().for_each(|notice| shared.note_once(notice));
+        shared.note_slow_copies();
         Ok(shared)
+    }
+
+    /// Tells of a device that cannot wait for copies by itself.
+    fn note_slow_copies(&self) {
+        if self.inner.is_host() || self.inner.is_asynchronous() {
+            return;
+        }
+        let lacks = match self.inner.props().caps.async_ {
+            false => "no launches that return at once",
+            true => "no events to wait for",
+        };
+        let name = self.inner.name();
+        self.note_once(&format!(
+            "copies to {name} do not overlap with what it computes: ggml has {lacks} for it"
+        ));
     }
 
     /// ggml's device struct.
@@ -390,13 +406,15 @@ fn engine_for(
     if inner.is_host() || !inner.is_asynchronous() {
         let engine = HostEngine::new(workers, faults)
             .map_err(|error| Error::Failed(format!("could not start a copy thread ({error})")))?;
-        let notice = (!inner.is_host()).then(|| waits_for_copies(inner));
-        return Ok((Box::new(engine), notice));
+        return Ok((Box::new(engine), None));
     }
     let setup = Setup {
         workers,
         faults,
-        keep_bytes: share_of(available_bytes(), KEEP_SHARE),
+        keep_bytes: match faults.keep_bytes_max {
+            Some(bytes) => bytes,
+            None => share_of(available_bytes(), KEEP_SHARE),
+        },
     };
     let (link, notice) = link_to(inner).map_err(Error::Failed)?;
     let engine = DeviceEngine::new(link, setup).map_err(Error::Failed)?;
@@ -414,19 +432,6 @@ fn link_to(inner: InnerDevice) -> std::result::Result<(Box<dyn Link>, Option<Str
         }
     }
     Ok((Box::new(GgmlLink::new(inner)?), notice))
-}
-
-/// Said of a device that cannot wait for copies by itself.
-fn waits_for_copies(inner: InnerDevice) -> String {
-    let caps = inner.props().caps;
-    let lacks = match (caps.async_, caps.events) {
-        (false, _) => "no launches that return at once",
-        (true, _) => "no events to wait for",
-    };
-    format!(
-        "copies to {} do not overlap with what it computes: ggml has {lacks} for it",
-        inner.name()
-    )
 }
 
 /// What a device's own memory has free, but for what its driver and others may still want.

@@ -72,11 +72,21 @@ impl DeviceBuffer {
         Self::of_type(device.buffer_type(), bytes)
     }
 
-    /// Takes `bytes` of memory of a type.
+    /// Takes `bytes` of the host's memory from which the device copies while it computes.
     ///
     /// # Errors
-    /// A sentence, when it is not given.
-    pub fn of_type(kind: sys::ggml_backend_buffer_type_t, bytes: usize) -> Result<Self, String> {
+    /// A sentence, when the device has none, or no more of it.
+    pub fn pinned(device: InnerDevice, bytes: usize) -> Result<Self, String> {
+        let kind = device.pinned_type()?;
+        let buffer = Self::of_type(kind, bytes)?;
+        // Ordinary memory is given where no more can be pinned.
+        match buffer.buffer_type() == kind {
+            true => Ok(buffer),
+            false => Err("the driver pins no more of it".to_owned()),
+        }
+    }
+
+    fn of_type(kind: sys::ggml_backend_buffer_type_t, bytes: usize) -> Result<Self, String> {
         // SAFETY: buffer types are static.
         let raw = unsafe { sys::ggml_backend_buft_alloc_buffer(kind, bytes.max(1)) };
         let raw = NonNull::new(raw).ok_or("the device does not give them")?;
@@ -91,7 +101,7 @@ impl DeviceBuffer {
     }
 
     /// The type that it is of, which may be another one than was asked for.
-    pub fn buffer_type(&self) -> sys::ggml_backend_buffer_type_t {
+    fn buffer_type(&self) -> sys::ggml_backend_buffer_type_t {
         // SAFETY: the buffer is live.
         unsafe { sys::ggml_backend_buffer_get_type(self.as_ptr()) }
     }

@@ -69,7 +69,7 @@ impl InnerDevice {
     ///
     /// # Errors
     /// A sentence, when it has none.
-    pub fn pinned_type(self) -> Result<sys::ggml_backend_buffer_type_t, String> {
+    pub(super) fn pinned_type(self) -> Result<sys::ggml_backend_buffer_type_t, String> {
         // SAFETY: the device is live.
         let kind = unsafe { sys::ggml_backend_dev_host_buffer_type(self.as_ptr()) };
         if kind.is_null() {

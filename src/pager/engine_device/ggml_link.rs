@@ -185,12 +185,8 @@ struct GgmlPinning(InnerDevice);
 
 impl Pinning for GgmlPinning {
     fn pinned(&self, bytes: usize) -> Result<HostMemory, String> {
-        let kind = self.0.pinned_type()?;
         // Buffers begin where their type likes.
-        let buffer = DeviceBuffer::of_type(kind, bytes + BLOCK_BYTES)?;
-        if buffer.buffer_type() != kind {
-            return Err("the driver pins no more of it".to_owned());
-        }
+        let buffer = DeviceBuffer::pinned(self.0, bytes + BLOCK_BYTES)?;
         let base = buffer.base().next_multiple_of(BLOCK_BYTES);
         // SAFETY: the memory is the host's, as large, and freed with the buffer.
         Ok(unsafe { HostMemory::pinned(base as *mut u8, bytes, buffer) })

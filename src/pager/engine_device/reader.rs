@@ -170,7 +170,7 @@ impl Reader {
                     memory,
                     offset: *offset,
                 };
-                self.from_memory(copy, (from, *at), &to)
+                self.bring_memory(copy, (from, *at), &to)
             }
             (
                 Source::File {
@@ -187,7 +187,7 @@ impl Reader {
                     let sentence = unreadable(file, copy.bytes, *start, &eio());
                     return Err(Halt::Failed(sentence));
                 }
-                self.from_file(copy, (file, *start), &to, read)
+                self.bring_file(copy, (file, *start), &to, read)
             }
             _ => {
                 let number = self.note_landing(copy);
@@ -230,7 +230,7 @@ impl Reader {
         }
     }
 
-    fn from_memory(
+    fn bring_memory(
         &mut self,
         copy: &Copy,
         (from, at): (&Arc<HostMemory>, usize),
@@ -251,7 +251,7 @@ impl Reader {
     }
 
     /// Hands on a copy from a file: from what is kept of it, as far as it is.
-    fn from_file(
+    fn bring_file(
         &mut self,
         copy: &Copy,
         (file, start): (&Arc<StoreFile>, u64),

@@ -15,7 +15,8 @@ fn pass(rig: &mut Rig, file: &Arc<StoreFile>) -> u64 {
     let read = |rig: &Rig| rig.engine.reads.lock().counters().storage_bytes;
     let before = (read(rig), rig.engine.counters());
     for (start, bytes) in [(0, 30_000), (30_000, 5), (30_005, MODEL_BYTES - 30_005)] {
-        let (from, to) = (from_file(file, start), in_device(&buffer, start as usize));
+        let offset = start as u64;
+        let (from, to) = (from_file(file, offset), in_device(&buffer, start));
         rig.engine
             .submit(request(Direction::In, from, to, bytes))
             .unwrap();
