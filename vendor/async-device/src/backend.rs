@@ -339,12 +339,9 @@ unsafe extern "C" fn event_wait(backend: sys::ggml_backend_t, event: sys::ggml_b
             return Ok(());
         }
         // SAFETY: ours, of the same device.
-        let event = unsafe { event_of(event) };
-        for stream in context.streams() {
-            match event.newest() {
-                _ if context.shared.options.loose => stream.wait_for_latest(Arc::clone(&event)),
-                Some(recording) => stream.wait(recording),
-                None => {}
+        if let Some(recording) = unsafe { event_of(event) }.newest() {
+            for stream in context.streams() {
+                stream.wait(Arc::clone(&recording));
             }
         }
         Ok(())

@@ -300,9 +300,13 @@ unsafe extern "C" fn event_synchronize(
             return Ok(());
         }
         // SAFETY: ours.
-        if let Some(recording) = unsafe { event_of(event) }.newest() {
+        let event = unsafe { event_of(event) };
+        if let Some(recording) = event.newest() {
             recording.wait();
         }
-        Ok(())
+        match event.forget_earlier() && shared.options.loose {
+            true => Err("a stream waits for an event that was taken back".to_owned()),
+            false => Ok(()),
+        }
     });
 }

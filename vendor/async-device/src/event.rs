@@ -1,5 +1,6 @@
 //! Events, and the recordings behind them.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// A point in a stream, which comes once.
@@ -7,6 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 pub struct Recording {
     done: Mutex<bool>,
     came: Condvar,
+    // Streams that have not come past their wait for it.
+    waiting: AtomicUsize,
 }
 
 impl Recording {
@@ -14,6 +17,16 @@ impl Recording {
     pub fn complete(&self) {
         *lock(&self.done) = true;
         self.came.notify_all();
+    }
+
+    /// A stream will wait for it.
+    pub fn join(&self) {
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// That stream has come past its wait.
+    pub fn leave(&self) {
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Blocks until it has come; whether that took any waiting.
@@ -32,14 +45,24 @@ impl Recording {
 #[derive(Debug, Default)]
 pub struct Event {
     newest: Mutex<Option<Arc<Recording>>>,
+    // Recordings before the newest, since somebody has blocked for the event.
+    earlier: Mutex<Vec<Arc<Recording>>>,
 }
 
 impl Event {
     /// A new recording, for a stream to complete. Earlier ones stay with who waits for them.
     pub fn record(&self) -> Arc<Recording> {
         let recording = Arc::new(Recording::default());
-        *lock(&self.newest) = Some(Arc::clone(&recording));
+        let before = lock(&self.newest).replace(Arc::clone(&recording));
+        lock(&self.earlier).extend(before);
         recording
+    }
+
+    /// Takes earlier recordings back; whether a stream still waits for one.
+    pub fn forget_earlier(&self) -> bool {
+        let earlier = std::mem::take(&mut *lock(&self.earlier));
+        let waiting = |recording: &Arc<Recording>| recording.waiting.load(Ordering::Acquire) > 0;
+        earlier.iter().any(waiting)
     }
 
     /// The newest recording.
@@ -68,5 +91,18 @@ mod tests {
         assert!(!waiting.wait(), "the second recording is nothing to it");
         second.complete();
         assert!(!second.wait());
+    }
+
+    #[test]
+    fn an_earlier_recording_that_is_waited_for_is_found() {
+        let event = Event::default();
+        let first = event.record();
+        first.join();
+        assert!(!event.forget_earlier(), "it is the newest");
+        event.record();
+        assert!(event.forget_earlier(), "taken back too early");
+        event.record();
+        assert!(!event.forget_earlier(), "nobody waits for the second");
+        first.leave();
     }
 }

@@ -42,8 +42,8 @@ pub struct Options {
     pub pinned: bool,
     /// Promises no more than ggml-vulkan does at its worst. Copies into the device have a
     /// queue of their own on each backend: a graph comes after those before it, and nothing
-    /// else is ordered but by events. A wait is for the newest recording when the stream
-    /// gets there.
+    /// else is ordered but by events. Blocking for an event takes back what its earlier
+    /// recordings were made of: a stream that still waits for one is a complaint.
     pub loose: bool,
     /// Memory of the device, in bytes.
     pub memory_bytes: usize,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 
-use crate::event::{Event, Recording};
+use crate::event::Recording;
 use crate::executor::{Executor, Work};
 use crate::guard::guard;
 use crate::shared::{Shared, count};
@@ -13,7 +13,6 @@ enum Step {
     Do(Work),
     Complete(Arc<Recording>),
     Await(Arc<Recording>),
-    AwaitLatest(Arc<Event>),
 }
 
 /// The queue, and the thread at its end.
@@ -61,12 +60,8 @@ impl Stream {
 
     /// Has whatever is queued from now on wait for `recording`.
     pub fn wait(&self, recording: Arc<Recording>) {
+        recording.join();
         self.push(Step::Await(recording));
-    }
-
-    /// The same for the recording of `event` that is the newest when the stream gets there.
-    pub fn wait_for_latest(&self, event: Arc<Event>) {
-        self.push(Step::AwaitLatest(event));
     }
 
     /// Has whatever is queued from now on come after what `other` has queued.
@@ -96,19 +91,14 @@ impl Drop for Stream {
 }
 
 fn work(steps: &Receiver<Step>, mut executor: Executor, shared: &Shared) {
-    let wait = |recording: &Recording| {
-        if recording.wait() {
-            count(&shared.tally.waits);
-        }
-    };
     for step in steps {
         match step {
             Step::Complete(recording) => recording.complete(),
-            Step::Await(recording) => wait(&recording),
-            Step::AwaitLatest(event) => {
-                if let Some(recording) = event.newest() {
-                    wait(&recording);
+            Step::Await(recording) => {
+                if recording.wait() {
+                    count(&shared.tally.waits);
                 }
+                recording.leave();
             }
             Step::Do(work) => {
                 executor.dawdle();
