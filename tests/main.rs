@@ -9,6 +9,7 @@
 //! - [`files`] disturbs the files under a running model.
 //! - [`experts`] looks at the cache of single experts.
 //! - [`rehearsal`] compares what is predicted of memory with what a run takes.
+//! - `vulkan`, with the feature of that name, has a GPU compute.
 //! - [`order`] delays, refuses and fails copies.
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
@@ -21,3 +22,5 @@ mod harness;
 mod models;
 mod order;
 mod rehearsal;
+#[cfg(feature = "vulkan")]
+mod vulkan;

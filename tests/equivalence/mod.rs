@@ -2,8 +2,8 @@
 
 mod adapters;
 mod budgets;
-mod case;
-mod covering;
+pub mod case;
+pub mod covering;
 mod matrix;
 mod placed;
 mod sequences;

@@ -9,6 +9,8 @@ use std::sync::Once;
 
 use ggml_sys as sys;
 use rpaged::device::PagedDevice;
+#[cfg(feature = "vulkan")]
+use rpaged::ggml::InnerDevice;
 
 use super::{Adapter, Entry, Failure, RunSpec};
 use crate::models::random::Random;
@@ -18,6 +20,9 @@ use crate::models::random::Random;
 pub enum Placement<'d> {
     /// llama.cpp's CPU backend, without repacking.
     Stock,
+    /// Everything on a device of ggml's, unpaged.
+    #[cfg(feature = "vulkan")]
+    Device(InnerDevice),
     /// Everything on the paged device.
     Paged(&'d PagedDevice),
 }
@@ -70,6 +75,8 @@ impl<'d> LlamaModel<'d> {
         });
         let device = match placement {
             Placement::Stock => ptr::null_mut(),
+            #[cfg(feature = "vulkan")]
+            Placement::Device(device) => device.as_ptr(),
             Placement::Paged(device) => device.raw(),
         };
         let mut devices = [device, ptr::null_mut()];
@@ -79,11 +86,9 @@ impl<'d> LlamaModel<'d> {
         params.devices = devices.as_mut_ptr();
         params.use_extra_bufts = false;
         params.tensor_buft_overrides = overrides.as_ptr();
+        params.n_gpu_layers = if device.is_null() { 0 } else { 999 };
         if let Placement::Paged(_) = placement {
-            params.n_gpu_layers = 999;
             params.load_mode = sys::LLAMA_LOAD_MODE_NONE;
-        } else {
-            params.n_gpu_layers = 0;
         }
         let name = CString::new(path.to_str().unwrap()).unwrap();
         // SAFETY:
