@@ -12,7 +12,8 @@ fn main() {
     // What the binary is made of; the stamp says `-dirty` when any of it was changed.
     let sources = [
         "src",
-        "vendor",
+        "vendor/ggml-sys",
+        "vendor/preflight",
         "build.rs",
         "Cargo.toml",
         "Cargo.lock",

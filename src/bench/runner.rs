@@ -401,7 +401,7 @@ fn counted(before: Option<Report>, after: Option<Report>) -> Counters {
     let (Some(before), Some(after)) = (before, after) else {
         return Counters::default();
     };
-    let copying = |report: &Report| report.traffic.storage_seconds + report.traffic.link_seconds;
+    let copying = |report: &Report| report.traffic.seconds_in();
     Counters {
         bytes_in: after.bytes_in().saturating_sub(before.bytes_in()),
         bytes_out: after.bytes_out().saturating_sub(before.bytes_out()),

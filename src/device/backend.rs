@@ -19,7 +19,7 @@ use super::scan::{Scan, Touch};
 use super::schedule::{Schedule, Segment, Shape, TooLarge};
 use super::shared::{Paged, Shared};
 use crate::error::{Error, Result};
-use crate::ggml::{Events, Graph, InnerBackend, Tensor};
+use crate::ggml::{Events, Fence, Graph, InnerBackend, Tensor};
 use crate::pager::{self, Pager};
 
 const NAME: &CStr = c"RPAGED0";
@@ -39,6 +39,8 @@ struct PagedBackend {
     inner: InnerBackend,
     // What the copies wait for, on a device that computes by itself.
     events: Option<Events>,
+    // Fences of this graph: what was recorded, and what was waited for.
+    fences: Vec<Fence>,
     scan: Scan,
     schedule: Schedule,
     router: Router,
@@ -87,6 +89,7 @@ pub unsafe extern "C" fn init(
                 .inner
                 .is_asynchronous()
                 .then(|| Events::new(shared.inner)),
+            fences: Vec::new(),
             scan: Scan::default(),
             schedule: Schedule::default(),
             router: Router::default(),
@@ -205,6 +208,7 @@ impl PagedBackend {
         self.inner.synchronize();
         paged.compute_seconds += start.elapsed().as_secs_f64();
         paged.pager.note_launched(None);
+        self.fences.clear();
         let status = launched?;
         if status != sys::GGML_STATUS_SUCCESS {
             return Ok(status);
@@ -273,7 +277,7 @@ impl PagedBackend {
             &self.scan.uses,
             shape,
             |id, range| pager.ring_bytes_of(id, range),
-            |index| graph.node(index).is_norm(),
+            |index| graph.is_seam(index),
         )
     }
 
@@ -297,6 +301,7 @@ impl PagedBackend {
         }
         if let Some(arrival) = paged.pager.wait_ready()? {
             self.inner.wait(&arrival);
+            self.fences.push(arrival);
         }
 
         translate(
@@ -319,6 +324,7 @@ impl PagedBackend {
             Some(events) => {
                 let fence = events.free().map_err(Error::Failed)?;
                 self.inner.record(&fence);
+                self.fences.push(Fence::clone(&fence));
                 paged.pager.note_launched(Some(fence));
             }
         }

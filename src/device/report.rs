@@ -77,7 +77,7 @@ impl Report {
 
     /// Bytes copied into the arena since the first graph.
     pub fn bytes_in(&self) -> u64 {
-        self.traffic.storage_bytes + self.traffic.link_bytes
+        self.traffic.bytes_in()
     }
 
     /// Bytes written back from the arena since the first graph.

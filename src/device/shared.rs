@@ -17,6 +17,8 @@ use super::{Budget, PagingConfig, Report, Storage};
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
 use crate::pager::block::Arena;
+use crate::pager::engine::CopyEngine;
+use crate::pager::engine_device::{DeviceEngine, GgmlLink, Setup};
 use crate::pager::engine_host::HostEngine;
 use crate::pager::model_index::ModelIndex;
 use crate::pager::storage::{Access, BLOCK_BYTES};
@@ -24,6 +26,10 @@ use crate::pager::{Pager, PagerConfig, StatesIn};
 use crate::planner::LookAhead;
 use crate::telemetry::memory::{available_bytes, share_of};
 use crate::telemetry::pressure::automatic_device_budget_now;
+
+/// How much of the memory that is available at the start may keep weights that are streamed
+/// to a device: the rest is for the page cache, the KV cache and others.
+const KEEP_SHARE: f64 = 0.5;
 
 /// The pager, and the addresses under which llama.cpp knows its tensors.
 #[derive(Debug)]
@@ -82,8 +88,7 @@ impl Shared {
             Budget::Auto if inner.is_host() => share_of(available_bytes(), 0.85),
             Budget::Auto => automatic_device_budget_now(inner),
         };
-        let engine = HostEngine::new(config.prefetch_threads, config.faults)
-            .map_err(|error| Error::Failed(format!("could not start a copy thread ({error})")))?;
+        let engine = engine_for(inner, &config)?;
         let pager_config = PagerConfig {
             budget_bytes,
             resident_groups_max: config.resident_layers_max,
@@ -108,7 +113,7 @@ impl Shared {
                 false => Arena::Device(inner),
             },
         };
-        let pager = Pager::new(pager_config, Box::new(engine));
+        let pager = Pager::new(pager_config, engine);
         let shared = Arc::new(Self {
             config,
             inner,
@@ -139,6 +144,9 @@ impl Shared {
             .interface
             .set(made)
             .expect("a new device has no interface yet");
+        if !inner.is_host() && !inner.is_asynchronous() {
+            shared.note_once(&waits_for_copies(inner));
+        }
         Ok(shared)
     }
 
@@ -378,6 +386,37 @@ struct Notices {
 /// A lock whose holder may have panicked: the device is marked as broken then.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What copies between the backing store and the arena.
+fn engine_for(inner: InnerDevice, config: &PagingConfig) -> Result<Box<dyn CopyEngine>> {
+    let (workers, faults) = (config.prefetch_threads, config.faults);
+    if inner.is_host() || !inner.is_asynchronous() {
+        let engine = HostEngine::new(workers, faults)
+            .map_err(|error| Error::Failed(format!("could not start a copy thread ({error})")))?;
+        return Ok(Box::new(engine));
+    }
+    let setup = Setup {
+        workers,
+        faults,
+        keep_bytes: share_of(available_bytes(), KEEP_SHARE),
+    };
+    let link = GgmlLink::new(inner).map_err(Error::Failed)?;
+    let engine = DeviceEngine::new(Box::new(link), setup).map_err(Error::Failed)?;
+    Ok(Box::new(engine))
+}
+
+/// Said of a device that cannot wait for copies by itself.
+fn waits_for_copies(inner: InnerDevice) -> String {
+    let caps = inner.props().caps;
+    let lacks = match (caps.async_, caps.events) {
+        (false, _) => "no launches that return at once",
+        (true, _) => "no events to wait for",
+    };
+    format!(
+        "copies to {} do not overlap with what it computes: ggml has {lacks} for it",
+        inner.name()
+    )
 }
 
 /// The model's tensors, and whether their files are read past the page cache: when they

@@ -87,6 +87,12 @@ impl DeviceBuffer {
         self.raw.as_ptr()
     }
 
+    /// The type that it is of, which may be another one than was asked for.
+    pub fn buffer_type(&self) -> sys::ggml_backend_buffer_type_t {
+        // SAFETY: the buffer is live.
+        unsafe { sys::ggml_backend_buffer_get_type(self.as_ptr()) }
+    }
+
     /// Address of its first byte, as the device counts.
     pub fn base(&self) -> usize {
         self.base

@@ -18,7 +18,9 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 /// An event that was recorded, shared by those who wait for it. It is recorded again only
-/// when nobody holds it any more.
+/// when nobody holds it any more. So whoever has a stream wait for it holds it until that
+/// wait is over, and who recorded it until it has come: a driver may wait for the event as
+/// it is by then (ggml-vulkan does).
 pub type Fence = Arc<Event>;
 
 impl Event {
@@ -71,15 +73,19 @@ impl Events {
         }
     }
 
-    /// One that nobody holds.
+    /// One that nobody holds, and that has come. Only the thread that records them asks.
     ///
     /// # Errors
     /// A sentence, when the device gives no more of them.
     pub fn free(&mut self) -> Result<Fence, String> {
         for _ in 0..self.made.len() {
             self.next = (self.next + 1) % self.made.len();
-            if Arc::strong_count(&self.made[self.next]) == 1 {
-                return Ok(Arc::clone(&self.made[self.next]));
+            let event = &mut self.made[self.next];
+            if Arc::get_mut(event).is_some() {
+                // Nothing is left to wait for; ggml-vulkan takes back here what belongs to
+                // the last recording.
+                event.synchronize();
+                return Ok(Arc::clone(event));
             }
         }
         let event = Arc::new(Event::new(self.device)?);

@@ -59,6 +59,45 @@ impl<'a> Graph<'a> {
         node.expect("a graph has no null nodes")
     }
 
+    /// Whether node `index` begins with a norm, and no backend fuses it with what is before.
+    ///
+    /// ggml-vulkan has a sum before a norm leave what the norm needs, unless the sum itself
+    /// belongs to the product before it: then such sums and their norm are one.
+    ///
+    /// # Panics
+    /// When there is no such node.
+    pub fn is_seam(self, index: usize) -> bool {
+        let mut norm = index;
+        while self.is_sum(norm) {
+            norm += 1;
+            if norm == self.node_count() || !self.feeds(norm) {
+                return false;
+            }
+        }
+        if !self.node(norm).is_norm() {
+            return false;
+        }
+        let mut first = norm;
+        while first > 0 && self.feeds(first) && self.is_sum(first - 1) {
+            first -= 1;
+        }
+        let of_product = first > 0
+            && first < norm
+            && self.feeds(first)
+            && self.node(first - 1).op() == sys::GGML_OP_MUL_MAT;
+        index == if of_product { norm } else { first }
+    }
+
+    fn is_sum(self, index: usize) -> bool {
+        self.node(index).op() == sys::GGML_OP_ADD
+    }
+
+    /// Whether node `index` reads what the one before it computes.
+    fn feeds(self, index: usize) -> bool {
+        let before = self.node(index - 1);
+        self.node(index).sources().any(|source| source == before)
+    }
+
     /// The nodes in `range` as a graph of their own, without an identity that a backend
     /// could remember.
     ///

@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 
 use ggml_sys as sys;
 
-use super::Event;
+use super::{DeviceBuffer, Event};
 
 /// A ggml device that computes what the paged device is given.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +41,26 @@ impl InnerDevice {
     /// The device, for calls into ggml.
     pub fn as_ptr(self) -> sys::ggml_backend_dev_t {
         self.0.as_ptr()
+    }
+
+    /// The type of host buffers from which it copies while others compute.
+    ///
+    /// # Errors
+    /// A sentence, when it has none.
+    pub fn pinned_type(self) -> Result<sys::ggml_backend_buffer_type_t, String> {
+        // SAFETY: the device is live.
+        let kind = unsafe { sys::ggml_backend_dev_host_buffer_type(self.as_ptr()) };
+        if kind.is_null() {
+            return Err(format!("{} has no pinned memory", self.name()));
+        }
+        // SAFETY: the buffer type is static.
+        let owner = unsafe { sys::ggml_backend_buft_get_device(kind) };
+        // ggml pins for the first device of a kind. CUDA's others know such memory too,
+        // Vulkan's do not.
+        if owner != self.as_ptr() && self.name().starts_with("Vulkan") {
+            return Err(format!("ggml pins no memory for {}", self.name()));
+        }
+        Ok(kind)
     }
 
     /// Whether it is ggml's CPU device.
@@ -186,6 +206,52 @@ impl InnerBackend {
         let status = unsafe { self.launch(graph) };
         self.synchronize();
         status
+    }
+
+    /// Queues a copy of `bytes` bytes to `offset` of `to`.
+    ///
+    /// # Safety
+    /// Until everything that was queued so far is done:
+    /// - `from` is valid for `bytes` bytes, and nobody writes them;
+    /// - `to` lives, is of this device, and nobody else touches that range, but for what
+    ///   this backend was told to wait for.
+    pub unsafe fn write(
+        &mut self,
+        to: &DeviceBuffer,
+        offset: usize,
+        from: *const u8,
+        bytes: usize,
+    ) {
+        if bytes == 0 {
+            return;
+        }
+        let mut tensor = to.tensor(offset, bytes);
+        // SAFETY: the tensor describes bytes of a live buffer; the rest is the caller's
+        // promise.
+        unsafe {
+            let tensor = &raw mut tensor;
+            sys::ggml_backend_tensor_set_async(self.as_ptr(), tensor, from.cast(), 0, bytes);
+        }
+    }
+
+    /// Queues a copy of `bytes` bytes from `offset` of `from`.
+    ///
+    /// # Safety
+    /// Until everything that was queued so far is done:
+    /// - `to` is valid for `bytes` bytes, and nobody else touches them;
+    /// - `from` lives, is of this device, and nobody writes that range, but for what this
+    ///   backend was told to wait for.
+    pub unsafe fn read(&mut self, from: &DeviceBuffer, offset: usize, to: *mut u8, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        let tensor = from.tensor(offset, bytes);
+        // SAFETY: the tensor describes bytes of a live buffer; the rest is the caller's
+        // promise.
+        unsafe {
+            let tensor = &raw const tensor;
+            sys::ggml_backend_tensor_get_async(self.as_ptr(), tensor, to.cast(), 0, bytes);
+        }
     }
 
     /// Has `event` come when everything that was launched so far is done.

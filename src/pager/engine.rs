@@ -120,7 +120,9 @@ pub struct Failure {
 /// What an engine has done so far.
 ///
 /// *Storage* is `Direction::In` from files, *link* is `Direction::In` from memory,
-/// *write-back* is `Direction::Out`. Bytes are those that requests asked for, counted when
+/// *write-back* is `Direction::Out`. Where a link leads to the arena, what comes from a
+/// file crosses it too: such bytes are *link* each time, and *storage* when they are read,
+/// which is once if the engine keeps them. Bytes are those that requests asked for, counted when
 /// their request is done without failure. Seconds are the time during which at least one
 /// such copy was being done, so bytes divided by seconds is a rate.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -129,11 +131,14 @@ pub struct Counters {
     pub storage_bytes: u64,
     /// Bytes copied into the arena from host memory.
     pub link_bytes: u64,
+    /// Bytes that are counted as both: they were read from files and then crossed the link.
+    pub staged_bytes: u64,
     /// Bytes copied out of the arena.
     pub write_back_bytes: u64,
     /// Time spent reading files, in seconds.
     pub storage_seconds: f64,
-    /// Time spent copying from host memory, in seconds.
+    /// Time spent copying from host memory, in seconds; on a device, with the time that
+    /// copies wait in its stream for what computes.
     pub link_seconds: f64,
     /// Time spent writing back, in seconds.
     pub write_back_seconds: f64,

@@ -17,9 +17,28 @@ use super::storage::BLOCK_BYTES;
 /// (invariant 3).
 #[derive(Debug)]
 pub struct HostMemory {
-    map: MmapRaw,
+    pages: Pages,
     bytes: usize,
 }
+
+#[derive(Debug)]
+enum Pages {
+    /// A mapping of ours.
+    Map(MmapRaw),
+    /// Memory that a device copies from while others compute, and what frees it.
+    Pinned {
+        address: *mut u8,
+        _owner: Box<dyn Owner>,
+    },
+}
+
+/// What memory belongs to that is not ours: it is freed when this is dropped.
+pub trait Owner: std::fmt::Debug + Send + Sync {}
+
+impl<T: std::fmt::Debug + Send + Sync> Owner for T {}
+
+// SAFETY: the memory is owned and lives until drop, on whichever thread.
+unsafe impl Send for HostMemory {}
 
 // SAFETY:
 // - the mapping is owned and lives until drop, on whichever thread;
@@ -43,9 +62,29 @@ impl HostMemory {
             let _ = map.advise(memmap2::Advice::HugePage);
         }
         Ok(Self {
-            map: map.into(),
+            pages: Pages::Map(map.into()),
             bytes,
         })
+    }
+
+    /// Memory that somebody else gave, from which a device copies while others compute.
+    ///
+    /// # Safety
+    /// - `address` is valid for reads and writes of `bytes` bytes until `owner` is dropped,
+    ///   and nobody else uses them.
+    pub unsafe fn pinned(address: *mut u8, bytes: usize, owner: impl Owner + 'static) -> Self {
+        Self {
+            pages: Pages::Pinned {
+                address,
+                _owner: Box::new(owner),
+            },
+            bytes,
+        }
+    }
+
+    /// Whether a device copies from and to it while others compute.
+    pub fn is_pinned(&self) -> bool {
+        matches!(self.pages, Pages::Pinned { .. })
     }
 
     /// Reserves `bytes` of zeroed memory of which only a part may ever be used: small pages,
@@ -59,7 +98,7 @@ impl HostMemory {
             .no_reserve_swap()
             .map_anon()?;
         let memory = Self {
-            map: map.into(),
+            pages: Pages::Map(map.into()),
             bytes,
         };
         memory.take_small_pages();
@@ -69,9 +108,9 @@ impl HostMemory {
     /// From now on memory comes in small pages, so that no more is taken than is used.
     pub fn take_small_pages(&self) {
         #[cfg(target_os = "linux")]
-        {
+        if let Pages::Map(map) = &self.pages {
             // Advice only: a kernel without large pages refuses, and nothing is lost.
-            let _ = self.map.advise(memmap2::Advice::NoHugePage);
+            let _ = map.advise(memmap2::Advice::NoHugePage);
         }
     }
 
@@ -114,6 +153,9 @@ impl HostMemory {
     /// Has the system take whole pages away; whether it does that here.
     #[cfg(target_os = "linux")]
     fn discard(&self, pages: Range<usize>) -> bool {
+        if self.is_pinned() {
+            return false;
+        }
         // SAFETY:
         // - the pages are inside our private anonymous mapping, and read as zero
         //   afterwards;
@@ -148,7 +190,11 @@ impl HostMemory {
             "offset {offset} of {} bytes",
             self.bytes
         );
-        self.map.as_mut_ptr().wrapping_add(offset)
+        let base = match &self.pages {
+            Pages::Map(map) => map.as_mut_ptr(),
+            Pages::Pinned { address, .. } => *address,
+        };
+        base.wrapping_add(offset)
     }
 
     /// Copies `from` to `offset`.

@@ -16,6 +16,7 @@ mod access;
 pub mod block;
 mod cache;
 pub mod engine;
+pub mod engine_device;
 pub mod engine_host;
 pub mod memory;
 pub mod model_index;
@@ -466,6 +467,7 @@ fn since(now: Counters, then: Counters) -> Traffic {
     Traffic {
         storage_bytes: now.storage_bytes - then.storage_bytes,
         link_bytes: now.link_bytes - then.link_bytes,
+        staged_bytes: now.staged_bytes - then.staged_bytes,
         write_back_bytes: now.write_back_bytes - then.write_back_bytes,
         storage_seconds: now.storage_seconds - then.storage_seconds,
         link_seconds: now.link_seconds - then.link_seconds,

@@ -89,6 +89,11 @@ impl StoreFile {
         &self.path
     }
 
+    /// Whether it is a part of the model, which nobody writes.
+    pub fn is_model(&self) -> bool {
+        self.identity.is_some()
+    }
+
     /// Whether the file is read past the page cache. False after a fallback: the file
     /// system refused when the file was opened, or when it was first read.
     pub fn is_direct(&self) -> bool {

@@ -7,8 +7,11 @@ use super::GroupKey;
 pub struct Traffic {
     /// Bytes read from the model's files and from the KV cache's spill file.
     pub storage_bytes: u64,
-    /// Bytes copied into the arena from host memory (over a GPU's link).
+    /// Bytes copied into the arena from host memory (over a GPU's link). What is read from
+    /// a file for a GPU crosses its link too, and counts as both.
     pub link_bytes: u64,
+    /// Bytes that count as both.
+    pub staged_bytes: u64,
     /// Bytes written back from the arena: rows of the KV cache, recurrent states.
     pub write_back_bytes: u64,
     /// Time the copy engine spent reading files, in seconds.
@@ -17,6 +20,22 @@ pub struct Traffic {
     pub link_seconds: f64,
     /// Time it spent writing back, in seconds.
     pub write_back_seconds: f64,
+}
+
+impl Traffic {
+    /// Bytes that came into the arena, each time they did.
+    pub fn bytes_in(&self) -> u64 {
+        (self.storage_bytes + self.link_bytes).saturating_sub(self.staged_bytes)
+    }
+
+    /// Time it took to bring them, in seconds. Where bytes are staged, files are read while
+    /// others cross the link.
+    pub fn seconds_in(&self) -> f64 {
+        match self.staged_bytes {
+            0 => self.storage_seconds + self.link_seconds,
+            _ => self.storage_seconds.max(self.link_seconds),
+        }
+    }
 }
 
 /// Time that the computation waited, by what it waited for, in seconds.

@@ -32,8 +32,7 @@ fn text(lines: &Lines) -> String {
     let moved = report.bytes_in() + report.bytes_out();
     let share = 100.0 * report.budget_bytes as f64 / report.model_bytes.max(1) as f64;
     let tokens_per_second = lines.tokens as f64 / lines.seconds.max(1e-9);
-    let bytes_per_second = report.bytes_in() as f64
-        / (report.traffic.storage_seconds + report.traffic.link_seconds).max(1e-9);
+    let bytes_per_second = report.bytes_in() as f64 / report.traffic.seconds_in().max(1e-9);
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,

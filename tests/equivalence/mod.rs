@@ -1,6 +1,7 @@
 //! Paged and stock llama.cpp give the same bits.
 
 mod adapters;
+mod asynchronous;
 mod budgets;
 pub mod case;
 pub mod covering;

@@ -10,7 +10,7 @@ use ggml_sys as sys;
 use rpaged::device::{PagedDevice, PagingConfig};
 
 pub use self::compare::{assert_same, assert_sound, difference};
-pub use self::raw::{LlamaContext, LlamaModel, Placement};
+pub use self::raw::{LlamaContext, LlamaModel, Placement, inner_of};
 pub use self::stock::stock;
 use crate::models::{Model, prompt};
 

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::ptr;
 use std::sync::Once;
 
+use async_device::AsyncDevice;
 use ggml_sys as sys;
 use rpaged::device::PagedDevice;
-#[cfg(feature = "vulkan")]
 use rpaged::ggml::InnerDevice;
 
 use super::{Adapter, Entry, Failure, RunSpec};
@@ -25,6 +25,15 @@ pub enum Placement<'d> {
     Device(InnerDevice),
     /// Everything on the paged device.
     Paged(&'d PagedDevice),
+    /// Everything on the device for tests, without paging.
+    On(&'d AsyncDevice),
+}
+
+/// The device for tests, as one that computes for the paged device.
+pub fn inner_of(device: &AsyncDevice) -> InnerDevice {
+    // SAFETY:
+    // - a device of ggml's; the tests drop whatever they make of it before it.
+    unsafe { InnerDevice::from_raw(device.raw()) }.unwrap()
 }
 
 /// llama.cpp logs through one function for the whole process; the tests want silence,
@@ -48,7 +57,7 @@ fn start() {
 pub struct LlamaModel<'d> {
     raw: *mut sys::llama_model,
     vocab: usize,
-    device: PhantomData<&'d PagedDevice>,
+    device: PhantomData<Placement<'d>>,
 }
 
 impl<'d> LlamaModel<'d> {
@@ -78,6 +87,7 @@ impl<'d> LlamaModel<'d> {
             #[cfg(feature = "vulkan")]
             Placement::Device(device) => device.as_ptr(),
             Placement::Paged(device) => device.raw(),
+            Placement::On(device) => device.raw(),
         };
         let mut devices = [device, ptr::null_mut()];
         // SAFETY:
@@ -86,9 +96,11 @@ impl<'d> LlamaModel<'d> {
         params.devices = devices.as_mut_ptr();
         params.use_extra_bufts = false;
         params.tensor_buft_overrides = overrides.as_ptr();
-        params.n_gpu_layers = if device.is_null() { 0 } else { 999 };
-        if let Placement::Paged(_) = placement {
+        if !matches!(placement, Placement::Stock) {
+            params.n_gpu_layers = 999;
             params.load_mode = sys::LLAMA_LOAD_MODE_NONE;
+        } else {
+            params.n_gpu_layers = 0;
         }
         let name = CString::new(path.to_str().unwrap()).unwrap();
         // SAFETY:

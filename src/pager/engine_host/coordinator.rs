@@ -429,8 +429,7 @@ impl Coordinator {
                     *sum += bytes;
                 }
                 if let Some(sentence) = open.failed {
-                    state.failed += 1;
-                    state.failures.push(Failure {
+                    state.note_failure(Failure {
                         ticket,
                         direction: open.direction,
                         sentence,

@@ -15,10 +15,10 @@
 mod coordinator;
 mod crew;
 mod direct;
-mod faults;
-mod order;
-mod piece;
-mod progress;
+pub(super) mod faults;
+pub(super) mod order;
+pub(super) mod piece;
+pub(super) mod progress;
 #[cfg(target_os = "linux")]
 mod ring;
 #[cfg(not(target_os = "linux"))]
@@ -47,7 +47,7 @@ const PIECE_BYTES: usize = 1 << 20;
 /// woken at once; these do so, too, for the milliseconds in which all cores compute.
 const READS_MAX: usize = 8;
 /// How many finished requests' vectors are kept for reuse.
-const RECYCLED_MAX: usize = 64;
+pub(super) const RECYCLED_MAX: usize = 64;
 
 /// Sizes that an engine works with; tests take small ones.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +125,11 @@ impl HostEngine {
     pub fn has_ring(&self) -> bool {
         self.mailbox.bell.is_some()
     }
+
+    /// What its threads tell, for those that wait for single requests elsewhere.
+    pub(super) fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
+    }
 }
 
 impl CopyEngine for HostEngine {
@@ -151,23 +156,7 @@ impl CopyEngine for HostEngine {
 
     fn wait(&self, ticket: Ticket) -> Result<(), Failure> {
         let state = self.progress.wait(ticket);
-        let oldest = state.failures.first();
-        if let Some(failure) = oldest.filter(|failure| failure.ticket <= ticket) {
-            return Err(failure.clone());
-        }
-        match &state.ended {
-            Some(sentence) if ticket > state.done => Err(Failure {
-                ticket,
-                // Whatever was to be written back by then is lost.
-                direction: if self.written_back > state.done {
-                    Direction::Out
-                } else {
-                    Direction::In
-                },
-                sentence: sentence.clone(),
-            }),
-            _ => Ok(()),
-        }
+        state.outcome(ticket, self.written_back)
     }
 
     fn is_done(&self, ticket: Ticket) -> bool {
@@ -179,22 +168,7 @@ impl CopyEngine for HostEngine {
     }
 
     fn forget_failures(&mut self) -> Option<Failure> {
-        let mut state = self.progress.lock();
-        let failures = std::mem::take(&mut state.failures);
-        let mut failures = failures.into_iter();
-        let lost = failures.find(|failure| failure.direction == Direction::Out);
-        // What a dead engine was to write back is lost for good.
-        let sentence = state
-            .ended
-            .as_ref()
-            .filter(|_| self.written_back > state.done);
-        lost.or_else(|| {
-            sentence.map(|sentence| Failure {
-                ticket: self.written_back,
-                direction: Direction::Out,
-                sentence: sentence.clone(),
-            })
-        })
+        self.progress.lock().forget_failures(self.written_back)
     }
 
     fn recycled(&mut self) -> Vec<Copy> {

@@ -95,6 +95,12 @@ impl Footprint {
         self.reads.is_some_and(|reads| reads.overlaps(&self.writes))
     }
 
+    /// Whether it reads what `earlier` writes.
+    pub fn reads_from(&self, earlier: &Self) -> bool {
+        self.reads
+            .is_some_and(|reads| reads.overlaps(&earlier.writes))
+    }
+
     /// Whether the two have to keep their order.
     fn conflicts(&self, other: &Self) -> bool {
         let writes_what_is_read =
@@ -106,7 +112,7 @@ impl Footprint {
 }
 
 /// Names a copy for as long as it is in the window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JobId(usize);
 
 /// A copy that is not done yet.

@@ -43,6 +43,21 @@ impl Piece {
         })
     }
 
+    /// A whole copy as one piece, for a thread that is no worker of an engine.
+    pub fn whole(copy: &Copy, fault: Option<Fault>) -> Self {
+        Self {
+            job: JobId::default(),
+            kind: None,
+            from: copy.from.clone(),
+            to: copy.to.clone(),
+            bytes: copy.bytes,
+            script: Script {
+                pause: std::time::Duration::ZERO,
+                fault,
+            },
+        }
+    }
+
     /// Does the piece here and now. A panic is a failure like any other.
     pub fn transfer(&self, spare: &mut Vec<u8>, progress: &Progress) -> Result<(), String> {
         pause(self.script.pause);
@@ -209,7 +224,8 @@ pub fn misfit(copy: &Copy) -> Option<&'static str> {
     }
 }
 
-fn source_from(from: &Source, start: usize) -> Source {
+/// The source of what is left of a copy after `start` bytes.
+pub fn source_from(from: &Source, start: usize) -> Source {
     match from {
         Source::File { file, offset } => Source::File {
             file: Arc::clone(file),
@@ -227,7 +243,8 @@ fn source_from(from: &Source, start: usize) -> Source {
     }
 }
 
-fn target_from(to: &Target, start: usize) -> Target {
+/// The destination of what is left of a copy after `start` bytes.
+pub fn target_from(to: &Target, start: usize) -> Target {
     match to {
         Target::Memory { memory, offset } => Target::Memory {
             memory: Arc::clone(memory),

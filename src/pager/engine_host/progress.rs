@@ -74,12 +74,59 @@ impl State {
         Counters {
             storage_bytes: self.bytes[Kind::Storage as usize],
             link_bytes: self.bytes[Kind::Link as usize],
+            staged_bytes: 0,
             write_back_bytes: self.bytes[Kind::WriteBack as usize],
             storage_seconds: self.clocks[Kind::Storage as usize].seconds(),
             link_seconds: self.clocks[Kind::Link as usize].seconds(),
             write_back_seconds: self.clocks[Kind::WriteBack as usize].seconds(),
             failed: self.failed,
         }
+    }
+
+    /// Notes a failure, in the order of tickets.
+    pub fn note_failure(&mut self, failure: Failure) {
+        let is_older = |other: &Failure| other.ticket <= failure.ticket;
+        let place = self.failures.partition_point(is_older);
+        self.failures.insert(place, failure);
+        self.failed += 1;
+    }
+
+    /// What `CopyEngine::wait` says of `ticket`, which is settled, when the newest request
+    /// that writes back is `written_back`.
+    pub fn outcome(&self, ticket: Ticket, written_back: Ticket) -> Result<(), Failure> {
+        let oldest = self.failures.first();
+        if let Some(failure) = oldest.filter(|failure| failure.ticket <= ticket) {
+            return Err(failure.clone());
+        }
+        match &self.ended {
+            Some(sentence) if ticket > self.done => Err(Failure {
+                ticket,
+                // Whatever was to be written back by then is lost.
+                direction: if written_back > self.done {
+                    Direction::Out
+                } else {
+                    Direction::In
+                },
+                sentence: sentence.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// See `CopyEngine::forget_failures`.
+    pub fn forget_failures(&mut self, written_back: Ticket) -> Option<Failure> {
+        let failures = std::mem::take(&mut self.failures);
+        let mut failures = failures.into_iter();
+        let lost = failures.find(|failure| failure.direction == Direction::Out);
+        // What a dead engine was to write back is lost for good.
+        let sentence = self.ended.as_ref().filter(|_| written_back > self.done);
+        lost.or_else(|| {
+            sentence.map(|sentence| Failure {
+                ticket: written_back,
+                direction: Direction::Out,
+                sentence: sentence.clone(),
+            })
+        })
     }
 }
 

@@ -346,6 +346,7 @@ pub fn between(before: &Report, after: &Report) -> (Traffic, Stalls, f64) {
     let traffic = Traffic {
         storage_bytes: new.storage_bytes.saturating_sub(old.storage_bytes),
         link_bytes: new.link_bytes.saturating_sub(old.link_bytes),
+        staged_bytes: new.staged_bytes.saturating_sub(old.staged_bytes),
         write_back_bytes: new.write_back_bytes.saturating_sub(old.write_back_bytes),
         storage_seconds: (new.storage_seconds - old.storage_seconds).max(0.0),
         link_seconds: (new.link_seconds - old.link_seconds).max(0.0),

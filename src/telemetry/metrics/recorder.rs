@@ -159,8 +159,8 @@ impl Recorder {
                         .drafts
                         .map_or(u64::from(self.open_tokens), |_| drafts.passes),
                     seconds,
-                    bytes: traffic.storage_bytes + traffic.link_bytes,
-                    copy_seconds: traffic.storage_seconds + traffic.link_seconds,
+                    bytes: traffic.bytes_in(),
+                    copy_seconds: traffic.seconds_in(),
                     compute_seconds: compute_seconds + drafts.seconds,
                 });
             }

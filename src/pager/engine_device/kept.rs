@@ -1,0 +1,158 @@
+//! The host's copy of what streams: bytes of the model's files that were read once, in
+//! memory from which the link copies.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::super::engine::Ticket;
+use super::super::memory::HostMemory;
+use super::super::storage::{BLOCK_BYTES, StoreFile};
+
+/// Memory is taken in pieces of this size: large enough that few copies are cut at their
+/// ends, and pinning is seldom.
+pub const SLAB_BYTES: usize = 64 << 20;
+
+/// Bytes of a file that are kept, or will be when `read` is done.
+#[derive(Clone, Debug)]
+pub struct Extent {
+    /// Where they are.
+    pub memory: Arc<HostMemory>,
+    /// Where they begin in there.
+    pub at: usize,
+    /// How many there are.
+    pub bytes: usize,
+    /// The reader's request that brings them; they are undefined when it fails.
+    pub read: Ticket,
+}
+
+/// What a search finds for the next bytes of a file.
+#[derive(Debug)]
+pub enum Found {
+    /// These are kept.
+    Kept(Extent),
+    /// So many bytes are not.
+    Absent(usize),
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Kept {
+    limit_bytes: u64,
+    left_bytes: u64,
+    slab_bytes: usize,
+    // By file, which lives as long as its address names it.
+    files: Vec<(Arc<StoreFile>, BTreeMap<u64, Extent>)>,
+    slab: Option<Arc<HostMemory>>,
+    // Where the rest of the slab begins.
+    next: usize,
+}
+
+impl Kept {
+    /// Keeps at most `bytes` bytes, in memories of `slab_bytes`, a multiple of
+    /// `BLOCK_BYTES`.
+    pub fn new(bytes: u64, slab_bytes: usize) -> Self {
+        assert!(slab_bytes.is_multiple_of(BLOCK_BYTES) && slab_bytes > 0);
+        Self {
+            limit_bytes: bytes,
+            left_bytes: bytes,
+            slab_bytes,
+            files: Vec::new(),
+            slab: None,
+            next: 0,
+        }
+    }
+
+    /// What it was made for.
+    pub fn limit_bytes(&self) -> u64 {
+        self.limit_bytes
+    }
+
+    /// What is known of the next `bytes` bytes of `file` from `offset` on, more than none.
+    pub fn find(&self, file: &Arc<StoreFile>, offset: u64, bytes: usize) -> Found {
+        let known = self
+            .files
+            .iter()
+            .find(|(known, _)| Arc::ptr_eq(known, file));
+        let Some((_, extents)) = known else {
+            return Found::Absent(bytes);
+        };
+        if let Some((start, extent)) = extents.range(..=offset).next_back() {
+            let skipped = offset - start;
+            if skipped < extent.bytes as u64 {
+                let skipped = usize::try_from(skipped).expect("less than the extent has");
+                return Found::Kept(Extent {
+                    at: extent.at + skipped,
+                    bytes: bytes.min(extent.bytes - skipped),
+                    ..extent.clone()
+                });
+            }
+        }
+        let next = extents.range(offset..).next();
+        let gap = next.map_or(bytes, |(start, _)| {
+            usize::try_from(start - offset).map_or(bytes, |gap| gap.min(bytes))
+        });
+        Found::Absent(gap)
+    }
+
+    /// Takes room for bytes of `file` from `offset` on, which are not kept: at most
+    /// `bytes`, that lie in their blocks like in the file and have these to themselves.
+    /// None when there is no more; `memory` is asked for more.
+    ///
+    /// # Errors
+    /// What `memory` says; nothing more is kept then.
+    pub fn room(
+        &mut self,
+        offset: u64,
+        bytes: usize,
+        memory: impl FnOnce(usize) -> Result<HostMemory, String>,
+    ) -> Result<Option<Extent>, String> {
+        let lead = usize::try_from(offset % BLOCK_BYTES as u64).expect("less than a block");
+        let room = |slab: &Arc<HostMemory>, next: usize| slab.bytes().saturating_sub(next + lead);
+        let fits = self
+            .slab
+            .as_ref()
+            .is_some_and(|slab| room(slab, self.next) > 0);
+        if !fits {
+            let wanted = self.slab_bytes as u64;
+            if self.left_bytes < wanted {
+                self.left_bytes = 0;
+                return Ok(None);
+            }
+            let taken = memory(self.slab_bytes).inspect_err(|_| self.left_bytes = 0)?;
+            self.left_bytes -= wanted;
+            self.slab = Some(Arc::new(taken));
+            self.next = 0;
+        }
+        let Some(slab) = &self.slab else {
+            return Ok(None);
+        };
+        let extent = Extent {
+            at: self.next + lead,
+            bytes: bytes.min(room(slab, self.next)),
+            memory: Arc::clone(slab),
+            read: Ticket(0),
+        };
+        self.next = (extent.at + extent.bytes).next_multiple_of(BLOCK_BYTES);
+        Ok(Some(extent))
+    }
+
+    /// Keeps `extent`, which `room` gave for `offset`, once its reading is under way.
+    pub fn add(&mut self, file: &Arc<StoreFile>, offset: u64, extent: Extent) {
+        let known = self
+            .files
+            .iter()
+            .position(|(known, _)| Arc::ptr_eq(known, file));
+        let index = known.unwrap_or_else(|| {
+            self.files.push((Arc::clone(file), BTreeMap::new()));
+            self.files.len() - 1
+        });
+        self.files[index].1.insert(offset, extent);
+    }
+
+    /// Forgets what a reading was to bring that failed.
+    pub fn forget(&mut self, read: Ticket) {
+        for (_, extents) in &mut self.files {
+            extents.retain(|_, extent| extent.read != read);
+        }
+    }
+}

@@ -1,0 +1,491 @@
+//! The thread that takes requests in order, has files read into memory from which the link
+//! copies, and hands everything on to the queue.
+//!
+//! It runs ahead of the queue as far as there is room: reads of later requests are under
+//! way while earlier ones cross the link.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::super::engine::{Copy, CopyEngine, Direction, Request, Source, Target, Ticket};
+use super::super::engine_host::HostEngine;
+use super::super::engine_host::faults::Faults;
+use super::super::engine_host::order::Footprint;
+use super::super::engine_host::piece::{eio, misfit, source_from, target_from, unreadable};
+use super::super::engine_host::progress::{Kind, Progress};
+use super::super::memory::HostMemory;
+use super::super::storage::{BLOCK_BYTES, StoreFile};
+use super::kept::{Found, Kept};
+use super::landings::Landings;
+use super::link::Pinning;
+use super::staging::{Gone, Staging};
+use super::step::{Done, Landing, Move, Step};
+use super::words;
+use crate::ggml::DeviceBuffer;
+
+/// What a reader is made from.
+pub struct Parts {
+    pub inbox: Receiver<(Ticket, Request)>,
+    pub steps: Sender<Step>,
+    pub host: HostEngine,
+    pub staging: Staging,
+    pub kept: Kept,
+    pub pinning: Arc<dyn Pinning>,
+    pub landings: Arc<Landings>,
+    /// Reads that failed.
+    pub failed_reads: Receiver<Ticket>,
+    pub progress: Arc<Progress>,
+    pub faults: Faults,
+}
+
+/// See the module's documentation.
+pub struct Reader {
+    parts: Parts,
+    // What is to land that a later copy might read, oldest first.
+    coming: VecDeque<(u64, Footprint)>,
+    landings: u64,
+    notice: Notice,
+}
+
+/// What was said about the host's copy of what streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Notice {
+    Nothing,
+    Kept,
+    Staged,
+}
+
+/// Why a copy is not handed on.
+enum Halt {
+    Gone,
+    Failed(String),
+}
+
+impl From<Gone> for Halt {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
+
+/// Where a copy of the device's memory begins.
+struct Spot<'a> {
+    memory: &'a Arc<DeviceBuffer>,
+    offset: usize,
+}
+
+impl Reader {
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            parts,
+            coming: VecDeque::new(),
+            landings: 0,
+            notice: Notice::Nothing,
+        }
+    }
+
+    /// Works until no more requests come, or the queue has ended.
+    pub fn run(mut self) {
+        while let Ok((ticket, request)) = self.parts.inbox.recv() {
+            if self.hand_on(ticket, request).is_err() {
+                return;
+            }
+        }
+        let _ = self.send(Step::Close);
+    }
+
+    fn send(&self, step: Step) -> Result<(), Gone> {
+        self.parts.steps.send(step).map_err(|_| Gone)
+    }
+
+    fn hand_on(&mut self, ticket: Ticket, mut request: Request) -> Result<(), Gone> {
+        self.send(Step::Begin(ticket, request.after.take()))?;
+        let mut bytes = [0; 3];
+        let index = ticket.0 - 1;
+        let mut failed = (self.parts.faults.fail_request == Some(index))
+            .then(|| "a copy failed, as the copy engine was told to".to_owned());
+        for copy in &request.copies {
+            if failed.is_some() {
+                break;
+            }
+            if let Some(kind) = Kind::of(request.direction, &copy.from) {
+                // What comes from a file is counted where it is read, and on the link.
+                let link = match (request.direction, kind) {
+                    (Direction::In, _) => Kind::Link,
+                    (Direction::Out, _) => Kind::WriteBack,
+                };
+                bytes[link as usize] += copy.bytes as u64;
+            }
+            match self.copy(copy, index, &mut bytes[Kind::Storage as usize]) {
+                Ok(()) => {}
+                Err(Halt::Failed(sentence)) => failed = Some(sentence),
+                Err(Halt::Gone) => return Err(Gone),
+            }
+        }
+        self.send(Step::End(Done {
+            ticket,
+            request,
+            failed,
+            bytes,
+        }))
+    }
+
+    /// Hands a copy on; adds to `read` what it reads from files.
+    fn copy(&mut self, copy: &Copy, index: u64, read: &mut u64) -> Result<(), Halt> {
+        if let Some(sentence) = misfit(copy) {
+            return Err(Halt::Failed(sentence.to_owned()));
+        }
+        if copy.bytes == 0 {
+            return Ok(());
+        }
+        match (&copy.from, &copy.to) {
+            (Source::Pattern(value), Target::Device { memory, offset }) => {
+                let range = *offset..offset + copy.bytes;
+                self.send(Step::Move(Move::Fill(Arc::clone(memory), range, *value)))?;
+                Ok(())
+            }
+            (Source::Device { memory, offset }, Target::Device { .. }) => self.within(
+                copy,
+                &Spot {
+                    memory,
+                    offset: *offset,
+                },
+            ),
+            (Source::Device { memory, offset }, _) => self.out(
+                copy,
+                &Spot {
+                    memory,
+                    offset: *offset,
+                },
+            ),
+            (
+                Source::Memory {
+                    memory: from,
+                    offset: at,
+                },
+                Target::Device { memory, offset },
+            ) => {
+                let to = Spot {
+                    memory,
+                    offset: *offset,
+                };
+                self.from_memory(copy, (from, *at), &to)
+            }
+            (
+                Source::File {
+                    file,
+                    offset: start,
+                },
+                Target::Device { memory, offset },
+            ) => {
+                let to = Spot {
+                    memory,
+                    offset: *offset,
+                };
+                if self.parts.faults.failed_read == Some(index) {
+                    let sentence = unreadable(file, copy.bytes, *start, &eio());
+                    return Err(Halt::Failed(sentence));
+                }
+                self.from_file(copy, (file, *start), &to, read)
+            }
+            _ => {
+                let number = self.note_landing(copy);
+                self.send(Step::Move(Move::Host(copy.clone(), number)))?;
+                if matches!(copy.from, Source::File { .. }) {
+                    *read += copy.bytes as u64;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether the link copies from and to the memory itself. Where no memory is pinned,
+    /// a detour gains nothing.
+    fn is_direct(&self, memory: &HostMemory) -> bool {
+        memory.is_pinned() || !self.parts.staging.memory().is_pinned()
+    }
+
+    /// Numbers a landing of `copy`.
+    fn note_landing(&mut self, copy: &Copy) -> u64 {
+        self.landings += 1;
+        let landed = self.parts.landings.landed();
+        while self
+            .coming
+            .front()
+            .is_some_and(|(number, _)| *number <= landed)
+        {
+            self.coming.pop_front();
+        }
+        self.coming.push_back((self.landings, Footprint::of(copy)));
+        self.landings
+    }
+
+    /// Blocks until what `copy` reads, past the link, has landed.
+    fn await_landings(&mut self, copy: &Copy) {
+        let reads = Footprint::of(copy);
+        let mut latest_first = self.coming.iter().rev();
+        if let Some((number, _)) = latest_first.find(|(_, earlier)| reads.reads_from(earlier)) {
+            self.parts.landings.wait(*number);
+        }
+    }
+
+    fn from_memory(
+        &mut self,
+        copy: &Copy,
+        (from, at): (&Arc<HostMemory>, usize),
+        to: &Spot<'_>,
+    ) -> Result<(), Halt> {
+        if self.is_direct(from) {
+            return Ok(self.send(Step::Move(Move::In {
+                from: Arc::clone(from),
+                at,
+                to: Arc::clone(to.memory),
+                offset: to.offset,
+                bytes: copy.bytes,
+                read: None,
+            }))?);
+        }
+        self.await_landings(copy);
+        self.staged(&copy.from, copy.bytes, to)
+    }
+
+    /// Hands on a copy from a file: from what is kept of it, as far as it is.
+    fn from_file(
+        &mut self,
+        copy: &Copy,
+        (file, start): (&Arc<StoreFile>, u64),
+        to: &Spot<'_>,
+        read: &mut u64,
+    ) -> Result<(), Halt> {
+        self.await_landings(copy);
+        while let Ok(ticket) = self.parts.failed_reads.try_recv() {
+            self.parts.kept.forget(ticket);
+        }
+        let mut done = 0;
+        while done < copy.bytes {
+            let offset = start + done as u64;
+            let to = Spot {
+                memory: to.memory,
+                offset: to.offset + done,
+            };
+            let found = self.parts.kept.find(file, offset, copy.bytes - done);
+            let extent = match found {
+                Found::Kept(extent) => extent,
+                Found::Absent(bytes) => match self.keep(file, offset, bytes)? {
+                    Some(extent) => {
+                        *read += extent.bytes as u64;
+                        extent
+                    }
+                    None => {
+                        self.staged(&source_from(&copy.from, done), bytes, &to)?;
+                        *read += bytes as u64;
+                        done += bytes;
+                        continue;
+                    }
+                },
+            };
+            done += extent.bytes;
+            self.send(Step::Move(Move::In {
+                from: extent.memory,
+                at: extent.at,
+                to: Arc::clone(to.memory),
+                offset: to.offset,
+                bytes: extent.bytes,
+                read: Some(extent.read),
+            }))?;
+        }
+        Ok(())
+    }
+
+    /// Has bytes of a file read that are kept from now on; None when there is no room.
+    fn keep(
+        &mut self,
+        file: &Arc<StoreFile>,
+        offset: u64,
+        bytes: usize,
+    ) -> Result<Option<super::kept::Extent>, Halt> {
+        if !file.is_model() {
+            return Ok(None);
+        }
+        let is_pinned = self.parts.staging.memory().is_pinned();
+        let pinning = &self.parts.pinning;
+        let memory = |bytes| match is_pinned {
+            true => pinning.pinned(bytes),
+            false => HostMemory::new(bytes).map_err(|error| error.to_string()),
+        };
+        let room = self.parts.kept.room(offset, bytes, memory);
+        let room = room.unwrap_or_else(|why| {
+            self.note(words::not_kept(&why), Notice::Staged);
+            None
+        });
+        let Some(mut extent) = room else {
+            self.say_staged();
+            return Ok(None);
+        };
+        extent.read = self.read_into(
+            Source::File {
+                file: Arc::clone(file),
+                offset,
+            },
+            (&extent.memory, extent.at),
+            extent.bytes,
+        )?;
+        self.parts.kept.add(file, offset, extent.clone());
+        self.say_kept(is_pinned);
+        Ok(Some(extent))
+    }
+
+    fn say_kept(&mut self, is_pinned: bool) {
+        if self.notice == Notice::Nothing {
+            self.note(
+                words::kept(self.parts.kept.limit_bytes(), is_pinned),
+                Notice::Kept,
+            );
+        }
+    }
+
+    fn say_staged(&mut self) {
+        if self.notice != Notice::Staged {
+            self.note(words::staged(self.parts.kept.limit_bytes()), Notice::Staged);
+        }
+    }
+
+    fn note(&mut self, sentence: String, notice: Notice) {
+        self.notice = notice;
+        self.parts.progress.lock().notices.push(sentence);
+    }
+
+    /// Hands on a copy whose bytes pass through the staging memory.
+    fn staged(&mut self, from: &Source, bytes: usize, to: &Spot<'_>) -> Result<(), Halt> {
+        let lead = match from {
+            Source::File { offset, .. } => lead_of(*offset),
+            _ => 0,
+        };
+        let mut done = 0;
+        while done < bytes {
+            // The places between two pieces are whole blocks of the file.
+            let lead = (lead + done) % BLOCK_BYTES;
+            let Parts { staging, steps, .. } = &mut self.parts;
+            let part = staging.take(bytes - done, lead, steps)?;
+            let memory = Arc::clone(staging.memory());
+            let read = self.read_into(source_from(from, done), (&memory, part.at), part.bytes)?;
+            self.send(Step::Move(Move::In {
+                from: memory,
+                at: part.at,
+                to: Arc::clone(to.memory),
+                offset: to.offset + done,
+                bytes: part.bytes,
+                read: Some(read),
+            }))?;
+            done += part.bytes;
+        }
+        Ok(())
+    }
+
+    /// Has bytes brought to `at` of a memory that is ours, with the blocks they lie in.
+    fn read_into(
+        &mut self,
+        from: Source,
+        (memory, at): (&Arc<HostMemory>, usize),
+        bytes: usize,
+    ) -> Result<Ticket, Halt> {
+        let mut copies = self.parts.host.recycled();
+        copies.push(Copy {
+            from,
+            to: Target::Memory {
+                memory: Arc::clone(memory),
+                offset: at,
+            },
+            bytes,
+            whole_blocks: true,
+        });
+        let request = Request {
+            direction: Direction::In,
+            copies,
+            after: None,
+        };
+        let submitted = self.parts.host.submit(request);
+        submitted.map_err(|(sentence, _refused)| Halt::Failed(sentence))
+    }
+
+    /// Hands on a copy out of the device's memory.
+    fn out(&mut self, copy: &Copy, from: &Spot<'_>) -> Result<(), Halt> {
+        if let Target::Memory { memory, offset } = &copy.to
+            && self.is_direct(memory)
+        {
+            return Ok(self.send(Step::Move(Move::Out {
+                from: Arc::clone(from.memory),
+                offset: from.offset,
+                to: Arc::clone(memory),
+                at: *offset,
+                bytes: copy.bytes,
+                landing: None,
+            }))?);
+        }
+        let number = self.note_landing(copy);
+        let mut done = 0;
+        while done < copy.bytes {
+            let Parts { staging, steps, .. } = &mut self.parts;
+            let part = staging.take(copy.bytes - done, 0, steps)?;
+            let to = Arc::clone(staging.memory());
+            let is_last = done + part.bytes == copy.bytes;
+            self.send(Step::Move(Move::Out {
+                from: Arc::clone(from.memory),
+                offset: from.offset + done,
+                to,
+                at: part.at,
+                bytes: part.bytes,
+                landing: Some(Landing {
+                    to: target_from(&copy.to, done),
+                    // All of it has landed when its last part has.
+                    number: number - u64::from(!is_last),
+                }),
+            }))?;
+            done += part.bytes;
+        }
+        Ok(())
+    }
+
+    /// Hands on a copy from the device's memory to the device's memory: out, and in again.
+    fn within(&mut self, copy: &Copy, from: &Spot<'_>) -> Result<(), Halt> {
+        let Target::Device { memory: to, offset } = &copy.to else {
+            return Ok(());
+        };
+        // As `memmove` does it: what is still to be read is not written before.
+        let backwards = Arc::ptr_eq(from.memory, to) && *offset > from.offset;
+        let mut done = 0;
+        while done < copy.bytes {
+            let Parts { staging, steps, .. } = &mut self.parts;
+            let part = staging.take(copy.bytes - done, 0, steps)?;
+            let memory = Arc::clone(staging.memory());
+            let start = match backwards {
+                true => copy.bytes - done - part.bytes,
+                false => done,
+            };
+            self.send(Step::Move(Move::Out {
+                from: Arc::clone(from.memory),
+                offset: from.offset + start,
+                to: Arc::clone(&memory),
+                at: part.at,
+                bytes: part.bytes,
+                landing: None,
+            }))?;
+            self.send(Step::Move(Move::In {
+                from: memory,
+                at: part.at,
+                to: Arc::clone(to),
+                offset: offset + start,
+                bytes: part.bytes,
+                read: None,
+            }))?;
+            done += part.bytes;
+        }
+        Ok(())
+    }
+}
+
+/// Where a byte of a file lies in its block.
+fn lead_of(offset: u64) -> usize {
+    usize::try_from(offset % BLOCK_BYTES as u64).expect("less than a block")
+}

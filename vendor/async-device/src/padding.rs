@@ -1,0 +1,72 @@
+//! The padding behind the rows of quantised tensors, as ggml-cuda has it: kernels read rows
+//! in steps of 512 elements, and count on zeros behind the last one.
+
+use std::sync::atomic::Ordering;
+
+use ggml_sys as sys;
+
+use crate::shared::Tally;
+use crate::snapshot::{Snapshot, name_of};
+
+/// Elements that a row is padded to.
+const ROW_ELEMENTS: i64 = 512;
+
+/// Bytes of padding behind the last row of a tensor.
+pub fn padding_bytes(tensor: &sys::ggml_tensor) -> usize {
+    // SAFETY: no preconditions beyond a valid type, which a tensor has.
+    let quantised = unsafe { sys::ggml_is_quantized(tensor.type_) };
+    let rest = tensor.ne[0] % ROW_ELEMENTS;
+    if !quantised || rest == 0 {
+        return 0;
+    }
+    // SAFETY: as above; what a row of blocks lacks is a number of whole blocks.
+    unsafe { sys::ggml_row_size(tensor.type_, ROW_ELEMENTS - rest) }
+}
+
+/// Looks at the padding of all matrices that the graph multiplies with.
+///
+/// # Errors
+/// A sentence, when there is none, or when it is not zero.
+pub fn check(snapshot: &Snapshot, tally: &Tally) -> Result<(), String> {
+    for node in snapshot.nodes() {
+        let multiplies = [sys::GGML_OP_MUL_MAT, sys::GGML_OP_MUL_MAT_ID].contains(&node.op);
+        let matrix = snapshot.source(node, 0).filter(|_| multiplies);
+        // A view has the rest of its tensor behind it.
+        if let Some(matrix) = matrix.filter(|matrix| matrix.view_src.is_null()) {
+            check_matrix(snapshot, matrix, tally)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_matrix(
+    snapshot: &Snapshot,
+    matrix: &sys::ggml_tensor,
+    tally: &Tally,
+) -> Result<(), String> {
+    let bytes = padding_bytes(matrix);
+    let Some((memory, offset)) = snapshot.memory_of(matrix).filter(|_| bytes > 0) else {
+        return Ok(());
+    };
+    tally.paddings.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: the tensor is a live copy of one.
+    let end = offset + unsafe { sys::ggml_nbytes(matrix) };
+    if end + bytes > memory.bytes() {
+        return Err(format!(
+            "the padding of {} ends behind its buffer",
+            name_of(matrix)
+        ));
+    }
+    let start = memory.pointer(end);
+    // SAFETY: as many bytes lie in the memory; who writes there meanwhile has the bug that
+    // is looked for.
+    let padding = unsafe { std::slice::from_raw_parts(start, bytes) };
+    match padding.iter().position(|byte| *byte != 0) {
+        None => Ok(()),
+        Some(at) => Err(format!(
+            "the padding of {} is not zero: byte {at} of {bytes} is {}",
+            name_of(matrix),
+            padding[at]
+        )),
+    }
+}
