@@ -78,10 +78,8 @@ pub struct Shared {
 impl Shared {
     pub fn new(config: PagingConfig, notebook: Notebook) -> Result<Arc<Self>> {
         let (index, direct) = open_model(&config)?;
-        let inner = match config.inner {
-            Some(device) => device,
-            None => InnerDevice::cpu().map_err(Error::Failed)?,
-        };
+        let inner = config.inner.map_or_else(InnerDevice::cpu, Ok);
+        let inner = inner.map_err(Error::Failed)?;
         let budget_bytes = match config.budget {
             Budget::Bytes(bytes) => bytes,
             Budget::ModelShare(share) => share_of(index.bytes(), share),

@@ -111,3 +111,53 @@ impl<'a> Graph<'a> {
         unsafe { sys::ggml_graph_view(self.as_ptr(), start, end) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nodes: product, sum, norm, product, scaling, sum, sum, norm.
+    fn nodes(context: *mut sys::ggml_context) -> *mut sys::ggml_cgraph {
+        let kind = sys::GGML_TYPE_F32;
+        // SAFETY: the context is live, as for all calls below.
+        let input = unsafe { sys::ggml_new_tensor_2d(context, kind, 8, 1) };
+        // SAFETY: as above.
+        let weight = unsafe { sys::ggml_new_tensor_2d(context, kind, 8, 8) };
+        // SAFETY: both are of the context, as for all operands below.
+        let product = |with| unsafe { sys::ggml_mul_mat(context, weight, with) };
+        // SAFETY: as above.
+        let sum = |a, b| unsafe { sys::ggml_add(context, a, b) };
+        // SAFETY: as above.
+        let norm = |of| unsafe { sys::ggml_rms_norm(context, of, 1e-6) };
+        let first = sum(product(input), input);
+        // SAFETY: as above.
+        let scaled = unsafe { sys::ggml_scale(context, product(norm(first)), 2.0) };
+        let last = norm(sum(sum(scaled, first), input));
+        // SAFETY: as above.
+        let graph = unsafe { sys::ggml_new_graph(context) };
+        // SAFETY: the graph and its last node are of the context.
+        unsafe { sys::ggml_build_forward_expand(graph, last) };
+        graph
+    }
+
+    #[test]
+    fn sums_that_belong_to_no_product_stay_with_their_norm() {
+        let params = sys::ggml_init_params {
+            mem_size: 1 << 20,
+            mem_buffer: std::ptr::null_mut(),
+            no_alloc: true,
+        };
+        // SAFETY: no preconditions.
+        let context = unsafe { sys::ggml_init(params) };
+        let raw = nodes(context);
+        // SAFETY: the graph lives as long as the context, and nobody else knows it.
+        let graph = unsafe { Graph::from_raw(raw) }.unwrap();
+        let seams: Vec<usize> = (0..graph.node_count())
+            .filter(|index| graph.is_seam(*index))
+            .collect();
+        assert_eq!(graph.node_count(), 8);
+        assert_eq!(seams, [2, 5]);
+        // SAFETY: made above, freed once; nothing of it is used any more.
+        unsafe { sys::ggml_free(context) };
+    }
+}
