@@ -10,6 +10,8 @@ mod bad_input;
 mod bench;
 #[path = "cli/completion.rs"]
 mod completion;
+#[path = "cli/device.rs"]
+mod device;
 #[path = "cli/download.rs"]
 mod download;
 #[cfg(unix)]

@@ -6,6 +6,7 @@ use super::case::Case;
 use super::{Paging, Process};
 use crate::device::{Budget, LAZY_BYTES_MIN, PagingConfig, Storage};
 use crate::error::{Error, Result};
+use crate::ggml::InnerDevice;
 use crate::llama::{self, Params};
 use crate::pager::engine_host::Faults;
 
@@ -61,6 +62,14 @@ impl Arguments {
         let mut words = self.model_words(case);
         words.extend(self.context_words(case));
         self.parse(&words)
+    }
+
+    /// The GPU that computes when `case` is paged; None: the processor.
+    ///
+    /// # Errors
+    /// As [`Self::parse`], and `Usage` when `-dev` names what cannot.
+    pub fn inner_device(&self, case: &Case) -> Result<Option<InnerDevice>> {
+        self.params(case)?.inner_device(case.n_gpu_layers != 0)
     }
 
     /// What holds for the whole process; the parser wants a model, too.
@@ -127,7 +136,12 @@ pub fn flash_attention(number: i32) -> &'static str {
 }
 
 /// What the paged device of `case` is asked to do, with so large a budget.
-pub fn paging_config(case: &Case, paging: &Paging, budget_bytes: u64) -> PagingConfig {
+pub fn paging_config(
+    case: &Case,
+    paging: &Paging,
+    inner: Option<InnerDevice>,
+    budget_bytes: u64,
+) -> PagingConfig {
     PagingConfig {
         model: case.model.path.clone().into(),
         weights: paging.weights,
@@ -146,7 +160,7 @@ pub fn paging_config(case: &Case, paging: &Paging, budget_bytes: u64) -> PagingC
         },
         lock: false,
         lazy_bytes_min: (case.lazy_mode == "auto").then_some(LAZY_BYTES_MIN),
-        inner: None,
+        inner,
         resident_layers_max: u32::try_from(case.n_gpu_layers).ok(),
         poison: false,
         faults: Faults::default(),
@@ -161,11 +175,6 @@ pub fn contradiction(case: &Case, paging: &Paging) -> Option<String> {
             placed,
             "'-ot' and '-ncmoe'",
             "tensors are placed by the budget",
-        ),
-        (
-            case.devices != "auto",
-            "'-dev'",
-            "the model has one device, the paged one",
         ),
         (
             case.main_gpu != 0,

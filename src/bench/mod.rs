@@ -162,7 +162,7 @@ pub fn run(mut plan: Plan) -> Result<()> {
         plan.axes.n_threads.push(threads_default);
     }
     let mut cases = cases(&plan)?;
-    fix_budgets(&mut cases, &plan)?;
+    fix_budgets(&mut cases, &plan, &arguments)?;
     check(&cases, &plan, &arguments)?;
     let mut outputs = Outputs::new(&plan, threads_default, Build::ask()?)?;
     if !llama::bench::set_priority(plan.process.priority) {
@@ -251,8 +251,8 @@ fn cases(plan: &Plan) -> Result<Vec<Case>> {
 }
 
 /// Replaces the budgets by bytes, once, so that all runs of a case have the same.
-fn fix_budgets(cases: &mut [Case], plan: &Plan) -> Result<()> {
-    let automatic =
+fn fix_budgets(cases: &mut [Case], plan: &Plan, arguments: &Arguments) -> Result<()> {
+    let in_memory =
         pressure::automatic_budget(&memory::Reader::new().read(), pressure::THRESHOLD, 0);
     let mut sizes = std::collections::BTreeMap::new();
     for case in cases {
@@ -261,6 +261,10 @@ fn fix_budgets(cases: &mut [Case], plan: &Plan) -> Result<()> {
             sizes.insert(path.clone(), llama::inspect(path.as_ref())?.tensor_bytes);
         }
         let model_bytes = sizes[path];
+        let device = match case.is_paged() {
+            true => arguments.inner_device(case)?,
+            false => None,
+        };
         let Variant::Paged {
             budget,
             budget_bytes,
@@ -272,7 +276,9 @@ fn fix_budgets(cases: &mut [Case], plan: &Plan) -> Result<()> {
         *budget_bytes = match given.map_or(Budget::Auto, |(_, given)| *given) {
             Budget::Bytes(bytes) => bytes,
             Budget::ModelShare(part) => share_of(model_bytes, part),
-            Budget::Auto => automatic,
+            Budget::Auto => device
+                .filter(|device| !device.is_host())
+                .map_or(in_memory, pressure::automatic_device_budget_now),
         };
     }
     Ok(())

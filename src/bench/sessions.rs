@@ -92,7 +92,7 @@ impl<'a> Sessions<'a> {
             cases,
             keys: cases.iter().map(keys).collect(),
             loaded: Vec::new(),
-            free_bytes: memory::available_bytes(),
+            free_bytes: free_bytes(arguments, cases),
         }
     }
 
@@ -193,7 +193,8 @@ impl<'a> Sessions<'a> {
 
     fn load_with(&self, case: &Case, budget_bytes: u64) -> Result<std::rc::Rc<Model>> {
         let device = if case.is_paged() {
-            let config = paging_config(case, self.paging, budget_bytes);
+            let inner = self.arguments.inner_device(case)?;
+            let config = paging_config(case, self.paging, inner, budget_bytes);
             Some(PagedDevice::new(config)?)
         } else {
             None
@@ -227,6 +228,17 @@ impl<'a> Sessions<'a> {
             show_bytes(budget),
             show_bytes(self.free_bytes)
         )))
+    }
+}
+
+/// Free memory: that of the device below the paged cases, where it has its own, else the
+/// machine's.
+fn free_bytes(arguments: &Arguments, cases: &[Case]) -> u64 {
+    let mut paged = cases.iter().filter(|case| case.is_paged());
+    let device = paged.find_map(|case| arguments.inner_device(case).ok().flatten());
+    match device.filter(|device| !device.is_host()) {
+        Some(device) => memory::Level::of_device(device).available_bytes(),
+        None => memory::available_bytes(),
     }
 }
 

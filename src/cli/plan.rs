@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::forecast::advice::{choice, for_speed, show_speed};
 use crate::forecast::record::Forecast;
 use crate::forecast::{Subject, table};
+use crate::ggml::InnerDevice;
 use crate::llama;
 
 /// Budgets up to this are printed in KiB.
@@ -103,7 +104,7 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
             tokens,
         );
     }
-    let rates = match flags.no_speed {
+    let rates = match flags.no_speed || !has_speed(&flags, &subject)? {
         true => None,
         false => Some(calibrate(&flags, &subject)?),
     };
@@ -117,6 +118,26 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         true => print_json(&forecast),
         false => print(&table::text(&forecast)),
     }
+}
+
+/// Whether the speed of what computes can be foretold: the processor's can.
+fn has_speed(flags: &PlanFlags, subject: &Subject) -> Result<bool> {
+    let Some(device) = subject.paging.inner.map(InnerDevice::name) else {
+        return Ok(true);
+    };
+    if flags.for_speed.is_some() {
+        return Err(Error::NotBuilt(format!(
+            "'--for-speed' is built for the processor alone, and '{device}' would compute; add \
+             --device none"
+        )));
+    }
+    if !flags.no_speed {
+        say(&format!(
+            "'{device}' computes: memory is planned, and speed is foretold for the processor \
+             alone; for that, add --device none"
+        ));
+    }
+    Ok(false)
 }
 
 /// The answer to a question for one budget.

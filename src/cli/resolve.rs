@@ -14,6 +14,7 @@ use super::support::{Support, support};
 use super::{Config, Mode, Request, values};
 use crate::device::{Budget, Faults, LAZY_BYTES_MIN, PagingConfig, Storage};
 use crate::error::{Error, Result};
+use crate::ggml::InnerDevice;
 use crate::llama::{self, ModelFile, Params, Settings};
 use crate::session::demo::{self, DemoModel};
 use crate::session::progress;
@@ -101,21 +102,24 @@ impl Request {
         };
         let progress = !show && progress::can_be_shown();
         let paging = if paged {
-            let budget = self.budget(show)?;
+            // As in llama.cpp, no layer on a GPU leaves all to the processor.
+            // From a configuration file; negative: 'auto' and 'all'.
+            let layers = given.unwrap_or(u32::try_from(settings.n_gpu_layers).ok());
+            let inner = params.inner_device(layers != Some(0))?;
+            let budget = self.budget(show, inner.filter(|inner| !inner.is_host()))?;
             Some(PagingConfig {
                 budget,
+                inner,
                 storage: storage(settings.load_mode),
                 lock: self.own.dynamic_layers && is_locked(settings.load_mode),
                 lazy_bytes_min: lazy_bytes_min(settings.lazy_mode),
-                resident_layers_max: given.unwrap_or_else(|| {
-                    // From a configuration file; negative: 'auto' and 'all'.
-                    u32::try_from(settings.n_gpu_layers).ok()
-                }),
+                resident_layers_max: layers,
                 ..self.paging(path)
             })
         } else {
             None
         };
+        let device = paging.as_ref().and_then(PagingConfig::device_with_memory);
         Ok(Config {
             params,
             settings,
@@ -125,7 +129,7 @@ impl Request {
             progress,
             show,
             demo,
-            mem_pressure: self.mem_pressure(),
+            mem_pressure: self.mem_pressure(device.is_some()),
             budget_file: self.own.vram_budget_file,
             metrics,
         })
@@ -175,8 +179,9 @@ impl Request {
         Error::Usage(format!("{sentence}{}", advice.unwrap_or_default()))
     }
 
-    /// The budget: from its file, else from its flag, else a default.
-    fn budget(&self, show: bool) -> Result<Budget> {
+    /// The budget: from its file, else from its flag, else a default; of the memory of
+    /// `device`, if there is one.
+    fn budget(&self, show: bool, device: Option<InnerDevice>) -> Result<Budget> {
         let default = if show {
             Budget::ModelShare(0.5)
         } else {
@@ -187,16 +192,31 @@ impl Request {
             None => self.own.vram_budget.unwrap_or(default),
         };
         Ok(match budget {
-            Budget::Auto => {
-                let memory = memory::Reader::new().read();
-                Budget::Bytes(pressure::automatic_budget(&memory, self.mem_pressure(), 0))
-            }
+            Budget::Auto => Budget::Bytes(self.automatic_budget(device)),
             given => given,
         })
     }
 
-    fn mem_pressure(&self) -> f64 {
-        self.own.mem_pressure.unwrap_or(pressure::THRESHOLD)
+    fn automatic_budget(&self, device: Option<InnerDevice>) -> u64 {
+        let threshold = self.mem_pressure(device.is_some());
+        match device {
+            Some(device) => {
+                let memory = memory::Level::of_device(device);
+                pressure::automatic_device_budget(memory, threshold, 0)
+            }
+            None => {
+                let memory = memory::Reader::new().read();
+                pressure::automatic_budget(&memory, threshold, 0)
+            }
+        }
+    }
+
+    /// The share of memory, a device's own or the machine's, above which the budget shrinks.
+    fn mem_pressure(&self, of_device: bool) -> f64 {
+        self.own.mem_pressure.unwrap_or(match of_device {
+            true => pressure::DEVICE_THRESHOLD,
+            false => pressure::THRESHOLD,
+        })
     }
 
     /// Whether the option that goes by `name` is on the command line.

@@ -135,7 +135,7 @@ const REFUSED: &[(&str, &str)] = &[
 ];
 
 const ONE_DEVICE: WhenPaged =
-    WhenPaged::Contradicts("under paging there is no GPU to choose; the paged device computes");
+    WhenPaged::Contradicts("under paging one device computes; name it with --device");
 const BUDGET_RULES: WhenPaged =
     WhenPaged::Contradicts("under paging the budget says what stays in memory; set --vram-budget");
 const DRAFT_STAYS: WhenPaged =
@@ -178,8 +178,9 @@ pub const PAGED: &[(&str, WhenPaged)] = &[
     (
         "--device",
         WhenPaged::Means(
-            "the RPC servers' devices that share the model with the paged one; 'none' keeps it \
-             to itself",
+            "the GPU that computes, in whose memory the budget is (without it the first one; \
+             none with -ngl 0), and RPC servers' devices that share the model with it; 'none': \
+             the processor alone",
         ),
     ),
     (

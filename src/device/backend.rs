@@ -71,7 +71,7 @@ const BACKEND: sys::ggml_backend_i = sys::ggml_backend_i {
     graph_compute: Some(backend_graph_compute),
     event_record: None,
     event_wait: None,
-    graph_optimize: None,
+    graph_optimize: Some(backend_graph_optimize),
 };
 
 /// Slot of the device: a new backend.
@@ -152,6 +152,18 @@ pub unsafe extern "C" fn set_abort_callback(
     let inner = unsafe { context_of(backend) }.inner.as_ptr();
     // SAFETY: the inner backend is a live CPU backend; callback and data are ggml's own.
     unsafe { sys::ggml_backend_cpu_set_abort_callback(inner, callback, data) };
+}
+
+/// Has the inner backend order the nodes as it would in llama.cpp, before they get places.
+unsafe extern "C" fn backend_graph_optimize(
+    backend: sys::ggml_backend_t,
+    graph: *mut sys::ggml_cgraph,
+    params: *mut sys::ggml_backend_graph_optimize_params,
+) {
+    // SAFETY: ours.
+    let context = unsafe { context_of(backend) };
+    // SAFETY: graph and parameters are ggml's own, lent for this call.
+    unsafe { context.inner.optimize(graph, params) };
 }
 
 unsafe extern "C" fn backend_graph_compute(
@@ -265,7 +277,7 @@ impl PagedBackend {
             &self.scan.uses,
             shape,
             |id, range| pager.ring_bytes_of(id, range),
-            |index| graph.node(index).is_norm(),
+            |index| graph.is_seam(index),
         )
     }
 

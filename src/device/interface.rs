@@ -5,7 +5,7 @@
 //! The structs that make a device for ggml: registry, device, buffer type; and the
 //! slots of the first two. A slot is guard, cast, call.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::marker::PhantomPinned;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,9 +14,9 @@ use ggml_sys as sys;
 
 use super::shared::Shared;
 use super::{backend, buffer};
+use crate::ggml::InnerDevice;
 
 const NAME: &CStr = c"RPAGED0";
-const DESCRIPTION: &CStr = c"rpaged: paged memory over the CPU";
 
 /// The three structs, at fixed addresses, each pointing to the shared state.
 ///
@@ -27,6 +27,7 @@ pub struct Interface {
     registry: sys::ggml_backend_reg,
     device: sys::ggml_backend_device,
     buffer_type: sys::ggml_backend_buffer_type,
+    description: CString,
     _pinned: PhantomPinned,
 }
 
@@ -56,11 +57,17 @@ impl Interface {
                 device: std::ptr::null_mut(),
                 context,
             },
+            description: description(shared.inner),
             _pinned: PhantomPinned,
         });
         made.device.reg = &raw mut made.registry;
         made.buffer_type.device = &raw mut made.device;
         Box::into_pin(made)
+    }
+
+    /// What the device says it is.
+    pub fn description(&self) -> &CStr {
+        &self.description
     }
 
     /// ggml's view of the device.
@@ -72,6 +79,19 @@ impl Interface {
     pub fn buffer_type(&self) -> sys::ggml_backend_buffer_type_t {
         (&raw const self.buffer_type).cast_mut()
     }
+}
+
+/// What computes, for logs.
+fn description(inner: InnerDevice) -> CString {
+    let text = match inner.is_cpu() {
+        true => "rpaged: paged memory over the CPU".to_owned(),
+        false => {
+            let (name, what) = (inner.name(), inner.description());
+            format!("rpaged: paged memory over {name} ({what})")
+        }
+    };
+    // The texts came from C, which ends them at their first NUL.
+    CString::new(text).unwrap_or_default()
 }
 
 /// The shared state behind a device.
@@ -145,7 +165,7 @@ const DEVICE: sys::ggml_backend_device_i = sys::ggml_backend_device_i {
     buffer_from_host_ptr: Some(device_buffer_from_host_ptr),
     supports_op: Some(device_supports_op),
     supports_buft: Some(device_supports_buft),
-    offload_op: None,
+    offload_op: Some(device_offload_op),
     event_new: None,
     event_free: None,
     event_synchronize: None,
@@ -155,8 +175,9 @@ unsafe extern "C" fn device_name(_: sys::ggml_backend_dev_t) -> *const c_char {
     NAME.as_ptr()
 }
 
-unsafe extern "C" fn device_description(_: sys::ggml_backend_dev_t) -> *const c_char {
-    DESCRIPTION.as_ptr()
+unsafe extern "C" fn device_description(device: sys::ggml_backend_dev_t) -> *const c_char {
+    // SAFETY: ours, see `shared_of_device`; the text lives as long as the device.
+    unsafe { shared_of_device(device) }.description().as_ptr()
 }
 
 unsafe extern "C" fn device_memory(
@@ -183,10 +204,13 @@ unsafe extern "C" fn device_props(
     // SAFETY: ours; both pointers are to locals.
     unsafe { device_memory(device, &raw mut memory_free, &raw mut memory_total) };
     // SAFETY: ours.
-    let mappable = unsafe { !shared_of_device(device).config.weights };
+    let shared = unsafe { shared_of_device(device) };
+    // Weights that are paged do not lie in llama.cpp's own mapping, nor can those of every
+    // device.
+    let mappable = !shared.config.weights && shared.inner.props().caps.buffer_from_host_ptr;
     let filled = sys::ggml_backend_dev_props {
         name: NAME.as_ptr(),
-        description: DESCRIPTION.as_ptr(),
+        description: shared.description().as_ptr(),
         memory_free,
         memory_total,
         type_: sys::GGML_BACKEND_DEVICE_TYPE_GPU,
@@ -194,7 +218,6 @@ unsafe extern "C" fn device_props(
         caps: sys::ggml_backend_dev_caps {
             async_: false,
             host_buffer: false,
-            // Weights that are paged do not lie in llama.cpp's own mapping.
             buffer_from_host_ptr: mappable,
             events: false,
             // What lies on the CPU may be mapped: rows that are read when they are needed.
@@ -233,6 +256,17 @@ unsafe extern "C" fn device_supports_op(
     let inner = unsafe { shared_of_device(device) }.inner.as_ptr();
     // SAFETY: the tensor is ggml's own.
     unsafe { sys::ggml_backend_dev_supports_op(inner, op) }
+}
+
+/// Whether an operation on weights that the processor holds is worth copying them here.
+unsafe extern "C" fn device_offload_op(
+    device: sys::ggml_backend_dev_t,
+    op: *const sys::ggml_tensor,
+) -> bool {
+    // SAFETY: ours.
+    let inner = unsafe { shared_of_device(device) }.inner.as_ptr();
+    // SAFETY: the tensor is ggml's own.
+    unsafe { sys::ggml_backend_dev_offload_op(inner, op) }
 }
 
 unsafe extern "C" fn device_supports_buft(

@@ -41,6 +41,7 @@ use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
 pub use crate::pager::engine_host::Faults;
 use crate::pager::mib;
+use crate::telemetry::memory::Level;
 
 /// How much memory the arena may take.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,7 +50,8 @@ pub enum Budget {
     Bytes(u64),
     /// A share of the model's tensor bytes; 1.0 is all of it.
     ModelShare(f64),
-    /// What the machine has to give: 85 % of the memory available at start.
+    /// What is there to give: 85 % of the machine's memory available at start, or what a
+    /// device's own memory has free but for a margin.
     Auto,
 }
 
@@ -118,6 +120,13 @@ pub struct PagingConfig {
 #[derive(Debug)]
 pub struct PagedDevice {
     shared: Arc<Shared>,
+}
+
+impl PagingConfig {
+    /// The device whose own memory the budget is of; None: the machine's.
+    pub fn device_with_memory(&self) -> Option<InnerDevice> {
+        self.inner.filter(|inner| !inner.is_host())
+    }
 }
 
 impl PagedDevice {
@@ -217,6 +226,23 @@ impl PagedDevice {
     /// Sentences that the user should read, each given once.
     pub fn take_notices(&self) -> Vec<String> {
         self.shared.take_notices()
+    }
+
+    /// How full the memory is that the budget is a part of, where that is the inner device's
+    /// own; None: it is the machine's.
+    pub fn memory(&self) -> Option<Level> {
+        self.shared
+            .config
+            .device_with_memory()
+            .map(Level::of_device)
+    }
+
+    /// The memory that the budget is a part of, in words.
+    pub fn memory_name(&self) -> String {
+        match self.shared.config.device_with_memory() {
+            Some(device) => format!("the memory of {}", device.name()),
+            None => "memory".to_owned(),
+        }
     }
 
     /// Whether the model's files are read past the page cache.

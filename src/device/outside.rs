@@ -15,8 +15,12 @@ const READS_BY_ROW: [&str; 2] = ["gemma4", "qwen4exp"];
 
 /// Bytes of the model's weights that llama.cpp keeps to itself in this machine's memory:
 /// those that are not among `tensors`, and the token embedding when it is the output as
-/// well. What was placed by hand is among them: the budget covers that, too.
+/// well. What was placed by hand is among them: the budget covers that, too, unless it is
+/// of a device's own memory.
 pub fn unpaged_bytes(shared: &Shared, tensors: &[Tensor<'_>]) -> u64 {
+    if !shared.inner.is_host() {
+        return 0;
+    }
     let paged: HashSet<String> = tensors.iter().map(|tensor| tensor.name()).collect();
     let tied = tensors
         .iter()

@@ -182,8 +182,8 @@ impl Schedule {
     }
 
     /// Schedules a graph of `node_count` nodes. `uses` is ordered by node; `ring_bytes_of`
-    /// says how much of the ring a range of a tensor takes, `is_norm` of a node whether a
-    /// norm begins there.
+    /// says how much of the ring a range of a tensor takes, `is_seam` of a node whether
+    /// no backend fuses it with what is before.
     ///
     /// # Errors
     /// When a node reads more at once than ring or cache hold.
@@ -193,7 +193,7 @@ impl Schedule {
         uses: &[Use],
         shape: Shape,
         ring_bytes_of: impl Fn(TensorId, &Range<usize>) -> usize,
-        is_norm: impl Fn(usize) -> bool,
+        is_seam: impl Fn(usize) -> bool,
     ) -> Result<(), TooLarge> {
         self.segments.clear();
         self.needs.clear();
@@ -221,7 +221,7 @@ impl Schedule {
                     let after_last = before.last().map_or(0, |last| last.node + 1);
                     Some(
                         (after_last..node)
-                            .rfind(|node| is_norm(*node))
+                            .rfind(|node| is_seam(*node))
                             .unwrap_or(node),
                     )
                 }

@@ -1,5 +1,6 @@
 //! What all callbacks of one paged device share.
 
+use std::ffi::CStr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
@@ -25,11 +26,7 @@ use crate::pager::storage::{Access, BLOCK_BYTES};
 use crate::pager::{Pager, PagerConfig, StatesIn};
 use crate::planner::LookAhead;
 use crate::telemetry::memory::{available_bytes, share_of};
-
-/// What stays free of a device's memory when the budget is ours to choose: CUDA's own pool
-/// ends the process when it cannot grow.
-const FREE_BYTES_MIN: u64 = 512 << 20;
-const FREE_SHARE_MIN: f64 = 0.05;
+use crate::telemetry::pressure::automatic_device_budget_now;
 
 /// How much of the memory that is available at the start may keep weights that are streamed
 /// to a device: the rest is for the page cache, the KV cache and others.
@@ -82,15 +79,13 @@ pub struct Shared {
 impl Shared {
     pub fn new(config: PagingConfig, notebook: Notebook) -> Result<Arc<Self>> {
         let (index, direct) = open_model(&config)?;
-        let inner = match config.inner {
-            Some(device) => device,
-            None => InnerDevice::cpu().map_err(Error::Failed)?,
-        };
+        let inner = config.inner.map_or_else(InnerDevice::cpu, Ok);
+        let inner = inner.map_err(Error::Failed)?;
         let budget_bytes = match config.budget {
             Budget::Bytes(bytes) => bytes,
             Budget::ModelShare(share) => share_of(index.bytes(), share),
             Budget::Auto if inner.is_host() => share_of(available_bytes(), 0.85),
-            Budget::Auto => automatic_budget(inner),
+            Budget::Auto => automatic_device_budget_now(inner),
         };
         let (engine, notice) = engine_for(inner, &config)?;
         let pager_config = PagerConfig {
@@ -171,6 +166,11 @@ impl Shared {
     /// ggml's device struct.
     pub fn device_ptr(&self) -> sys::ggml_backend_dev_t {
         self.interface().device()
+    }
+
+    /// What the device says it is.
+    pub fn description(&self) -> &CStr {
+        self.interface().description()
     }
 
     /// ggml's buffer type struct.
@@ -277,8 +277,12 @@ impl Shared {
         Ok(())
     }
 
-    /// Has the budget cover `bytes` beside the model.
+    /// Has the budget cover `bytes` of the machine's memory beside the model, if it is of
+    /// that memory.
     pub fn keep_beside(&self, bytes: u64) -> Result<()> {
+        if !self.inner.is_host() {
+            return Ok(());
+        }
         let mut paged = self.paged();
         let outside = paged.scratch_bytes + paged.unpaged_bytes + bytes;
         paged.pager.set_outside(outside)?;
@@ -432,13 +436,6 @@ fn link_to(inner: InnerDevice) -> std::result::Result<(Box<dyn Link>, Option<Str
         }
     }
     Ok((Box::new(GgmlLink::new(inner)?), notice))
-}
-
-/// What a device's own memory has free, but for what its driver and others may still want.
-fn automatic_budget(inner: InnerDevice) -> u64 {
-    let props = inner.props();
-    let (free, total) = (props.memory_free as u64, props.memory_total as u64);
-    free.saturating_sub(FREE_BYTES_MIN.max(share_of(total, FREE_SHARE_MIN)))
 }
 
 /// The model's tensors, and whether their files are read past the page cache: when they

@@ -59,6 +59,45 @@ impl<'a> Graph<'a> {
         node.expect("a graph has no null nodes")
     }
 
+    /// Whether node `index` begins with a norm, and no backend fuses it with what is before.
+    ///
+    /// ggml-vulkan has a sum before a norm leave what the norm needs, unless the sum itself
+    /// belongs to the product before it: then such sums and their norm are one.
+    ///
+    /// # Panics
+    /// When there is no such node.
+    pub fn is_seam(self, index: usize) -> bool {
+        let mut norm = index;
+        while self.is_sum(norm) {
+            norm += 1;
+            if norm == self.node_count() || !self.feeds(norm) {
+                return false;
+            }
+        }
+        if !self.node(norm).is_norm() {
+            return false;
+        }
+        let mut first = norm;
+        while first > 0 && self.feeds(first) && self.is_sum(first - 1) {
+            first -= 1;
+        }
+        let of_product = first > 0
+            && first < norm
+            && self.feeds(first)
+            && self.node(first - 1).op() == sys::GGML_OP_MUL_MAT;
+        index == if of_product { norm } else { first }
+    }
+
+    fn is_sum(self, index: usize) -> bool {
+        self.node(index).op() == sys::GGML_OP_ADD
+    }
+
+    /// Whether node `index` reads what the one before it computes.
+    fn feeds(self, index: usize) -> bool {
+        let before = self.node(index - 1);
+        self.node(index).sources().any(|source| source == before)
+    }
+
     /// The nodes in `range` as a graph of their own, without an identity that a backend
     /// could remember.
     ///
@@ -70,5 +109,55 @@ impl<'a> Graph<'a> {
         let end = i32::try_from(range.end).expect("node counts are 32-bit");
         // SAFETY: the graph is live, the range within it.
         unsafe { sys::ggml_graph_view(self.as_ptr(), start, end) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nodes: product, sum, norm, product, scaling, sum, sum, norm.
+    fn nodes(context: *mut sys::ggml_context) -> *mut sys::ggml_cgraph {
+        let kind = sys::GGML_TYPE_F32;
+        // SAFETY: the context is live, as for all calls below.
+        let input = unsafe { sys::ggml_new_tensor_2d(context, kind, 8, 1) };
+        // SAFETY: as above.
+        let weight = unsafe { sys::ggml_new_tensor_2d(context, kind, 8, 8) };
+        // SAFETY: both are of the context, as for all operands below.
+        let product = |with| unsafe { sys::ggml_mul_mat(context, weight, with) };
+        // SAFETY: as above.
+        let sum = |a, b| unsafe { sys::ggml_add(context, a, b) };
+        // SAFETY: as above.
+        let norm = |of| unsafe { sys::ggml_rms_norm(context, of, 1e-6) };
+        let first = sum(product(input), input);
+        // SAFETY: as above.
+        let scaled = unsafe { sys::ggml_scale(context, product(norm(first)), 2.0) };
+        let last = norm(sum(sum(scaled, first), input));
+        // SAFETY: as above.
+        let graph = unsafe { sys::ggml_new_graph(context) };
+        // SAFETY: the graph and its last node are of the context.
+        unsafe { sys::ggml_build_forward_expand(graph, last) };
+        graph
+    }
+
+    #[test]
+    fn sums_that_belong_to_no_product_stay_with_their_norm() {
+        let params = sys::ggml_init_params {
+            mem_size: 1 << 20,
+            mem_buffer: std::ptr::null_mut(),
+            no_alloc: true,
+        };
+        // SAFETY: no preconditions.
+        let context = unsafe { sys::ggml_init(params) };
+        let raw = nodes(context);
+        // SAFETY: the graph lives as long as the context, and nobody else knows it.
+        let graph = unsafe { Graph::from_raw(raw) }.unwrap();
+        let seams: Vec<usize> = (0..graph.node_count())
+            .filter(|index| graph.is_seam(*index))
+            .collect();
+        assert_eq!(graph.node_count(), 8);
+        assert_eq!(seams, [2, 5]);
+        // SAFETY: made above, freed once; nothing of it is used any more.
+        unsafe { sys::ggml_free(context) };
     }
 }

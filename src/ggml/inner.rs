@@ -1,5 +1,6 @@
 //! The inner device: the one that really computes. ggml's CPU device, or any other.
 
+use std::ffi::{CStr, c_char};
 use std::ptr::NonNull;
 
 use ggml_sys as sys;
@@ -45,24 +46,7 @@ impl InnerDevice {
     /// Its place on the bus, e.g. `0000:01:00.0`, where ggml knows it.
     pub fn bus_id(self) -> Option<String> {
         let id = self.props().device_id;
-        if id.is_null() {
-            return None;
-        }
-        // SAFETY: places on the bus are C strings that live as long as the device.
-        let id = unsafe { std::ffi::CStr::from_ptr(id) };
-        Some(id.to_string_lossy().into_owned())
-    }
-
-    /// What ggml calls it, as in `--device`.
-    pub fn name(self) -> String {
-        // SAFETY: the device is live.
-        let name = unsafe { sys::ggml_backend_dev_name(self.as_ptr()) };
-        if name.is_null() {
-            return "the device".to_owned();
-        }
-        // SAFETY: names of devices are C strings that live as long as they.
-        let name = unsafe { std::ffi::CStr::from_ptr(name) };
-        name.to_string_lossy().into_owned()
+        (!id.is_null()).then(|| text_at(id))
     }
 
     /// The type of host buffers from which it copies while others compute.
@@ -94,6 +78,27 @@ impl InnerDevice {
     pub fn is_host(self) -> bool {
         // SAFETY: the buffer type is static.
         unsafe { sys::ggml_backend_buft_is_host(self.buffer_type()) }
+    }
+
+    /// Its name, by which `--device` knows it, e.g. `Vulkan0`.
+    pub fn name(self) -> String {
+        // SAFETY: the device is live.
+        text_at(unsafe { sys::ggml_backend_dev_name(self.as_ptr()) })
+    }
+
+    /// What it is, e.g. the name of a GPU.
+    pub fn description(self) -> String {
+        // SAFETY: the device is live.
+        text_at(unsafe { sys::ggml_backend_dev_description(self.as_ptr()) })
+    }
+
+    /// Bytes of its memory that are free now, and all that there are; zeroes when it does
+    /// not say.
+    pub fn memory_bytes(self) -> (u64, u64) {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the device is live, the places are for one number each.
+        unsafe { sys::ggml_backend_dev_memory(self.as_ptr(), &raw mut free, &raw mut total) };
+        (free as u64, total as u64)
     }
 
     /// What it can do.
@@ -147,6 +152,16 @@ impl InnerDevice {
     }
 }
 
+/// A device's text; they live as long as the device.
+fn text_at(text: *const c_char) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: not null, and ggml's texts end with NUL.
+    let text = unsafe { CStr::from_ptr(text) };
+    text.to_string_lossy().into_owned()
+}
+
 /// A backend (stream) of the inner device, owned.
 #[derive(Debug)]
 pub struct InnerBackend(NonNull<sys::ggml_backend>);
@@ -158,6 +173,24 @@ impl InnerBackend {
     /// The backend, for calls into ggml.
     pub fn as_ptr(&self) -> sys::ggml_backend_t {
         self.0.as_ptr()
+    }
+
+    /// Has the backend put the nodes of `graph` in the order that it likes best.
+    ///
+    /// # Safety
+    /// - `graph` is a live graph whose tensors have no places yet, `params` what ggml's
+    ///   scheduler passes with it.
+    pub unsafe fn optimize(
+        &mut self,
+        graph: *mut sys::ggml_cgraph,
+        params: *mut sys::ggml_backend_graph_optimize_params,
+    ) {
+        // SAFETY: the backend is live.
+        let slot = unsafe { (*self.as_ptr()).iface.graph_optimize };
+        if let Some(optimize) = slot {
+            // SAFETY: the backend's own slot; arguments as promised.
+            unsafe { optimize(self.as_ptr(), graph, params) };
+        }
     }
 
     /// Launches `graph`; the end may come later.

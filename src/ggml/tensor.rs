@@ -131,7 +131,7 @@ impl<'a> Tensor<'a> {
         )
     }
 
-    /// Whether a norm begins here: a place where no backend fuses with what is before.
+    /// Whether a norm begins here.
     pub fn is_norm(self) -> bool {
         matches!(
             self.op(),

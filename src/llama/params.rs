@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 
 use super::bytes;
 use crate::error::{Error, Result};
+use crate::ggml::InnerDevice;
 
 /// What a session needs of the parameters; fields and units are llama.cpp's.
 pub type Settings = ggml_sys::rpaged_settings;
@@ -180,6 +181,29 @@ impl Params {
         // SAFETY:
         // - the handle is alive as long as `self`, and borrowed alone.
         unsafe { ggml_sys::rpaged_params_set_jinja(self.raw(), jinja) }
+    }
+
+    /// The GPU that `--device` names, to compute below the paged device; where it names none
+    /// and `automatic` is set, the one that llama.cpp would take first. None: the processor.
+    ///
+    /// # Errors
+    /// `Usage` when it names two, or one that cannot compute a model by itself.
+    pub fn inner_device(&self, automatic: bool) -> Result<Option<InnerDevice>> {
+        let mut raw = std::ptr::null_mut();
+        // SAFETY:
+        // - the handle is alive as long as `self`;
+        // - `raw` is a place for one pointer.
+        let status =
+            unsafe { ggml_sys::rpaged_params_inner_device(self.raw(), automatic, &raw mut raw) };
+        if status == ggml_sys::RPAGED_USAGE as i32 {
+            return Err(Error::Usage(bytes::last_error()));
+        }
+        if status != ggml_sys::RPAGED_OK as i32 {
+            return Err(bytes::failure("llama.cpp does not tell its devices"));
+        }
+        // SAFETY:
+        // - null, or one of ggml's devices, which live as long as the process.
+        Ok(unsafe { InnerDevice::from_raw(raw) })
     }
 
     /// Has the model lie on `device`, and on those of RPC servers before it; see

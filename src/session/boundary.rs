@@ -20,6 +20,7 @@ use crate::telemetry::memory::{ProcessReader, Reader, share_of};
 use crate::telemetry::metrics::{Facts, Metrics, PressureRecord};
 use crate::telemetry::pressure::{
     Action, Decision, Governor, Source, Standing, THRESHOLD, automatic_budget,
+    automatic_device_budget,
 };
 
 /// What a run does between tokens.
@@ -229,7 +230,7 @@ impl Paging {
             let record = PressureRecord::new(&decision, refused, threshold, minimum);
             metrics.pressure(record);
         }
-        tell(&decision, done);
+        tell(&decision, done, &device.memory_name());
     }
 }
 
@@ -241,7 +242,8 @@ fn carry_out(decision: &Decision, device: &PagedDevice) -> Result<()> {
     }
 }
 
-fn tell(decision: &Decision, done: Result<()>) {
+/// `whose` names the memory.
+fn tell(decision: &Decision, done: Result<()>, whose: &str) {
     let (used, total) = (decision.level.used_bytes, decision.level.total_bytes);
     let memory = format!("{} of {} in use", show_bytes(used), show_bytes(total));
     let (before, after) = (decision.before_bytes, decision.after_bytes);
@@ -249,13 +251,13 @@ fn tell(decision: &Decision, done: Result<()>) {
     match (decision.action, done) {
         (_, Err(error)) => log::warn(format!("the budget stays at {before}: {error}\n")),
         (Action::Shrink, _) => log::info(format!(
-            "memory is scarce ({memory}): the budget shrinks from {before} to {after}\n"
+            "{whose} is scarce ({memory}): the budget shrinks from {before} to {after}\n"
         )),
         (Action::Grow, _) => log::info(format!(
-            "memory is free again ({memory}): the budget grows from {before} to {after}\n"
+            "{whose} is free again ({memory}): the budget grows from {before} to {after}\n"
         )),
         (Action::Exhausted, _) => log::warn(format!(
-            "memory is scarce ({memory}), and no budget below {before} would do; the run goes \
+            "{whose} is scarce ({memory}), and no budget below {before} would do; the run goes \
              on with that\n"
         )),
     }
@@ -267,9 +269,12 @@ fn bytes_of(budget: Budget, mem_pressure: f64, device: &PagedDevice) -> u64 {
     match budget {
         Budget::Bytes(bytes) => bytes,
         Budget::ModelShare(part) => share_of(report.model_bytes, part),
-        Budget::Auto => {
-            let memory = Reader::new().read();
-            automatic_budget(&memory, mem_pressure, report.arena_bytes_used)
-        }
+        Budget::Auto => match device.memory() {
+            Some(memory) => automatic_device_budget(memory, mem_pressure, report.arena_bytes_used),
+            None => {
+                let memory = Reader::new().read();
+                automatic_budget(&memory, mem_pressure, report.arena_bytes_used)
+            }
+        },
     }
 }

@@ -13,6 +13,7 @@ use crate::device::{PagedDevice, Report};
 use crate::error::Result;
 use crate::llama::log;
 use crate::telemetry::memory::{available_bytes, share_of};
+use crate::telemetry::pressure::{DEVICE_THRESHOLD, automatic_device_budget};
 
 /// What the lines are made of.
 pub(super) struct Lines {
@@ -124,9 +125,13 @@ impl Lesson {
 
 /// The sentence for a generation of `tokens` tokens since `beginning` that was bound by
 /// transfers; None for any other.
-pub(super) fn bound(beginning: &Beginning, report: &Report, tokens: usize) -> Option<String> {
+pub(super) fn bound(beginning: &Beginning, device: &PagedDevice, tokens: usize) -> Option<String> {
     let seconds = beginning.at.elapsed().as_secs_f64();
-    let available = share_of(available_bytes(), AVAILABLE_SHARE);
+    let report = &device.report();
+    let available = match device.memory() {
+        Some(memory) => automatic_device_budget(memory, DEVICE_THRESHOLD, 0),
+        None => share_of(available_bytes(), AVAILABLE_SHARE),
+    };
     sentence(&beginning.report, report, seconds, tokens, available)
 }
 
@@ -158,7 +163,7 @@ fn sentence(
     let gain = 1.0 / (1.0 - waited.min(0.99) * (more as f64 / missing as f64));
     if gain < GAIN_MIN {
         return Some(format!(
-            "{streamed}, which took {:.0} % of the time; this machine has no memory left for more",
+            "{streamed}, which took {:.0} % of the time; there is no memory left for more",
             waited * 100.0
         ));
     }

@@ -64,7 +64,14 @@ fn announce(config: &Config) {
     }
     log::info("llama_completion: llama backend init\n");
     log::info(format!("llama_completion: loading {}\n", config.model_name));
-    if config.paging.is_some() {
+    if let Some(paging) = &config.paging {
         log::info("llama_completion: weights or KV are paged; --fit is off\n");
+        if let Some(device) = paging.inner {
+            log::info(format!(
+                "llama_completion: {} computes ({})\n",
+                device.name(),
+                device.description()
+            ));
+        }
     }
 }

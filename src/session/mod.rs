@@ -26,7 +26,7 @@ use crate::cli::{Config, Mode};
 use crate::device::PagedDevice;
 use crate::error::{Error, Result};
 use crate::llama::log;
-use crate::telemetry::pressure::Sampler;
+use crate::telemetry::pressure::{DeviceSampler, Sampler};
 
 /// Does the run that `config` describes.
 ///
@@ -50,10 +50,13 @@ pub fn run(config: Config) -> Result<()> {
 
 /// What is done between the tokens of this run.
 fn boundary(config: &mut Config) -> Boundary {
-    let paging = config.paging.as_ref().map(|_| Paging {
+    let paging = config.paging.as_ref().map(|paging| Paging {
         budget_file: config.budget_file.take(),
         mem_pressure: config.mem_pressure,
-        source: Box::new(Sampler::new()),
+        source: match paging.device_with_memory() {
+            Some(device) => Box::new(DeviceSampler::new(device)),
+            None => Box::new(Sampler::new()),
+        },
         governor: None,
     });
     Boundary::new(paging, config.metrics)
@@ -112,8 +115,8 @@ fn complete(mut config: Config) -> Result<Option<closing::Lines>> {
         lesson.teach(beginning, device, tokens);
     }
     let quiet = show || metrics.is_on_stderr();
-    if let (Some(beginning), Some(report), false) = (&boundary.beginning, &report, quiet)
-        && let Some(sentence) = closing::bound(beginning, report, tokens)
+    if let (Some(beginning), Some(device), false) = (&boundary.beginning, session.device(), quiet)
+        && let Some(sentence) = closing::bound(beginning, device, tokens)
     {
         log::info(format!("{sentence}\n"));
     }

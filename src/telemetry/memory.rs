@@ -1,5 +1,7 @@
 //! Memory of the machine, of the control groups this process is in, and of the process.
 
+use crate::ggml::InnerDevice;
+
 /// How full one thing is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Level {
@@ -11,6 +13,15 @@ pub struct Level {
 }
 
 impl Level {
+    /// How full the memory of a device is now, whoever uses it.
+    pub fn of_device(device: InnerDevice) -> Self {
+        let (free, total) = device.memory_bytes();
+        Self {
+            used_bytes: total.saturating_sub(free),
+            total_bytes: total,
+        }
+    }
+
     /// Bytes that can still be had.
     pub fn available_bytes(&self) -> u64 {
         self.total_bytes.saturating_sub(self.used_bytes)

@@ -22,9 +22,13 @@
 use std::time::{Duration, Instant};
 
 use super::memory::{Level, Memory, Reader, share_of};
+use crate::ggml::InnerDevice;
 
 /// The share of memory in use above which the budget shrinks, unless the user says.
 pub const THRESHOLD: f64 = 0.85;
+/// The same where the budget is of a device's own memory, which no system shares with
+/// anything that it could swap.
+pub const DEVICE_THRESHOLD: f64 = 0.95;
 /// How far below the threshold a growth has to stay.
 const MARGIN: f64 = 0.05;
 /// The budget moves in steps of this part of what the user allowed.
@@ -39,11 +43,19 @@ const PATIENCE: u32 = 16;
 const PATIENCE_MAX: u32 = 1024;
 /// Memory is not asked more often than this.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(5);
+/// Nor is that of a device, whose driver has to be asked.
+const DEVICE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The share of what is available that a budget takes by itself.
 const AUTOMATIC: f64 = 0.85;
 /// What the process takes beside its budget.
 const OVERHEAD_BYTES: u64 = 64 << 20;
+/// What stays free of a device's memory beside its budget: a pool of CUDA's own ends the
+/// process when it cannot grow.
+const DEVICE_FREE_BYTES: u64 = 512 << 20;
+const DEVICE_FREE_SHARE: f64 = 0.05;
+/// Of that, what the driver's own growth takes until the threshold is reached.
+const DEVICE_OVERHEAD_BYTES: u64 = 256 << 20;
 
 /// The budget when the user names none: most of what is available, and no more than stays
 /// below the threshold, or the governor would take it back at once. `own_bytes` of what is
@@ -62,6 +74,24 @@ pub fn automatic_budget(memory: &Memory, threshold: f64, own_bytes: u64) -> u64 
     let most = share_of(available, AUTOMATIC);
     // Where others hold nearly everything, a start with something is better than none.
     room.unwrap_or(most).clamp(most / 4, most)
+}
+
+/// The budget in a device's own memory when the user names none: what is free, but for what
+/// its driver and others may still want, and no more than stays below the threshold.
+/// `own_bytes` of what is in use are the budget's already.
+pub fn automatic_device_budget(memory: Level, threshold: f64, own_bytes: u64) -> u64 {
+    let total = memory.total_bytes;
+    let others = memory.used_bytes.saturating_sub(own_bytes);
+    let free = total.saturating_sub(others);
+    let kept = DEVICE_FREE_BYTES.max(share_of(total, DEVICE_FREE_SHARE));
+    let room = share_of(total, threshold).saturating_sub(others + DEVICE_OVERHEAD_BYTES);
+    // A small device is better used than not.
+    free.saturating_sub(kept).min(room).max(free / 4)
+}
+
+/// The same with the usual threshold, in what `device` has free now.
+pub fn automatic_device_budget_now(device: InnerDevice) -> u64 {
+    automatic_device_budget(Level::of_device(device), DEVICE_THRESHOLD, 0)
 }
 
 /// Says how full memory is.
@@ -100,6 +130,35 @@ impl Source for Sampler {
         self.sampled = Some(now);
         // A machine that does not say how much memory it has is never under pressure.
         Some(self.reader.read().tightest()).filter(|level| level.total_bytes > 0)
+    }
+}
+
+/// The memory of a device.
+#[derive(Debug)]
+pub struct DeviceSampler {
+    device: InnerDevice,
+    sampled: Option<Instant>,
+}
+
+impl DeviceSampler {
+    /// Asks `device`.
+    pub fn new(device: InnerDevice) -> Self {
+        Self {
+            device,
+            sampled: None,
+        }
+    }
+}
+
+impl Source for DeviceSampler {
+    fn sample(&mut self) -> Option<Level> {
+        let asked = self.sampled;
+        if asked.is_some_and(|asked| asked.elapsed() < DEVICE_INTERVAL) {
+            return None;
+        }
+        self.sampled = Some(Instant::now());
+        // A device that does not say how much memory it has is never under pressure.
+        Some(Level::of_device(self.device)).filter(|level| level.total_bytes > 0)
     }
 }
 
@@ -342,6 +401,37 @@ mod tests {
         let budget = automatic_budget(&grouped, 0.5, 0);
         assert_eq!(budget, share_of(gib(11), 0.5) - gib(1) - OVERHEAD_BYTES);
         assert_eq!(automatic_budget(&Memory::default(), 0.85, 0), 0);
+    }
+
+    #[test]
+    fn the_automatic_budget_of_a_device_leaves_its_driver_and_the_governor_room() {
+        let mib = |count: u64| count << 20;
+        let level = |used, total| Level {
+            used_bytes: mib(used),
+            total_bytes: mib(total),
+        };
+        // 5 % are more than 512 MiB; below the threshold lies still less.
+        let large = automatic_device_budget(level(1000, 80_000), 0.95, 0);
+        assert_eq!(large, share_of(mib(80_000), 0.95) - mib(1000) - mib(256));
+        let at_ease = automatic_device_budget(level(1000, 80_000), 1.0, 0);
+        assert_eq!(at_ease, mib(80_000 - 1000 - 4000));
+        // What is in use already does not count twice.
+        let again = automatic_device_budget(level(1000 + 60_000, 80_000), 0.95, mib(60_000));
+        assert_eq!(again, large);
+        let small = automatic_device_budget(level(0, 4000), 1.0, 0);
+        assert_eq!(small, mib(4000 - 512));
+        let full = automatic_device_budget(level(3900, 4000), 0.95, 0);
+        assert_eq!(full, mib(25));
+        assert_eq!(automatic_device_budget(Level::default(), 0.95, 0), 0);
+    }
+
+    #[test]
+    fn a_device_is_asked_now_and_then_and_says_how_full_it_is() {
+        let device = InnerDevice::cpu().unwrap();
+        let mut sampler = DeviceSampler::new(device);
+        let level = sampler.sample().unwrap();
+        assert!(level.total_bytes > 0 && level.used_bytes <= level.total_bytes);
+        assert_eq!(sampler.sample(), None, "asked a moment ago");
     }
 
     #[test]

@@ -4,7 +4,7 @@ mod adapters;
 mod asynchronous;
 mod budgets;
 pub mod case;
-mod covering;
+pub mod covering;
 mod matrix;
 mod placed;
 mod sequences;

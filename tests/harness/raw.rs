@@ -20,6 +20,9 @@ use crate::models::random::Random;
 pub enum Placement<'d> {
     /// llama.cpp's CPU backend, without repacking.
     Stock,
+    /// Everything on a device of ggml's, unpaged.
+    #[cfg(feature = "vulkan")]
+    Device(InnerDevice),
     /// Everything on the paged device.
     Paged(&'d PagedDevice),
     /// Everything on the device for tests, without paging.
@@ -81,6 +84,8 @@ impl<'d> LlamaModel<'d> {
         });
         let device = match placement {
             Placement::Stock => ptr::null_mut(),
+            #[cfg(feature = "vulkan")]
+            Placement::Device(device) => device.as_ptr(),
             Placement::Paged(device) => device.raw(),
             Placement::On(device) => device.raw(),
         };

@@ -146,6 +146,11 @@ struct rpaged_bytes rpaged_params_text(const struct rpaged_params * params, enum
 // `index` below `antiprompts` of the settings.
 struct rpaged_bytes rpaged_params_antiprompt(const struct rpaged_params * params, size_t index);
 
+// The GPU of this machine that the parameters name (--device), which computes below the
+// paged device; when they name no device and `automatic` is set, the one that llama.cpp
+// would take first. NULL: the processor. RPAGED_USAGE when they name two, or none that can.
+int32_t rpaged_params_inner_device(const struct rpaged_params * params, bool automatic,
+                                   struct ggml_backend_device ** device);
 // `device` becomes the model's last one, behind the RPC servers' devices that the parameters
 // name or, when they name none, all of them: `others` is their number. All layers go to
 // devices; nothing is fitted to free memory, nothing is warmed up. A `load_mode` that is not
@@ -386,7 +391,7 @@ void rpaged_reset_sampler(struct rpaged_session * session);
 // ---- the machine and the cache ------------------------------------------------------------
 
 // What --list-devices, with the devices of these RPC servers (HOST:PORT, commas between), and
-// --cache-list print.
+// --cache-list print; behind llama.cpp's list of devices, those that may compute under paging.
 struct rpaged_bytes rpaged_device_list(const char * rpc_servers);
 struct rpaged_bytes rpaged_cache_list(void);
 // llama.cpp's version, commit and compiler.

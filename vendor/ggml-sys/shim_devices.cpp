@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <stdexcept>
+#include <vector>
 
 // Has the servers be known as devices, as the parser does for --rpc.
 static void add_rpc_servers(const std::string & servers) {
@@ -22,6 +23,47 @@ static void add_rpc_servers(const std::string & servers) {
     for (const auto & server : string_split<std::string>(servers, ',')) {
         ggml_backend_register(add(server.c_str()));
     }
+}
+
+static bool is_remote(ggml_backend_dev_t device) {
+    auto * registry = ggml_backend_dev_backend_reg(device);
+    return registry && strcmp(ggml_backend_reg_name(registry), "RPC") == 0;
+}
+
+// Whether it is a GPU of this machine.
+static bool is_gpu(ggml_backend_dev_t device) {
+    const auto type = ggml_backend_dev_type(device);
+    return !is_remote(device) && (type == GGML_BACKEND_DEVICE_TYPE_GPU ||
+                                  type == GGML_BACKEND_DEVICE_TYPE_IGPU);
+}
+
+// The GPU that llama.cpp would take first: an integrated one only where there is no other.
+static ggml_backend_dev_t first_gpu() {
+    ggml_backend_dev_t integrated = nullptr;
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        auto * device = ggml_backend_dev_get(i);
+        if (is_gpu(device) && ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_GPU) {
+            return device;
+        }
+        if (is_gpu(device) && !integrated) {
+            integrated = device;
+        }
+    }
+    return integrated;
+}
+
+// What --device may name under paging.
+static std::string paged_devices() {
+    std::string text = "Under paging one of these computes:\n";
+    const auto * first = first_gpu();
+    for (size_t i = 0; i < ggml_backend_dev_count(); i++) {
+        auto * device = ggml_backend_dev_get(i);
+        if (is_gpu(device)) {
+            text += string_format("  %s%s\n", ggml_backend_dev_name(device),
+                                  device == first ? " (default)" : "");
+        }
+    }
+    return text + string_format("  none: the processor%s\n", first ? "" : " (default)");
 }
 
 extern "C" rpaged_bytes rpaged_device_list(const char * rpc_servers) {
@@ -42,13 +84,41 @@ extern "C" rpaged_bytes rpaged_device_list(const char * rpc_servers) {
                                   ggml_backend_dev_name(device),
                                   ggml_backend_dev_description(device), total >> 20, free >> 20);
         }
-        return rpaged_own(any ? text : text + "  (none)\n");
+        text += any ? "" : "  (none)\n";
+        return rpaged_own(text + paged_devices());
     });
 }
 
-static bool is_remote(ggml_backend_dev_t device) {
-    auto * registry = ggml_backend_dev_backend_reg(device);
-    return registry && strcmp(ggml_backend_reg_name(registry), "RPC") == 0;
+extern "C" int32_t rpaged_params_inner_device(const rpaged_params * handle, bool automatic,
+                                              ggml_backend_device ** device) {
+    return rpaged_guard<int32_t>(RPAGED_FAILED, [&]() -> int32_t {
+        *device = nullptr;
+        const auto & given = handle->params.devices;
+        if (given.empty()) {
+            *device = automatic ? first_gpu() : nullptr;
+            return RPAGED_OK;
+        }
+        for (auto * named : given) {
+            if (!named || is_remote(named)) {
+                continue;
+            }
+            if (!is_gpu(named)) {
+                rpaged_fail(string_format("'%s' of --device is no GPU, and cannot compute a model "
+                                          "by itself; name one of --list-devices, or 'none'",
+                                          ggml_backend_dev_name(named)));
+                return RPAGED_USAGE;
+            }
+            if (*device && *device != named) {
+                rpaged_fail(string_format("'--device' names '%s' and '%s', and under paging one "
+                                          "device computes; name one of them",
+                                          ggml_backend_dev_name(*device),
+                                          ggml_backend_dev_name(named)));
+                return RPAGED_USAGE;
+            }
+            *device = named;
+        }
+        return RPAGED_OK;
+    });
 }
 
 extern "C" int32_t rpaged_params_use_device(rpaged_params * handle, ggml_backend_device * device,
@@ -57,12 +127,8 @@ extern "C" int32_t rpaged_params_use_device(rpaged_params * handle, ggml_backend
         common_params & p = handle->params;
         std::vector<ggml_backend_dev_t> devices;
         for (auto * given : p.devices) {
-            if (given && !is_remote(given)) {
-                throw std::runtime_error(string_format(
-                    "'%s' and the paged device cannot share a model; leave it out of --device",
-                    ggml_backend_dev_name(given)));
-            }
-            if (given) {
+            // The GPU is behind the paged device, see `rpaged_params_inner_device`.
+            if (given && is_remote(given)) {
                 devices.push_back(given);
             }
         }

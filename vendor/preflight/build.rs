@@ -44,6 +44,27 @@ const LIBCLANG: Tool = Tool {
     macos: "brew install llvm",
 };
 
+const GLSLC: Tool = Tool {
+    name: "glslc",
+    debian: "glslc",
+    fedora: "glslc",
+    macos: "brew install shaderc",
+};
+
+const VULKAN: Tool = Tool {
+    name: "Vulkan's headers and loader",
+    debian: "libvulkan-dev",
+    fedora: "vulkan-loader-devel",
+    macos: "brew install vulkan-headers vulkan-loader",
+};
+
+const SPIRV: Tool = Tool {
+    name: "SPIR-V's headers",
+    debian: "spirv-headers",
+    fedora: "spirv-headers-devel",
+    macos: "brew install spirv-headers",
+};
+
 fn main() {
     if let Some(sentence) = missing_sentence(&missing_tools()) {
         eprintln!("\n    {sentence}\n");
@@ -74,7 +95,39 @@ fn missing_tools() -> Vec<Tool> {
     if !has_libclang() {
         missing.push(LIBCLANG);
     }
+    if cfg!(feature = "vulkan") && !is_set("VULKAN_SDK") {
+        missing.extend(missing_for_vulkan());
+    }
     missing
+}
+
+/// What `--features vulkan` needs beside the rest.
+fn missing_for_vulkan() -> Vec<Tool> {
+    let mut missing = Vec::new();
+    if !on_path(&["glslc"]) {
+        missing.push(GLSLC);
+    }
+    if !has_header("vulkan/vulkan_core.h") {
+        missing.push(VULKAN);
+    }
+    if !has_header("spirv/unified1/spirv.hpp") {
+        missing.push(SPIRV);
+    }
+    missing
+}
+
+/// Whether a C++ compiler finds the header in one of the usual folders.
+fn has_header(name: &str) -> bool {
+    let usual = [
+        "/usr/include",
+        "/usr/local/include",
+        "/opt/homebrew/include",
+        "/opt/local/include",
+    ];
+    let given = ["CPATH", "CPLUS_INCLUDE_PATH"].map(|name| env::var_os(name).unwrap_or_default());
+    let given = given.iter().flat_map(env::split_paths);
+    let mut folders = usual.iter().map(PathBuf::from).chain(given);
+    folders.any(|folder| folder.join(name).is_file())
 }
 
 /// One sentence that names what is missing and the packages of three systems.
@@ -195,6 +248,23 @@ mod tests {
              here: install with `apt install cmake make g++ libclang-dev` (Debian, Ubuntu), \
              `dnf install cmake make gcc-c++ clang-devel` (Fedora), `brew install cmake && \
              xcode-select --install && brew install llvm` (macOS), and build again"
+        );
+    }
+
+    #[test]
+    fn what_vulkan_needs_is_named_with_the_rest() {
+        assert_eq!(
+            missing_sentence(&[GLSLC, VULKAN, SPIRV]).unwrap(),
+            "building llama.cpp needs glslc and Vulkan's headers and loader and SPIR-V's headers, \
+             not found here: install with `apt install glslc libvulkan-dev spirv-headers` (Debian, \
+             Ubuntu), `dnf install glslc vulkan-loader-devel spirv-headers-devel` (Fedora), `brew \
+             install shaderc && brew install vulkan-headers vulkan-loader && brew install \
+             spirv-headers` (macOS), and build again"
+        );
+        assert!(!has_header("rpaged/has-no-such-header.h"));
+        assert_eq!(
+            has_header("stdio.h"),
+            Path::new("/usr/include/stdio.h").is_file()
         );
     }
 
