@@ -1,9 +1,13 @@
 //! What upstream's options may say when memory is paged.
 
+use super::size::read_budget;
 use super::support::{WhenPaged, when_paged};
 use super::{Request, rpc};
+use crate::device::Budget;
 use crate::error::{Error, Result};
+use crate::ggml::InnerDevice;
 use crate::llama::Settings;
+use crate::telemetry::{memory, pressure};
 
 impl Request {
     /// Refuses what cannot be had together with paging.
@@ -77,6 +81,62 @@ impl Request {
             ));
         }
         Ok(())
+    }
+
+    /// The budget: from its file, else from its flag, else a default; of the memory of
+    /// `device`, if there is one.
+    pub(super) fn budget(&self, show: bool, device: Option<InnerDevice>) -> Result<Budget> {
+        let default = if show {
+            Budget::ModelShare(0.5)
+        } else {
+            Budget::Auto
+        };
+        let budget = match &self.own.vram_budget_file {
+            Some(path) => read_budget(path)?,
+            None => self.own.vram_budget.unwrap_or(default),
+        };
+        Ok(match budget {
+            Budget::Auto => Budget::Bytes(self.automatic_budget(device)),
+            given => given,
+        })
+    }
+
+    fn automatic_budget(&self, device: Option<InnerDevice>) -> u64 {
+        let threshold = self.mem_pressure(device.is_some());
+        match device {
+            Some(device) => {
+                let memory = memory::Level::of_device(device);
+                pressure::automatic_device_budget(memory, threshold, 0)
+            }
+            None => {
+                let memory = memory::Reader::new().read();
+                pressure::automatic_budget(&memory, threshold, 0)
+            }
+        }
+    }
+
+    /// The share of memory, a device's own or the machine's, above which the budget shrinks.
+    pub(super) fn mem_pressure(&self, of_device: bool) -> f64 {
+        self.own.mem_pressure.unwrap_or(match of_device {
+            true => pressure::DEVICE_THRESHOLD,
+            false => pressure::THRESHOLD,
+        })
+    }
+
+    /// Refuses what cannot be had while a GPU computes what is paged.
+    pub(super) fn check_inner_device(
+        &self,
+        inner: Option<InnerDevice>,
+        settings: &Settings,
+    ) -> Result<()> {
+        match inner.filter(|_| self.has_other_devices(settings)) {
+            None => Ok(()),
+            Some(device) => Err(Error::NotBuilt(format!(
+                "layers on RPC servers beside those that {} computes under paging are not built \
+                 yet; leave out --rpc",
+                device.name()
+            ))),
+        }
     }
 
     /// Whether the model gets devices beside the paged one.

@@ -9,17 +9,14 @@ use std::path::PathBuf;
 
 use super::drafting;
 use super::rpc;
-use super::size::read_budget;
 use super::support::{Support, support};
 use super::{Config, Mode, Request, values};
 use crate::device::{Budget, Faults, LAZY_BYTES_MIN, PagingConfig, Storage};
 use crate::error::{Error, Result};
-use crate::ggml::InnerDevice;
 use crate::llama::{self, ModelFile, Params, Settings};
 use crate::session::demo::{self, DemoModel};
 use crate::session::progress;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::{memory, pressure};
 
 pub(super) const PREFETCH_THREADS: u16 = 2;
 pub(super) const KV_PAGE_TOKENS: u32 = 256;
@@ -106,6 +103,7 @@ impl Request {
             // From a configuration file; negative: 'auto' and 'all'.
             let layers = given.unwrap_or(u32::try_from(settings.n_gpu_layers).ok());
             let inner = params.inner_device(layers != Some(0))?;
+            self.check_inner_device(inner, &settings)?;
             let budget = self.budget(show, inner.filter(|inner| !inner.is_host()))?;
             Some(PagingConfig {
                 budget,
@@ -177,46 +175,6 @@ impl Request {
         let option = self.options.iter().find(|option| option.is_spelled(&name));
         let advice = option.map(|option| values::advice(option, &value));
         Error::Usage(format!("{sentence}{}", advice.unwrap_or_default()))
-    }
-
-    /// The budget: from its file, else from its flag, else a default; of the memory of
-    /// `device`, if there is one.
-    fn budget(&self, show: bool, device: Option<InnerDevice>) -> Result<Budget> {
-        let default = if show {
-            Budget::ModelShare(0.5)
-        } else {
-            Budget::Auto
-        };
-        let budget = match &self.own.vram_budget_file {
-            Some(path) => read_budget(path)?,
-            None => self.own.vram_budget.unwrap_or(default),
-        };
-        Ok(match budget {
-            Budget::Auto => Budget::Bytes(self.automatic_budget(device)),
-            given => given,
-        })
-    }
-
-    fn automatic_budget(&self, device: Option<InnerDevice>) -> u64 {
-        let threshold = self.mem_pressure(device.is_some());
-        match device {
-            Some(device) => {
-                let memory = memory::Level::of_device(device);
-                pressure::automatic_device_budget(memory, threshold, 0)
-            }
-            None => {
-                let memory = memory::Reader::new().read();
-                pressure::automatic_budget(&memory, threshold, 0)
-            }
-        }
-    }
-
-    /// The share of memory, a device's own or the machine's, above which the budget shrinks.
-    fn mem_pressure(&self, of_device: bool) -> f64 {
-        self.own.mem_pressure.unwrap_or(match of_device {
-            true => pressure::DEVICE_THRESHOLD,
-            false => pressure::THRESHOLD,
-        })
     }
 
     /// Whether the option that goes by `name` is on the command line.

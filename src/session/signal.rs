@@ -1,6 +1,6 @@
-//! Ctrl-C, termination, and the end of the terminal. Before the first token there is nothing to save: the process
-//! ends at once. Afterwards the first signal asks the generation to stop, and a second one
-//! ends the process.
+//! Ctrl-C, termination, and the end of the terminal. Before the first token there is nothing
+//! to save: the process ends at once. Afterwards the first signal asks the generation to
+//! stop, and a second one ends the process.
 //!
 //! ```text
 //!            signal                     signal                    signal

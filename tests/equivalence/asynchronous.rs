@@ -103,7 +103,7 @@ impl Run {
     /// Every second one reads the model's files again and again: through staging memory.
     fn faults(&self) -> Faults {
         Faults {
-            keep_bytes_max: (self.seed % 2 == 0).then_some(0),
+            keep_bytes_max: self.seed.is_multiple_of(2).then_some(0),
             ..Faults::default()
         }
     }
@@ -165,14 +165,19 @@ fn check_all(runs: impl IntoIterator<Item = Run>) {
     assert!(waits > 0, "no stream ever waited in {count} runs");
 }
 
+/// One of several, by a seed.
+fn pick<T: Copy, const N: usize>(among: [T; N], seed: u64) -> T {
+    among[usize::try_from(seed % N as u64).unwrap()]
+}
+
 #[test]
 fn all_layers_on_the_device_without_paging() {
     for (seed, model) in (1..).zip(Model::ALL) {
         for flavour in 0..FLAVOURS.len() {
             let spec = RunSpec {
                 ubatch: 7,
-                flash: [Flash::On, Flash::Off][seed as usize % 2],
-                cache: [Cache::F16, Cache::Q8][seed as usize / 2 % 2],
+                flash: pick([Flash::On, Flash::Off], seed),
+                cache: pick([Cache::F16, Cache::Q8], seed / 2),
                 ..RunSpec::new(model, 24, 3)
             };
             let on = device(flavour, seed);
@@ -252,13 +257,13 @@ fn many_seeds_of_delays_under_the_smallest_budget() {
         let runs = (1..=12).map(|seed| Run {
             spec: RunSpec {
                 ubatch: 4,
-                flash: [Flash::On, Flash::Off][seed as usize / 2 % 2],
+                flash: pick([Flash::On, Flash::Off], seed / 2),
                 ..RunSpec::new(model, 7, 3)
             },
-            flavour: 1 + seed as usize % 3,
+            flavour: pick([1, 2, 3], seed),
             seed,
-            paging: [Paging::Both, Paging::States, Paging::Weights][seed as usize % 3],
-            size: [Size::Smallest, Size::Percent(10)][seed as usize % 2],
+            paging: pick([Paging::Both, Paging::States, Paging::Weights], seed),
+            size: pick([Size::Smallest, Size::Percent(10)], seed),
             prefetch: seed % 4 != 0,
         });
         check_all(runs);

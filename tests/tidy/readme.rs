@@ -139,6 +139,7 @@ fn expected_exit_codes() -> BTreeMap<u8, String> {
         Error::NotBuilt(text()),
         Error::Memory(text()),
         Error::Bug(text()),
+        Error::Interrupted { signal: 1 },
         Error::Interrupted { signal: 2 },
         Error::Interrupted { signal: 15 },
         Error::OutputClosed,

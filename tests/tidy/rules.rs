@@ -104,7 +104,7 @@ pub fn unsafe_says_why(_path: &str, text: &str) -> Vec<Finding> {
         } else {
             after.trim()
         };
-        has_word(code[*index], "unsafe") && (after.starts_with('{') || has_word(after, "impl"))
+        has_word(code[*index], "unsafe") && (after.starts_with('{') || after.starts_with("impl"))
     };
     let undocumented = (0..code.len())
         .filter(opens)

@@ -66,7 +66,10 @@ const EXIT_CODES: [(&str, &str); 10] = [
     ("3", "it is understood, but not built yet"),
     ("4", "the budget, or the memory there is, does not suffice"),
     ("70", "a bug, or llama.cpp aborted"),
-    ("129", "the terminal was closed; what was generated has been printed"),
+    (
+        "129",
+        "the terminal was closed; what was generated has been printed",
+    ),
     ("130", "Ctrl-C; what was generated has been printed"),
     ("141", "nobody reads standard output any more"),
     (
