@@ -36,9 +36,9 @@ pub struct OwnFlags {
     #[arg(long, env = "LLAMA_ARG_PAGED_KV", value_parser = parse_truth)]
     pub paged_kv: bool,
 
-    /// Memory that paging may take, of the GPU's where one computes: a number of MiB, or
-    /// with a unit (K, M, G, KiB, MiB, GiB), or a share of the model's size in percent
-    /// (default: auto, most of what is free).
+    /// Memory that paging may take, a GPU's where one computes: MiB, or with a unit (K, M, G,
+    /// KiB, MiB, GiB), or a share of the model in percent (default: auto, most of what is
+    /// free).
     ///
     /// rpaged-cli -m big.gguf -no-cnv -p "Hello" --dynamic-layers --vram-budget 4G
     #[arg(long, value_name = "SIZE", env = "LLAMA_ARG_VRAM_BUDGET")]
@@ -53,9 +53,8 @@ pub struct OwnFlags {
     #[arg(allow_hyphen_values = true)]
     pub vram_budget_file: Option<PathBuf>,
 
-    /// The share of memory in use (machine or control group, 0 to 1) above which the
-    /// budget shrinks; it grows again when memory is free (default: 0.85). Where a GPU
-    /// computes: of its memory (0.95).
+    /// The share of memory in use (machine, control group or GPU, 0 to 1) above which the
+    /// budget shrinks; it grows again when memory is free (default: 0.85; GPU: 0.95).
     ///
     /// rpaged-cli -m big.gguf -no-cnv -p "Hello" --dynamic-layers --mem-pressure 0.7
     #[arg(long, value_name = "F", env = "LLAMA_ARG_MEM_PRESSURE")]
