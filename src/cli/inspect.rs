@@ -43,7 +43,7 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         ));
     }
     quieten(&mut rest);
-    let config = resolve(rest, options, "inspect")?;
+    let (config, _headers) = resolve(rest, options, "inspect")?;
     let path = config.paging.as_ref().map(|paging| paging.model.clone());
     let path: PathBuf = path.ok_or_else(|| Error::Bug("nothing is paged here".to_owned()))?;
     let mut inspection = inspect(&path, config.model_name.clone())?;

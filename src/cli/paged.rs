@@ -6,7 +6,7 @@ use super::{Request, rpc};
 use crate::device::Budget;
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
-use crate::llama::Settings;
+use crate::llama::{Params, Settings};
 use crate::telemetry::{memory, pressure};
 
 impl Request {
@@ -123,14 +123,17 @@ impl Request {
         })
     }
 
-    /// Refuses what cannot be had while a GPU computes what is paged.
-    pub(super) fn check_inner_device(
+    /// The GPU that computes what is paged; None: the processor. As in llama.cpp, no layer on
+    /// a GPU (`layers`) leaves all to the processor.
+    pub(super) fn inner_device(
         &self,
-        inner: Option<InnerDevice>,
+        params: &Params,
         settings: &Settings,
-    ) -> Result<()> {
+        layers: Option<u32>,
+    ) -> Result<Option<InnerDevice>> {
+        let inner = params.inner_device(layers != Some(0))?;
         match inner.filter(|_| self.has_other_devices(settings)) {
-            None => Ok(()),
+            None => Ok(inner),
             Some(device) => Err(Error::NotBuilt(format!(
                 "layers on RPC servers beside those that {} computes under paging are not built \
                  yet; leave out --rpc",

@@ -87,7 +87,8 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
     if let Some(tokens) = flags.for_context {
         rest.extend(["-c".into(), tokens.to_string().into()]);
     }
-    let subject = Subject::new(resolve(rest, options, "plan")?)?;
+    let (config, _headers) = resolve(rest, options, "plan")?;
+    let subject = Subject::new(config)?;
     let most = usize::try_from(subject.facts.n_ctx).unwrap_or(usize::MAX);
     let tokens = flags.depth.map_or(most, |depth| depth as usize);
     if tokens > most {

@@ -99,11 +99,9 @@ impl Request {
         };
         let progress = !show && progress::can_be_shown();
         let paging = if paged {
-            // As in llama.cpp, no layer on a GPU leaves all to the processor.
             // From a configuration file; negative: 'auto' and 'all'.
             let layers = given.unwrap_or(u32::try_from(settings.n_gpu_layers).ok());
-            let inner = params.inner_device(layers != Some(0))?;
-            self.check_inner_device(inner, &settings)?;
+            let inner = self.inner_device(&params, &settings, layers)?;
             let budget = self.budget(show, inner.filter(|inner| !inner.is_host()))?;
             Some(PagingConfig {
                 budget,

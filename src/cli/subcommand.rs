@@ -8,6 +8,7 @@ use clap::Parser;
 
 use super::{Command, Config, Request, flags, words};
 use crate::error::{Error, Result};
+use crate::llama::download::HeaderFolder;
 use crate::llama::{self, OptionInfo};
 use crate::telemetry::metrics;
 
@@ -79,11 +80,15 @@ fn complaint(error: &clap::Error) -> Error {
 }
 
 /// The configuration of a run with these words, in which weights and KV cache are paged
-/// unless they say otherwise.
+/// unless they say otherwise; and where the header lies of a model that lies elsewhere.
 ///
 /// # Errors
 /// Whatever a run would say of them.
-pub fn resolve(mut args: Vec<OsString>, options: Vec<OptionInfo>, what: &str) -> Result<Config> {
+pub fn resolve(
+    mut args: Vec<OsString>,
+    options: Vec<OptionInfo>,
+    what: &str,
+) -> Result<(Config, Option<HeaderFolder>)> {
     // Whether the model has a chat template is no question here.
     args.push("-no-cnv".into());
     let options_of_words = words::sort(args.iter().cloned(), &options)?;
@@ -100,7 +105,15 @@ pub fn resolve(mut args: Vec<OsString>, options: Vec<OptionInfo>, what: &str) ->
         request.own.dynamic_layers = true;
         request.own.paged_kv = true;
     }
-    request.resolve(&metrics::RUN)
+    let headers = HeaderFolder::new();
+    let mut config = request.resolve(&metrics::RUN)?;
+    let model = config.paging.as_ref().map(|paging| paging.model.as_path());
+    let fetched = headers.as_ref().zip(model);
+    if let Some((_, path)) = fetched.filter(|(folder, path)| path.starts_with(folder.path())) {
+        let name = path.file_name().unwrap_or_default();
+        config.model_name = name.to_string_lossy().into_owned();
+    }
+    Ok((config, headers))
 }
 
 fn refuse_metrics(request: &Request, what: &str) -> Result<()> {

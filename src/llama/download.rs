@@ -1,8 +1,9 @@
-//! Who is told of the files that llama.cpp downloads.
+//! Who is told of the files that llama.cpp downloads, and where it fetches headers alone.
 #![allow(unsafe_code, reason = "calls a C door, which calls back")]
 
-use std::ffi::c_char;
+use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::bytes;
@@ -30,6 +31,40 @@ pub fn watch(watcher: Watcher) {
         // SAFETY:
         // - `tell` lives as long as the program, and may be called by several threads.
         unsafe { ggml_sys::rpaged_watch_downloads(Some(tell)) }
+    }
+}
+
+/// A folder for headers of models, removed with what is in it when it is dropped.
+#[derive(Debug)]
+pub struct HeaderFolder(PathBuf);
+
+impl HeaderFolder {
+    /// Makes one. From now on, of a model that lies elsewhere and not in the cache, only the
+    /// header is fetched, into a file there that is otherwise a hole. None when there is no
+    /// place for it: models are downloaded whole then, as they are when their server gives
+    /// no parts of files.
+    pub fn new() -> Option<Self> {
+        let name = format!("rpaged-headers-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let text = CString::new(path.to_str()?).ok()?;
+        std::fs::create_dir(&path).ok()?;
+        let folder = Self(path);
+        // SAFETY:
+        // - the text lives through the call, which copies it.
+        unsafe { ggml_sys::rpaged_fetch_headers_into(text.as_ptr()) };
+        Some(folder)
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for HeaderFolder {
+    fn drop(&mut self) {
+        // What cannot be removed is left to the system's own cleaning.
+        drop(std::fs::remove_dir_all(&self.0));
     }
 }
 

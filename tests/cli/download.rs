@@ -62,13 +62,16 @@ fn answer(
     let range = head
         .lines()
         .find_map(|line| line.strip_prefix("Range: bytes="));
-    let start = range.and_then(|range| range.trim_end_matches('-').parse().ok());
+    let range = range.and_then(|range| range.split_once('-'));
+    let start: Option<usize> = range.and_then(|(start, _)| start.parse().ok());
+    let end = range.and_then(|(_, end)| end.trim().parse::<usize>().ok());
     let status = match manner {
         Manner::Status(status) => status,
         _ if start.is_some() => 206,
         _ => 200,
     };
-    let mut body = &model[start.unwrap_or(0)..];
+    let end = end.map_or(model.len(), |last| model.len().min(last + 1));
+    let mut body = &model[start.unwrap_or(0)..end];
     match manner {
         Manner::LacksBytes(count) => body = &body[..body.len() - count],
         Manner::Status(_) => body = &[],
@@ -120,6 +123,36 @@ fn a_model_is_downloaded_once_and_told_in_one_line() {
     assert_eq!(server.heads().matches("GET ").count(), 1);
     let offline = fetch(&server.address, cache.path(), &["--offline"]);
     assert_eq!(stdout(&offline), without_download());
+}
+
+#[test]
+fn a_plan_fetches_the_header_alone() {
+    let server = Server::start(Manner::Well);
+    let cache = tempfile::tempdir().unwrap();
+    let temporary = tempfile::tempdir().unwrap();
+    for what in ["plan", "inspect"] {
+        let ask = |model: [&str; 2]| {
+            let mut command = program();
+            command.env("LLAMA_CACHE", cache.path());
+            command.env("TMPDIR", temporary.path());
+            command.arg(what).args(model).args(["--json", "-c", "256"]);
+            if what == "plan" {
+                command.args(["--no-speed", "--vram-budget", "2M", "-ub", "16"]);
+            }
+            let output = command.output().unwrap();
+            let mut said: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+            let name = said["model"].take();
+            (said, name)
+        };
+        let (elsewhere, name) = ask(["-mu", &server.address]);
+        assert_eq!(elsewhere, ask(["-m", MODEL]).0, "{what}");
+        assert_eq!(name, "m.gguf");
+    }
+    assert!(server.heads().contains("Range: bytes=0-1048575"));
+    for folder in [&cache, &temporary] {
+        let left = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 0, "neither model nor header is left");
+    }
 }
 
 #[test]

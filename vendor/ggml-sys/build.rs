@@ -17,6 +17,7 @@ const SOURCES: &[&str] = &[
     "shim_console.cpp",
     "shim_devices.cpp",
     "shim_download.cpp",
+    "shim_headers.cpp",
     "shim_options.cpp",
     "shim_params.cpp",
     "shim_rehearsal.cpp",

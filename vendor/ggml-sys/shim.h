@@ -114,6 +114,10 @@ typedef enum {
 typedef void (*rpaged_download_watcher)(const char * address, uint64_t bytes, uint64_t total,
                                         rpaged_download_state state);
 void rpaged_watch_downloads(rpaged_download_watcher watcher);
+// From now on, of a model that lies elsewhere and not in the cache, only the header is
+// fetched, into a file in this folder that is otherwise a hole, where its server gives parts
+// of files.
+void rpaged_fetch_headers_into(const char * folder);
 
 // A spelling of the option that this thread's last refused parse was about, and its value;
 // empty when it was about none.

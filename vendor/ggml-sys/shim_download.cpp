@@ -187,6 +187,9 @@ static std::string why_failed(const std::string & what, const common_params & pa
 }
 
 void rpaged_get_models(common_params & params) {
+    if (rpaged_get_headers(params)) {
+        return;
+    }
     download_watch watch;
     common_models_handler models;
     std::string failure;

@@ -68,6 +68,9 @@ void rpaged_check_value(const common_arg & option, const std::string & first,
 // Remembers which option, with which value, is being read on this thread.
 void rpaged_blame(const std::string & option, const std::string & value);
 
+// Fetches the headers of a model that `params` name elsewhere, where that is asked for, and
+// sets its path; false when the whole model is to be downloaded.
+bool rpaged_get_headers(common_params & params);
 // Downloads the models that `params` name elsewhere, and sets their paths; throws a sentence.
 void rpaged_get_models(common_params & params);
 bool rpaged_downloads_are_watched();
