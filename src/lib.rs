@@ -13,7 +13,7 @@
 //!                                   │ require, prefetch, wait_ready, locate, write_back
 //!                                 pager ◄── planner   resident | streamed | cached
 //!                                   │ requests, tickets
-//!                              copy engine   direct reads, worker threads
+//!                              copy engine   direct reads, threads; a link to a device
 //!                                   │
 //!                             backing store  the model's files; a spill file for states
 //! ```
@@ -51,7 +51,8 @@
 //! With drafting, what is fed is computed together with a guess of what follows
 //! ([`session::generator`]); each token is still sampled by the model's own logits, one at a
 //! time, and what was guessed wrong is forgotten. The weights travel once for all of them.
-//! A draft model stays in main memory, on the plain CPU; the budget covers it.
+//! A draft model stays in main memory, on the plain CPU; the budget covers it,
+//! unless it is of a GPU's memory.
 //!
 //! # Before a run
 //!
@@ -104,7 +105,7 @@
 //!
 //! # Glossary
 //!
-//! - *arena*: the memory that the budget bounds; here host memory.
+//! - *arena*: the memory that the budget bounds: the machine's, or a GPU's.
 //! - *group*: the weights and states of one layer.
 //! - *role*: what a tensor is to its layer: the same name in every layer.
 //! - *resident*, *streamed*: in the arena always; in the ring while in use.
@@ -115,7 +116,7 @@
 //!   and travel.
 //! - *ring*: memory that streamed tensors take turns in, each at its place.
 //! - *segment*: nodes that run in one launch of the inner backend.
-//! - *inner device*: the ggml device that really computes; here the CPU.
+//! - *inner device*: the ggml device that really computes: the CPU, or a GPU.
 //!
 //! Start reading at [`device`], then [`pager`].
 

@@ -141,7 +141,8 @@ const BUDGET_RULES: WhenPaged =
 const DRAFT_STAYS: WhenPaged =
     WhenPaged::Contradicts("under paging the draft model stays in main memory");
 const PLACED: WhenPaged = WhenPaged::Means(
-    "as always: these tensors stay in llama.cpp's own memory, unpaged; the budget covers them",
+    "as always: these tensors stay in llama.cpp's own memory, unpaged; the budget covers them, \
+     unless it is of a GPU's memory",
 );
 const ADAPTED: WhenPaged =
     WhenPaged::Means("as always: adapters stay in memory, and the budget covers them");
@@ -165,7 +166,8 @@ pub const PAGED: &[(&str, WhenPaged)] = &[
         "--load-mode",
         WhenPaged::Means(
             "'dio' reads files past the page cache, 'none' and 'mmap' through it, 'auto' \
-             decides; 'mlock' and 'mmap+mlock' lock the weights that stay, and the ring",
+             decides; 'mlock' and 'mmap+mlock' lock the weights that stay, \
+             and the ring (not in a GPU's memory)",
         ),
     ),
     (
@@ -212,7 +214,10 @@ pub const PAGED: &[(&str, WhenPaged)] = &[
     ),
     (
         "--spec-draft-model",
-        WhenPaged::Means("stays in main memory; the budget covers its weights, cache and scratch"),
+        WhenPaged::Means(
+            "stays in main memory; the budget covers its weights, cache and scratch, unless it is \
+             of a GPU's memory",
+        ),
     ),
     ("--spec-draft-device", DRAFT_STAYS),
     ("--spec-draft-ngl", DRAFT_STAYS),

@@ -45,7 +45,11 @@ struct PagedBackend {
     schedule: Schedule,
     router: Router,
     moved: Vec<Moved>,
+    // llama.cpp's abort callback and its data, where the inner backend takes none.
+    abort: Option<(AbortCallback, *mut c_void)>,
 }
+
+type AbortCallback = unsafe extern "C" fn(*mut c_void) -> bool;
 
 /// A tensor that was pointed elsewhere for a launch, and where it was before.
 struct Moved {
@@ -94,6 +98,7 @@ pub unsafe extern "C" fn init(
             schedule: Schedule::default(),
             router: Router::default(),
             moved: Vec::new(),
+            abort: None,
         });
         Ok(Box::into_raw(Box::new(sys::ggml_backend {
             guid: (&raw const GUID).cast_mut(),
@@ -142,14 +147,22 @@ pub unsafe extern "C" fn set_n_threads(backend: sys::ggml_backend_t, count: i32)
     unsafe { sys::ggml_backend_cpu_set_threadpool(inner, shared.threadpool(count)) };
 }
 
-/// llama.cpp's abort callback, passed on to the inner CPU backend.
+/// llama.cpp's abort callback, passed on to the inner CPU backend; other backends take none,
+/// and it is asked between segments.
 pub unsafe extern "C" fn set_abort_callback(
     backend: sys::ggml_backend_t,
     callback: sys::ggml_abort_callback,
     data: *mut c_void,
 ) {
     // SAFETY: ours.
-    let inner = unsafe { context_of(backend) }.inner.as_ptr();
+    let context = unsafe { context_of(backend) };
+    // SAFETY: `Shared` outlives all backends (contract of `PagedDevice`).
+    let shared = unsafe { &*context.shared };
+    if !shared.inner.is_cpu() {
+        context.abort = callback.map(|callback| (callback, data));
+        return;
+    }
+    let inner = context.inner.as_ptr();
     // SAFETY: the inner backend is a live CPU backend; callback and data are ggml's own.
     unsafe { sys::ggml_backend_cpu_set_abort_callback(inner, callback, data) };
 }
@@ -221,6 +234,15 @@ impl PagedBackend {
         Ok(sys::GGML_STATUS_SUCCESS)
     }
 
+    /// Whether llama.cpp wants the computation to end, on a device that does not ask itself.
+    fn is_to_stop(&self) -> bool {
+        let Some((callback, data)) = self.abort else {
+            return false;
+        };
+        // SAFETY: llama.cpp's own callback with its own data, as ggml's backends call it.
+        unsafe { callback(data) }
+    }
+
     /// Launches the segments, one after the other, until one is refused.
     fn run_segments(
         &mut self,
@@ -229,6 +251,9 @@ impl PagedBackend {
         prefetch: bool,
     ) -> Result<sys::ggml_status> {
         for index in 0..self.schedule.segments().len() {
+            if self.is_to_stop() {
+                return Ok(sys::GGML_STATUS_ABORTED);
+            }
             let status = self.run_segment(graph, index, paged, prefetch)?;
             if status != sys::GGML_STATUS_SUCCESS {
                 return Ok(status);
@@ -304,25 +329,25 @@ impl PagedBackend {
             self.fences.push(arrival);
         }
 
+        // Before anything is translated: what fails in between would leave it so.
+        let events = self.events.as_mut().map(Events::free);
+        let fence = events.transpose().map_err(Error::Failed)?;
         translate(
             touches_of(&self.scan.touches, segment),
             &paged.pager,
             &mut self.moved,
         );
         let start = Instant::now();
-        let status = if segment.nodes == (0..graph.node_count()) {
-            // SAFETY: the graph is live, every paged tensor in it has been translated.
-            unsafe { self.inner.launch(graph.as_ptr()) }
-        } else {
-            let mut part = graph.part(&segment.nodes);
-            // SAFETY: as for the whole graph; a launch takes from the view, a local, what
-            // it needs.
-            unsafe { self.inner.launch(&raw mut part) }
-        };
-        match &mut self.events {
+        // Without an identity, even where it is the whole graph: ggml-cuda would replay one
+        // that it knows, with the addresses of its last launch.
+        let mut part = graph.part(&segment.nodes);
+        // SAFETY:
+        // - the graph is live, every paged tensor in these nodes has been translated;
+        // - a launch takes from the view, a local, what it needs.
+        let status = unsafe { self.inner.launch(&raw mut part) };
+        match fence {
             None => self.inner.synchronize(),
-            Some(events) => {
-                let fence = events.free().map_err(Error::Failed)?;
+            Some(fence) => {
                 self.inner.record(&fence);
                 self.fences.push(Fence::clone(&fence));
                 paged.pager.note_launched(Some(fence));

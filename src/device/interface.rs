@@ -141,13 +141,12 @@ unsafe extern "C" fn registry_proc_address(
     let context = unsafe { (*registry).context };
     // SAFETY: its context is `Shared`, which lives as long as the `PagedDevice`.
     let shared = unsafe { &*context.cast::<Shared>() };
-    if !shared.inner.is_cpu() {
-        // Threads and callbacks are the CPU backend's.
-        return std::ptr::null_mut();
-    }
     // SAFETY: ggml passes a NUL-terminated name.
     match unsafe { CStr::from_ptr(name) }.to_bytes() {
-        b"ggml_backend_set_n_threads" => backend::set_n_threads as *mut c_void,
+        // Threads are the CPU backend's.
+        b"ggml_backend_set_n_threads" if shared.inner.is_cpu() => {
+            backend::set_n_threads as *mut c_void
+        }
         b"ggml_backend_set_abort_callback" => backend::set_abort_callback as *mut c_void,
         _ => std::ptr::null_mut(),
     }

@@ -87,7 +87,7 @@ impl Shared {
             Budget::Auto if inner.is_host() => share_of(available_bytes(), 0.85),
             Budget::Auto => automatic_device_budget_now(inner),
         };
-        let (engine, notice) = engine_for(inner, &config)?;
+        let (engine, notice) = engine_for(inner, &config, &notebook)?;
         let pager_config = PagerConfig {
             budget_bytes,
             resident_groups_max: config.resident_layers_max,
@@ -145,7 +145,27 @@ impl Shared {
             .expect("a new device has no interface yet");
         notice.iter().for_each(|notice| shared.note_once(notice));
         shared.note_slow_copies();
+        shared.note_flags_without_meaning();
         Ok(shared)
+    }
+
+    /// Tells of what was asked for and has no meaning in a device's memory.
+    fn note_flags_without_meaning(&self) {
+        if self.inner.is_host() {
+            return;
+        }
+        let name = self.inner.name();
+        if self.config.lock {
+            self.note_once(&format!(
+                "'--load-mode mlock' locks nothing: the weights lie in the memory of {name}"
+            ));
+        }
+        if self.config.spill_folder.is_some() {
+            self.note_once(&format!(
+                "'--spill-dir' is not used: what {name} has no room for of the KV cache lies in \
+                 this machine's memory"
+            ));
+        }
     }
 
     /// Tells of a device that cannot wait for copies by itself.
@@ -401,17 +421,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn host_engine(config: &PagingConfig) -> Result<Box<dyn CopyEngine>> {
+    let engine = HostEngine::new(config.prefetch_threads, config.faults)
+        .map_err(|error| Error::Failed(format!("could not start a copy thread ({error})")))?;
+    Ok(Box::new(engine))
+}
+
 /// What copies between the backing store and the arena, and what is to be said of it.
 fn engine_for(
     inner: InnerDevice,
     config: &PagingConfig,
+    notebook: &Notebook,
 ) -> Result<(Box<dyn CopyEngine>, Option<String>)> {
-    let (workers, faults) = (config.prefetch_threads, config.faults);
-    if inner.is_host() || !inner.is_asynchronous() {
-        let engine = HostEngine::new(workers, faults)
-            .map_err(|error| Error::Failed(format!("could not start a copy thread ({error})")))?;
-        return Ok((Box::new(engine), None));
+    // A device that only takes notes copies nothing.
+    if inner.is_host() || !inner.is_asynchronous() || notebook.is_open() {
+        return Ok((host_engine(config)?, None));
     }
+    let (workers, faults) = (config.prefetch_threads, config.faults);
     let setup = Setup {
         workers,
         faults,

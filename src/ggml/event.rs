@@ -34,7 +34,7 @@ impl Event {
         let raw = unsafe { sys::ggml_backend_event_new(device.as_ptr()) };
         NonNull::new(raw)
             .map(Self)
-            .ok_or_else(|| "the device gives no event to wait for".to_owned())
+            .ok_or_else(|| "the device gives no event to wait for; see --device".to_owned())
     }
 
     /// The event, for calls into ggml.

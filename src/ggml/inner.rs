@@ -148,7 +148,7 @@ impl InnerDevice {
         let raw = unsafe { sys::ggml_backend_dev_init(self.as_ptr(), std::ptr::null()) };
         NonNull::new(raw)
             .map(InnerBackend)
-            .ok_or_else(|| "the inner device could not start a backend".to_owned())
+            .ok_or_else(|| "the device could not start a backend; see --device".to_owned())
     }
 }
 

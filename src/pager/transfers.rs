@@ -164,7 +164,8 @@ impl Pager {
         to: impl Fn(usize) -> Target,
     ) -> Option<Copy> {
         let (own, all) = (tensor.spec.span_bytes, tensor.spec.bytes);
-        (own < all).then(|| Copy {
+        let is_padded = !self.config.arena.is_host() && own < all;
+        is_padded.then(|| Copy {
             from: Source::Pattern(0),
             to: to(own),
             bytes: all - own,

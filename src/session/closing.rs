@@ -90,9 +90,10 @@ pub(super) struct Lesson {
 }
 
 impl Lesson {
-    /// Of the run that `config` describes; None without paging.
+    /// Of the run that `config` describes; None where it says nothing of the rate at which a
+    /// model is read ahead into the machine's memory.
     pub fn new(config: &Config) -> Option<Self> {
-        let paging = config.paging.as_ref()?;
+        let paging = config.paging.as_ref().filter(|paging| paging.prefetch)?;
         let count = |threads: i32| u32::try_from(threads).unwrap_or(1).max(1);
         let settings = &config.settings;
         Some(Self {
@@ -107,7 +108,10 @@ impl Lesson {
         let seconds = beginning.at.elapsed().as_secs_f64();
         let (before, after) = (&beginning.report, device.report());
         let waited = after.stalls.storage_seconds - before.stalls.storage_seconds;
-        if tokens < TOKENS_MIN || waited < WAITED_SHARE_MIN * seconds {
+        // Single experts are small, spilled states lie elsewhere, and a GPU has other rates.
+        let is_plain =
+            after.expert_misses == 0 && after.kv_streamed_bytes == 0 && device.memory().is_none();
+        if !is_plain || tokens < TOKENS_MIN || waited < WAITED_SHARE_MIN * seconds {
             return;
         }
         let direct = device.is_direct();

@@ -16,9 +16,15 @@ impl Level {
     /// How full the memory of a device is now, whoever uses it.
     pub fn of_device(device: InnerDevice) -> Self {
         let (free, total) = device.memory_bytes();
+        Self::of_free(free, total)
+    }
+
+    /// From what is said to be free. More than there is means none: ggml-vulkan subtracts
+    /// what is in use from what the driver allows without looking which is larger.
+    fn of_free(free_bytes: u64, total_bytes: u64) -> Self {
         Self {
-            used_bytes: total.saturating_sub(free),
-            total_bytes: total,
+            used_bytes: total_bytes.checked_sub(free_bytes).unwrap_or(total_bytes),
+            total_bytes,
         }
     }
 
@@ -347,6 +353,12 @@ mod other {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_that_says_more_is_free_than_there_is_has_nothing() {
+        assert_eq!(Level::of_free(30, 100).used_bytes, 70);
+        assert_eq!(Level::of_free(u64::MAX - 5, 100).available_bytes(), 0);
+    }
 
     #[test]
     fn the_fuller_of_machine_and_group_is_the_tightest() {

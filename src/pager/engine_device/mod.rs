@@ -195,8 +195,12 @@ fn staging_memory(
     let memory = link.pinning().pinned(bytes).or_else(|why| {
         progress.lock().notices.push(words::not_pinned(&why));
         let mib = bytes >> 20;
-        HostMemory::new(bytes)
-            .map_err(|error| format!("could not get {mib} MiB to stage copies in ({error})"))
+        HostMemory::new(bytes).map_err(|error| {
+            format!(
+                "could not get {mib} MiB to stage copies in ({error}); free some, or add --device \
+                 none"
+            )
+        })
     });
     memory.map(Arc::new)
 }
