@@ -7,6 +7,7 @@
 //!                  outside.rs  what of a model lies elsewhere, and whether the budget covers it
 //!                  backend.rs  graph_compute: scan.rs ─► schedule.rs ─► launch, by segments
 //!                  experts.rs  which experts a segment reads
+//!                  engine.rs   what copies, and what it cannot do
 //!                guard.rs      no panic crosses; what cannot be reported is recorded
 //!                    │
 //!                  pager         inner backend
@@ -17,6 +18,7 @@
 mod addresses;
 mod backend;
 mod buffer;
+mod engine;
 mod experts;
 mod guard;
 mod interface;
