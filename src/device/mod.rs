@@ -8,6 +8,7 @@
 //!                  backend.rs  graph_compute: scan.rs ─► schedule.rs ─► launch, by segments
 //!                  experts.rs  which experts a segment reads
 //!                  host/       what of a graph the processor computes
+//!                  engine.rs   what copies, and what it cannot do
 //!                guard.rs      no panic crosses; what cannot be reported is recorded
 //!                    │
 //!                  pager         inner backend
@@ -18,6 +19,7 @@
 mod addresses;
 mod backend;
 mod buffer;
+mod engine;
 mod experts;
 mod guard;
 mod host;
