@@ -31,6 +31,7 @@ mod stores;
 #[cfg(test)]
 mod tests;
 mod transfers;
+mod underway;
 pub mod usage;
 
 use std::collections::VecDeque;
@@ -48,6 +49,7 @@ use self::ring::Ring;
 use self::state::State;
 use self::storage::StoreFile;
 pub use self::transfers::ring_too_small;
+use self::underway::Underway;
 use self::usage::{KvPages, Move, Prefetches, Stalls, Traffic, Usage};
 use crate::ggml::{Fence, RawBuffer};
 use crate::planner::LookAhead;
@@ -197,6 +199,8 @@ pub struct Pager {
     lock_refused: bool,
     // What was launched last on a device that computes by itself, until it is waited for.
     launched: Option<Fence>,
+    // What the graph has under way there, in its order.
+    underway: Vec<Underway>,
     // A write-back failed: states are no longer what the graph computed.
     lost: Option<String>,
 }
@@ -230,6 +234,7 @@ impl Pager {
             notes: Vec::new(),
             lock_refused: false,
             launched: None,
+            underway: Vec::new(),
             lost: None,
         }
     }
