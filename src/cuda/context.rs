@@ -110,6 +110,15 @@ impl Context {
             self.lost.get_or_init(|| lost).clone()
         })
     }
+
+    /// What the driver says of a device's attribute; 0 where it does not know it.
+    pub(super) fn attribute(&self, attribute: c_int) -> c_int {
+        let mut value: c_int = 0;
+        // SAFETY: a place for the number, and a device.
+        let status =
+            unsafe { (self.calls.device_attribute)(&raw mut value, attribute, self.device) };
+        if status == 0 { value } else { 0 }
+    }
 }
 
 impl Drop for Context {

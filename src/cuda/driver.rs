@@ -1,9 +1,12 @@
 //! The driver's functions, looked up once, and what its codes mean.
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::sync::OnceLock;
 
-use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUstream};
+use cudarc::driver::sys::{
+    self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUmemAccessDesc,
+    CUmemAllocationGranularity_flags, CUmemAllocationProp, CUmemGenericAllocationHandle, CUstream,
+};
 
 /// What a call gives back: 0 or an error code. No enumeration: a newer driver has codes
 /// that an older list lacks.
@@ -54,6 +57,8 @@ calls! {
     device = cuDeviceGet(*mut CUdevice, c_int);
     /// The device at a place on the bus.
     device_by_bus_id = cuDeviceGetByPCIBusId(*mut CUdevice, *const c_char);
+    /// What a device can do.
+    device_attribute = cuDeviceGetAttribute(*mut c_int, c_int, CUdevice);
     /// Holds the context that CUDA's runtime uses too.
     retain = cuDevicePrimaryCtxRetain(*mut CUcontext, CUdevice);
     /// Lets go of it.
@@ -72,6 +77,24 @@ calls! {
     copy_out = cuMemcpyDtoHAsync_v2(*mut c_void, CUdeviceptr, usize, CUstream);
     /// Queues a fill.
     fill = cuMemsetD8Async(CUdeviceptr, u8, usize, CUstream);
+    /// The unit in which memory is created and mapped.
+    granularity = cuMemGetAllocationGranularity(
+        *mut usize, *const CUmemAllocationProp, CUmemAllocationGranularity_flags);
+    /// Reserves addresses.
+    reserve = cuMemAddressReserve(*mut CUdeviceptr, usize, usize, CUdeviceptr, c_ulonglong);
+    /// Gives them back.
+    free_addresses = cuMemAddressFree(CUdeviceptr, usize);
+    /// Takes memory that has no address yet.
+    create = cuMemCreate(
+        *mut CUmemGenericAllocationHandle, usize, *const CUmemAllocationProp, c_ulonglong);
+    /// Lets go of it: it is given back when it is mapped nowhere.
+    release_memory = cuMemRelease(CUmemGenericAllocationHandle);
+    /// Maps it at reserved addresses.
+    map = cuMemMap(CUdeviceptr, usize, usize, CUmemGenericAllocationHandle, c_ulonglong);
+    /// Takes the mapping away.
+    unmap = cuMemUnmap(CUdeviceptr, usize);
+    /// Lets devices use what is mapped.
+    set_access = cuMemSetAccess(CUdeviceptr, usize, *const CUmemAccessDesc, usize);
     /// A new stream.
     create_stream = cuStreamCreate(*mut CUstream, c_uint);
     /// Ends it.

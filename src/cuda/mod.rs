@@ -9,10 +9,12 @@
 mod context;
 mod driver;
 mod pinned;
+mod range;
 mod stream;
 
 pub use context::Context;
 pub use pinned::Pages;
+pub use range::{Mapping, Range};
 pub use stream::{Event, Stream};
 
 #[cfg(test)]

@@ -223,6 +223,7 @@ impl PagedBackend {
         }
         let missed_bytes = paged.pager.missed_bytes();
         let launched = self.run_segments(graph, paged, prefetch);
+        paged.compute_seconds += paged.pager.watch_what_is_underway();
         let start = Instant::now();
         // Whatever happened, nothing is in flight afterwards.
         self.inner.synchronize();

@@ -202,7 +202,8 @@ impl PagedDevice {
     /// The first error recorded inside a callback that could not report it; to be asked
     /// for when loading the model, making the context or decoding has failed.
     pub fn take_error(&self) -> Option<Error> {
-        self.shared.take_error()
+        let error = self.shared.take_error()?;
+        Some(outside::explain_no_room(&self.shared, error))
     }
 
     /// Whether weights were to be paged, and the model that was loaded has none here.

@@ -73,6 +73,21 @@ pub fn check_pinned_layers(shared: &Shared, specs: &[TensorSpec]) -> Result<()> 
     }))
 }
 
+/// Adds to the error of a device's memory in which there is no room what would help where all
+/// weights lie there.
+pub fn explain_no_room(shared: &Shared, error: Error) -> Error {
+    match error {
+        Error::Memory(sentence) if !shared.inner.is_host() && !shared.config.weights => {
+            let name = shared.inner.name();
+            Error::Memory(format!(
+                "{sentence}; --paged-kv alone keeps all weights in the memory of {name}: add \
+                 --dynamic-layers, or compute on the processor with --device none"
+            ))
+        }
+        other => other,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -85,7 +85,7 @@ impl Shared {
             Budget::ModelShare(share) => share_of(index.bytes(), share),
             Budget::Auto => match arena {
                 Arena::Host => share_of(available_bytes(), 0.85),
-                Arena::Device(inner) => automatic_device_budget_now(inner),
+                Arena::Device(inner, _) => automatic_device_budget_now(inner),
             },
         };
         let chosen = engine::choose(inner, &config, notebook.is_open())?;

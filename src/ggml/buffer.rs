@@ -1,6 +1,7 @@
 //! Buffers of the inner device: a description of host memory, or memory of the device's own.
 
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use ggml_sys as sys;
 
@@ -56,7 +57,14 @@ pub struct DeviceBuffer {
     raw: NonNull<sys::ggml_backend_buffer>,
     base: usize,
     bytes: usize,
+    // Whose the memory is, where it is not the buffer's own.
+    _owner: Option<Arc<dyn BufferOwner>>,
 }
+
+/// What memory belongs to that is not a buffer's own: it stays until this is dropped.
+pub trait BufferOwner: std::fmt::Debug + Send + Sync {}
+
+impl<T: std::fmt::Debug + Send + Sync> BufferOwner for T {}
 
 // SAFETY: ggml does not tie a buffer to a thread.
 unsafe impl Send for DeviceBuffer {}
@@ -70,6 +78,32 @@ impl DeviceBuffer {
     /// A sentence, when the device does not give it.
     pub fn new(device: InnerDevice, bytes: usize) -> Result<Self, String> {
         Self::of_type(device.buffer_type(), bytes)
+    }
+
+    /// Describes `bytes` of the memory of `device` at `address`, which belong to `owner`. For
+    /// ggml they lie in a buffer of the device's, a small one: a backend that computes with
+    /// real addresses, such as ggml-cuda, looks at its type and at the tensor's address.
+    ///
+    /// # Errors
+    /// A sentence, when the device gives no buffer.
+    ///
+    /// # Safety
+    /// - until `owner` is dropped the device may use what of the range is touched.
+    pub unsafe fn over(
+        device: InnerDevice,
+        address: usize,
+        bytes: usize,
+        owner: Arc<dyn BufferOwner>,
+    ) -> Result<Self, String> {
+        let small = Self::new(device, 1)?;
+        let described = Self {
+            raw: small.raw,
+            base: address,
+            bytes,
+            _owner: Some(owner),
+        };
+        std::mem::forget(small);
+        Ok(described)
     }
 
     /// Takes `bytes` of the host's memory from which the device copies while it computes.
@@ -92,7 +126,12 @@ impl DeviceBuffer {
         let raw = NonNull::new(raw).ok_or("the device does not give them")?;
         // SAFETY: the buffer was made just now.
         let base = unsafe { sys::ggml_backend_buffer_get_base(raw.as_ptr()) } as usize;
-        Ok(Self { raw, base, bytes })
+        Ok(Self {
+            raw,
+            base,
+            bytes,
+            _owner: None,
+        })
     }
 
     /// The buffer, for calls into ggml.

@@ -75,6 +75,15 @@ impl InnerDevice {
         self.props().type_ == sys::GGML_BACKEND_DEVICE_TYPE_CPU
     }
 
+    /// Whether its memory is the machine's, though the processor may not follow addresses
+    /// there: an integrated GPU, or one that the processor plays.
+    pub fn shares_memory(self) -> bool {
+        let played = ["llvmpipe", "SwiftShader"];
+        let description = self.description();
+        self.props().type_ == sys::GGML_BACKEND_DEVICE_TYPE_IGPU
+            || played.iter().any(|name| description.contains(name))
+    }
+
     /// Whether the processor may follow addresses in its buffers.
     pub fn is_host(self) -> bool {
         // SAFETY: the buffer type is static.

@@ -10,7 +10,7 @@ mod inner;
 mod tensor;
 pub mod workload;
 
-pub use buffer::{DeviceBuffer, HostBuffer, RawBuffer};
+pub use buffer::{BufferOwner, DeviceBuffer, HostBuffer, RawBuffer};
 pub use event::{Event, Events, Fence};
 pub use gguf::{Header, TensorEntry};
 pub use graph::Graph;

@@ -7,18 +7,28 @@ use std::sync::Arc;
 
 use super::StatesIn;
 use super::engine::{Source, Target};
+use super::engine_device::cuda_link::{CudaLink, context_of};
 use super::memory::HostMemory;
 use super::storage::BLOCK_BYTES;
-use crate::ggml::{DeviceBuffer, HostBuffer, InnerDevice, RawBuffer};
+use crate::cuda::{self, Mapping};
+use crate::ggml::{BufferOwner, DeviceBuffer, HostBuffer, InnerDevice, RawBuffer};
 
 /// Whose memory the arena is made of.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Arena {
     /// The machine's: the processor computes.
     Host,
-    /// The inner device's own.
-    Device(InnerDevice),
+    /// The inner device's own, and how it maps memory where it is told to, if it does.
+    Device(InnerDevice, Option<Mapping>),
 }
+
+/// Resident tensors of a group that are smaller than this share one block.
+pub(super) const OWN_BLOCK_BYTES: usize = 1 << 20;
+/// What a kernel may read of a state behind the last row that is in use: it reads rows of
+/// quantised elements in steps of 512, at most 2 KiB.
+const READ_AHEAD_BYTES: usize = 4096;
+/// A state of fewer granules takes all of its memory at once.
+const GRANULES_MIN: usize = 2;
 
 /// Memory of the arena together with the inner buffer that describes it.
 #[derive(Debug)]
@@ -32,6 +42,9 @@ pub enum Block {
     },
     /// Of the inner device's.
     Device(Arc<DeviceBuffer>),
+    /// Addresses of the inner device's; there is memory from the start on, as far as it is in
+    /// use.
+    Growing(Arc<DeviceBuffer>, Arc<cuda::Range>),
 }
 
 impl Arena {
@@ -39,7 +52,7 @@ impl Arena {
     pub fn of(device: InnerDevice) -> Self {
         match device.is_host() {
             true => Self::Host,
-            false => Self::Device(device),
+            false => Self::Device(device, mapping_of(device)),
         }
     }
 
@@ -48,7 +61,7 @@ impl Arena {
     pub fn alignment(&self, device: InnerDevice, direct: bool) -> usize {
         match self {
             Self::Host if direct => BLOCK_BYTES,
-            Self::Host | Self::Device(_) => device.arena_alignment(),
+            Self::Host | Self::Device(..) => device.arena_alignment(),
         }
     }
 
@@ -56,7 +69,7 @@ impl Arena {
     pub fn states_in(&self, folder: impl FnOnce() -> PathBuf) -> StatesIn {
         match self {
             Self::Host => StatesIn::Folder(folder()),
-            Self::Device(_) => StatesIn::Memory,
+            Self::Device(..) => StatesIn::Memory,
         }
     }
 
@@ -68,12 +81,31 @@ impl Arena {
 
     /// Whether the device reads padding behind a tensor's own bytes.
     pub fn has_padding(&self) -> bool {
-        matches!(self, Self::Device(_))
+        matches!(self, Self::Device(..))
     }
 
-    /// Whether a sparse block takes memory as it is written, and not all of it at once.
-    pub fn is_sparse(&self) -> bool {
-        matches!(self, Self::Host)
+    /// Bytes that a block of `bytes` to itself takes: CUDA gives what is not small in whole
+    /// granules.
+    pub fn own_block_bytes(&self, bytes: usize) -> usize {
+        match self {
+            Self::Device(_, Some(mapping)) if bytes >= OWN_BLOCK_BYTES => {
+                bytes.next_multiple_of(mapping.granule_bytes())
+            }
+            Self::Host | Self::Device(..) => bytes,
+        }
+    }
+
+    /// Bytes that a state takes when the first `in_use` of its `bytes` are in use.
+    pub fn state_bytes(&self, bytes: usize, in_use: usize, alignment: usize) -> usize {
+        match self {
+            Self::Host => in_use.next_multiple_of(alignment),
+            Self::Device(_, mapping) => match mapping.as_ref().filter(|it| is_worth(it, bytes)) {
+                None => self.own_block_bytes(bytes),
+                Some(mapping) => {
+                    mapped_bytes(in_use, bytes).next_multiple_of(mapping.granule_bytes())
+                }
+            },
+        }
     }
 
     /// Takes `bytes` of zeroed memory.
@@ -85,12 +117,13 @@ impl Arena {
             Self::Host => Block::over(
                 HostMemory::new(bytes).map_err(|error| no_memory(bytes, &error.to_string()))?,
             ),
-            Self::Device(device) => of_device(*device, bytes),
+            Self::Device(device, _) => of_device(*device, bytes),
         }
     }
 
-    /// Takes address space for `bytes` of zeroed memory, which comes as it is written. A
-    /// device gives all of it at once.
+    /// Takes address space for `bytes` of zeroed memory, which comes as it is written, or
+    /// when [`Block::grow`] says so. A device that does not map memory where it is told to
+    /// gives all of it at once.
     ///
     /// # Errors
     /// A sentence, when it is not given.
@@ -99,9 +132,43 @@ impl Arena {
             Self::Host => Block::over(
                 HostMemory::sparse(bytes).map_err(|error| no_memory(bytes, &error.to_string()))?,
             ),
-            Self::Device(device) => of_device(*device, bytes),
+            Self::Device(device, mapping) => {
+                let mapping = mapping.as_ref().filter(|it| is_worth(it, bytes));
+                match mapping.and_then(|mapping| growing(*device, mapping, bytes)) {
+                    Some(block) => Ok(block),
+                    None => of_device(*device, bytes),
+                }
+            }
         }
     }
+}
+
+/// How a device maps memory where it is told to; None when it does not.
+fn mapping_of(device: InnerDevice) -> Option<Mapping> {
+    let is_cuda = CudaLink::is_for(device);
+    let context = is_cuda.then(|| context_of(device).ok()).flatten()?;
+    Mapping::new(context).ok()
+}
+
+fn is_worth(mapping: &Mapping, bytes: usize) -> bool {
+    bytes >= GRANULES_MIN * mapping.granule_bytes()
+}
+
+/// Bytes that there must be memory for when the first `in_use` of `bytes` are in use.
+fn mapped_bytes(in_use: usize, bytes: usize) -> usize {
+    match in_use {
+        0 => 0,
+        _ => (in_use + READ_AHEAD_BYTES).min(bytes),
+    }
+}
+
+/// Addresses for `bytes` bytes without memory; None when they cannot be had.
+fn growing(device: InnerDevice, mapping: &Mapping, bytes: usize) -> Option<Block> {
+    let range = Arc::new(mapping.reserve(bytes).ok()?);
+    let owner = Arc::clone(&range) as Arc<dyn BufferOwner>;
+    // SAFETY: the range is as long, and what of it is touched was grown before.
+    let buffer = unsafe { DeviceBuffer::over(device, range.base(), bytes, owner) };
+    Some(Block::Growing(Arc::new(buffer.ok()?), range))
 }
 
 fn of_device(device: InnerDevice, bytes: usize) -> Result<Block, String> {
@@ -126,13 +193,45 @@ impl Block {
     }
 
     /// Gives the memory of a range back to the system, where it is the system's; it is zero
-    /// afterwards. Only while nothing is in flight and nothing computes.
+    /// afterwards. Memory that grew goes as a whole. Only while nothing is in flight and
+    /// nothing computes.
     pub fn release(&self, range: Range<usize>) {
         match self {
             // SAFETY: nobody else touches the range: the caller drained the engine.
             Self::Host { memory, .. } => unsafe { memory.release(range) },
             // SAFETY: as above.
             Self::Device(memory) => unsafe { memory.fill(range.start, range.len(), 0) },
+            Self::Growing(_, memory) => {
+                assert_eq!(range.start, 0, "a state has its addresses to itself");
+                memory.clear();
+            }
+        }
+    }
+
+    /// Sees to it that there is zeroed memory for the first `in_use` bytes, if it does not
+    /// come by itself.
+    ///
+    /// # Errors
+    /// A sentence, when the device has no more; all is as before then.
+    pub fn grow(&self, in_use: usize) -> Result<(), String> {
+        match self {
+            Self::Host { .. } | Self::Device(_) => Ok(()),
+            Self::Growing(buffer, memory) => memory.grow(mapped_bytes(in_use, buffer.bytes())),
+        }
+    }
+
+    /// Whether it has all of its memory at once.
+    pub fn is_whole(&self) -> bool {
+        matches!(self, Self::Device(_))
+    }
+
+    /// Bytes that `grow` would take.
+    pub fn missing_bytes(&self, in_use: usize) -> usize {
+        match self {
+            Self::Host { .. } | Self::Device(_) => 0,
+            Self::Growing(buffer, memory) => {
+                mapped_bytes(in_use, buffer.bytes()).saturating_sub(memory.mapped_bytes())
+            }
         }
     }
 
@@ -142,7 +241,9 @@ impl Block {
             // SAFETY: the bytes are the caller's, not the arena's; the engine is drained.
             Self::Host { memory, .. } => unsafe { memory.write(offset, from) },
             // SAFETY: as above.
-            Self::Device(memory) => unsafe { memory.write(offset, from) },
+            Self::Device(memory) | Self::Growing(memory, _) => unsafe {
+                memory.write(offset, from)
+            },
         }
     }
 
@@ -152,7 +253,7 @@ impl Block {
             // SAFETY: the bytes are the caller's, not the arena's; the engine is drained.
             Self::Host { memory, .. } => unsafe { memory.read(offset, to) },
             // SAFETY: as above.
-            Self::Device(memory) => unsafe { memory.read(offset, to) },
+            Self::Device(memory) | Self::Growing(memory, _) => unsafe { memory.read(offset, to) },
         }
     }
 
@@ -162,7 +263,9 @@ impl Block {
             // SAFETY: nobody else touches the range: the caller drained the engine.
             Self::Host { memory, .. } => unsafe { memory.fill(range, value) },
             // SAFETY: as above.
-            Self::Device(memory) => unsafe { memory.fill(range.start, range.len(), value) },
+            Self::Device(memory) | Self::Growing(memory, _) => unsafe {
+                memory.fill(range.start, range.len(), value)
+            },
         }
     }
 
@@ -170,7 +273,7 @@ impl Block {
     pub fn host(&self) -> Option<&HostMemory> {
         match self {
             Self::Host { memory, .. } => Some(memory),
-            Self::Device(_) => None,
+            Self::Device(_) | Self::Growing(..) => None,
         }
     }
 
@@ -181,7 +284,7 @@ impl Block {
                 memory: Arc::clone(memory),
                 offset,
             },
-            Self::Device(memory) => Source::Device {
+            Self::Device(memory) | Self::Growing(memory, _) => Source::Device {
                 memory: Arc::clone(memory),
                 offset,
             },
@@ -195,7 +298,7 @@ impl Block {
                 memory: Arc::clone(memory),
                 offset,
             },
-            Self::Device(memory) => Target::Device {
+            Self::Device(memory) | Self::Growing(memory, _) => Target::Device {
                 memory: Arc::clone(memory),
                 offset,
             },
@@ -206,7 +309,7 @@ impl Block {
     pub fn address(&self, offset: usize) -> usize {
         match self {
             Self::Host { memory, .. } => memory.address(offset) as usize,
-            Self::Device(memory) => memory.base() + offset,
+            Self::Device(memory) | Self::Growing(memory, _) => memory.base() + offset,
         }
     }
 
@@ -214,7 +317,7 @@ impl Block {
     pub fn buffer(&self) -> RawBuffer {
         match self {
             Self::Host { buffer, .. } => buffer.as_ptr(),
-            Self::Device(memory) => memory.as_ptr(),
+            Self::Device(memory) | Self::Growing(memory, _) => memory.as_ptr(),
         }
     }
 
@@ -222,7 +325,7 @@ impl Block {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Host { memory, .. } => memory.bytes(),
-            Self::Device(memory) => memory.bytes(),
+            Self::Device(memory) | Self::Growing(memory, _) => memory.bytes(),
         }
     }
 }

@@ -19,6 +19,7 @@ mod copies;
 pub mod engine;
 pub mod engine_device;
 pub mod engine_host;
+mod growth;
 pub mod memory;
 pub mod model_index;
 pub mod outlook;
@@ -32,8 +33,7 @@ mod stores;
 #[cfg(test)]
 mod tests;
 mod transfers;
-#[cfg(test)]
-mod trial;
+mod underway;
 pub mod usage;
 
 use std::collections::VecDeque;
@@ -53,6 +53,7 @@ use self::ring::Ring;
 use self::state::State;
 use self::storage::StoreFile;
 pub use self::transfers::ring_too_small;
+use self::underway::Underway;
 use self::usage::{KvPages, Move, Prefetches, Stalls, Traffic, Usage};
 use crate::ggml::{Fence, RawBuffer};
 use crate::planner::LookAhead;
@@ -200,11 +201,14 @@ pub struct Pager {
     ahead: VecDeque<(Ticket, u64)>,
     moves: Vec<Move>,
     layers_moved: (u64, u64),
+    // Sentences for the user that nobody has asked for yet.
+    notes: Vec<String>,
     // The system refuses to lock memory: said once, then not tried again.
-    not_locked: Option<String>,
     lock_refused: bool,
     // What was launched last on a device that computes by itself, until it is waited for.
     launched: Option<Fence>,
+    // What the graph has under way there, in its order.
+    underway: Vec<Underway>,
     // A write-back failed: states are no longer what the graph computed.
     lost: Option<String>,
 }
@@ -236,9 +240,10 @@ impl Pager {
             ahead: VecDeque::new(),
             moves: Vec::new(),
             layers_moved: (0, 0),
-            not_locked: None,
+            notes: Vec::new(),
             lock_refused: false,
             launched: None,
+            underway: Vec::new(),
             lost: None,
         }
     }
@@ -320,11 +325,14 @@ impl Pager {
 
     /// Bytes that a tensor takes of the budget.
     fn budget_bytes_of(&self, tensor: &PagedTensor) -> u64 {
+        let (arena, alignment) = (&self.config.arena, self.config.alignment);
+        let bytes = self.arena_bytes(&tensor.spec);
         let bytes = match &tensor.state {
-            Some(state) if self.config.arena.is_sparse() => {
-                state.bytes_in_use().next_multiple_of(self.config.alignment)
-            }
-            _ => self.arena_bytes(&tensor.spec),
+            Some(state) => match &tensor.place {
+                Place::Resident(block, _) if block.is_whole() => arena.own_block_bytes(bytes),
+                _ => arena.state_bytes(bytes, state.bytes_in_use(), alignment),
+            },
+            None => arena.own_block_bytes(bytes),
         };
         bytes as u64
     }
@@ -380,7 +388,7 @@ impl Pager {
     /// Sentences that the user should read, each given once.
     pub fn notices(&mut self) -> Vec<String> {
         let mut notices = self.engine.notices();
-        notices.extend(self.not_locked.take());
+        notices.append(&mut self.notes);
         notices
     }
 

@@ -3,23 +3,23 @@
 
 use std::sync::Arc;
 
-use super::block::Block;
+use super::block::{Block, OWN_BLOCK_BYTES};
 use super::copies::HostPart;
 use super::engine::{Copy, Direction, Request, Source};
+use super::growth::{NoRoom, Retreat, grow};
 use super::state::State;
 use super::usage::Move;
 use super::{Backing, GroupKey, PagedTensor, Pager, Place, TensorId, TensorSpec};
 use crate::error::{Error, Result};
 use crate::planner::{self, Item, Limits, Placement, Plan, Shortfall};
 
-/// Resident tensors of a group that are smaller than this share one block.
-const OWN_BLOCK_BYTES: usize = 1 << 20;
-
 /// Why a plan could not be put into effect.
 #[derive(Debug)]
 pub(super) enum Halt {
     /// A state cannot leave the arena: another plan has to keep it there.
     Refused,
+    /// The device has less memory than the budget says: a smaller plan has to do.
+    NoRoom(NoRoom),
     /// Something failed.
     Failed(Error),
 }
@@ -181,15 +181,10 @@ impl Pager {
         self.check_states()?;
         // Until all is where the plan wants it.
         self.stale = true;
-        loop {
-            let plan = self.plan()?;
-            match self.apply(&plan) {
-                Ok(()) => break,
-                // One more state has to stay.
-                Err(Halt::Refused) => {}
-                Err(Halt::Failed(error)) => return Err(error),
-            }
-        }
+        let budget_bytes = self.config.budget_bytes;
+        let mut retreat = None;
+        let outcome = self.find_plan(&mut retreat);
+        self.end_retreat(retreat, budget_bytes, outcome)?;
         self.minimum_bytes = self.minimum_bytes.max(self.least_bytes);
         let tensors = self.tensors.iter_mut().flatten();
         for state in tensors.filter_map(|tensor| tensor.state.as_mut()) {
@@ -197,6 +192,20 @@ impl Pager {
         }
         self.stale = false;
         Ok(())
+    }
+
+    /// Puts a plan into effect, or the next one that may do.
+    fn find_plan(&mut self, retreat: &mut Option<Retreat>) -> Result<()> {
+        loop {
+            let plan = self.plan()?;
+            match self.apply(&plan) {
+                Ok(()) => return Ok(()),
+                // One more state has to stay.
+                Err(Halt::Refused) => {}
+                Err(Halt::NoRoom(room)) => self.retreat(retreat, &plan, room),
+                Err(Halt::Failed(error)) => return Err(error),
+            }
+        }
     }
 
     /// The planner's answer for the tensors as they are.
@@ -276,7 +285,8 @@ impl Pager {
         self.slot_bytes = usize::try_from(plan.slot_bytes).expect("a slot fits the ring");
         if moving.is_empty() && ring_bytes == self.ring.bytes() {
             self.choose_copies();
-            return Ok(self.resize_cache(cache_bytes)?);
+            self.resize_cache(cache_bytes)?;
+            return self.grow_states();
         }
         self.drain()?;
         let before = self.moves.len();
@@ -299,7 +309,8 @@ impl Pager {
         let outcome = self.bring_in(&coming);
         self.choose_copies();
         self.count_layers(before);
-        Ok(outcome?)
+        outcome?;
+        self.grow_states()
     }
 
     pub(super) fn ids(&self) -> impl Iterator<Item = TensorId> {
@@ -388,7 +399,7 @@ impl Pager {
 
     /// Takes memory for what is now resident, and fills it from the backing store. When
     /// that fails, all is where it was before.
-    fn bring_in(&mut self, coming: &[TensorId]) -> Result<()> {
+    fn bring_in(&mut self, coming: &[TensorId]) -> std::result::Result<(), Halt> {
         let before: Vec<Place> = coming
             .iter()
             .map(|id| self.tensor(*id).place.clone())
@@ -396,7 +407,7 @@ impl Pager {
         let mut copies = Vec::new();
         let filled = self
             .place_all(coming, &mut copies)
-            .and_then(|()| self.copy_now(Direction::In, copies));
+            .and_then(|()| Ok(self.copy_now(Direction::In, copies)?));
         for (id, place) in coming.iter().zip(before) {
             if filled.is_err() {
                 self.tensor_mut(*id).place = place;
@@ -421,7 +432,11 @@ impl Pager {
     }
 
     /// Makes tensors resident, the small ones of a group in one block.
-    fn place_all(&mut self, coming: &[TensorId], copies: &mut Vec<Copy>) -> Result<()> {
+    fn place_all(
+        &mut self,
+        coming: &[TensorId],
+        copies: &mut Vec<Copy>,
+    ) -> std::result::Result<(), Halt> {
         let mut small: Vec<TensorId> = Vec::new();
         for id in coming {
             let tensor = self.tensor(*id);
@@ -430,14 +445,12 @@ impl Pager {
                 self.copies_of_absent(*id, copies);
                 self.lock(&block);
                 self.tensor_mut(*id).place = Place::Resident(block, offset);
-            } else if tensor.state.is_some() {
+            } else if let Some(state) = &tensor.state {
                 // Memory comes page by page, as it is written.
-                let block = self
-                    .config
-                    .arena
-                    .sparse_block(bytes)
-                    .map_err(Error::Memory)?;
-                self.place(*id, &Arc::new(block), 0, copies);
+                let block = self.config.arena.sparse_block(bytes);
+                let block = Arc::new(block.map_err(Error::Memory)?);
+                grow(&block, state.bytes_in_use())?;
+                self.place(*id, &block, 0, copies);
             } else if bytes >= OWN_BLOCK_BYTES || tensor.spec.slice_bytes.is_some() {
                 let block = Arc::new(self.new_block(bytes)?);
                 self.lock(&block);
@@ -475,7 +488,7 @@ impl Pager {
         let Some(memory) = block.host() else { return };
         if let Err(error) = memory.lock() {
             self.lock_refused = true;
-            self.not_locked = Some(format!(
+            self.notes.push(format!(
                 "the weights are not all locked in memory: the system refused {} ({error}); raise \
                  its limit (ulimit -l), or leave out --load-mode mlock",
                 mib(block.bytes() as u64)

@@ -6,6 +6,8 @@
 //! changes of the budget and accesses from outside between passes; each byte that a
 //! segment sees must be the oracle's.
 
+pub(super) mod trial;
+
 use std::io::Write;
 use std::sync::Arc;
 

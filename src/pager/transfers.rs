@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::engine::{Copy, Direction, Failure, Request, Source, Target};
+use super::underway::Underway;
 use super::{Backing, Need, PagedTensor, Pager, TensorId};
 use crate::error::{Error, Result};
 use crate::ggml::Fence;
@@ -205,6 +206,10 @@ impl Pager {
     /// Notes what was launched last, on a device that computes by itself; None when it has
     /// been waited for.
     pub fn note_launched(&mut self, fence: Option<Fence>) {
+        match &fence {
+            Some(fence) => self.underway.push(Underway::Segment(Fence::clone(fence))),
+            None => self.underway.clear(),
+        }
         self.launched = fence;
     }
 
@@ -231,6 +236,9 @@ impl Pager {
         match from_file {
             true => self.stalls.storage_seconds += seconds,
             false => self.stalls.link_seconds += seconds,
+        }
+        if let Ok(Some(_)) = &outcome {
+            self.underway.push(Underway::Copies(ticket, from_file));
         }
         outcome.map_err(|failure| self.fail(&failure))
     }

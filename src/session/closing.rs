@@ -12,8 +12,8 @@ use crate::cli::size::show_bytes;
 use crate::device::{PagedDevice, Report};
 use crate::error::Result;
 use crate::llama::log;
-use crate::telemetry::memory::{available_bytes, share_of};
-use crate::telemetry::pressure::{DEVICE_THRESHOLD, automatic_device_budget};
+use crate::telemetry::memory::Reader;
+use crate::telemetry::pressure::{automatic_budget, automatic_device_budget};
 
 /// What the lines are made of.
 pub(super) struct Lines {
@@ -61,8 +61,6 @@ fn text(lines: &Lines) -> String {
 const WAITED_SHARE_MIN: f64 = 0.2;
 /// Fewer tokens say nothing.
 const TOKENS_MIN: usize = 4;
-/// The share of the memory there is that may be recommended.
-const AVAILABLE_SHARE: f64 = 0.85;
 /// Less than this speed-up is no advice.
 const GAIN_MIN: f64 = 1.1;
 
@@ -128,14 +126,23 @@ impl Lesson {
 }
 
 /// The sentence for a generation of `tokens` tokens since `beginning` that was bound by
-/// transfers; None for any other.
-pub(super) fn bound(beginning: &Beginning, device: &PagedDevice, tokens: usize) -> Option<String> {
+/// transfers; None for any other. No more memory is recommended than the run's `mem_pressure`
+/// leaves it.
+pub(super) fn bound(
+    beginning: &Beginning,
+    device: &PagedDevice,
+    tokens: usize,
+    mem_pressure: f64,
+) -> Option<String> {
     let seconds = beginning.at.elapsed().as_secs_f64();
     let report = &device.report();
-    let available = match device.memory() {
-        Some(memory) => automatic_device_budget(memory, DEVICE_THRESHOLD, 0),
-        None => share_of(available_bytes(), AVAILABLE_SHARE),
+    let used = report.arena_bytes_used;
+    // As much more as a budget would have that nobody named, and that is left alone.
+    let most = match device.memory() {
+        Some(memory) => automatic_device_budget(memory, mem_pressure, used),
+        None => automatic_budget(&Reader::new().read(), mem_pressure, used),
     };
+    let available = most.saturating_sub(used);
     sentence(&beginning.report, report, seconds, tokens, available)
 }
 

@@ -26,6 +26,7 @@ use crate::cli::{Config, Mode};
 use crate::device::PagedDevice;
 use crate::error::{Error, Result};
 use crate::llama::log;
+use crate::telemetry::fuller::Fuller;
 use crate::telemetry::pressure::{DeviceSampler, Sampler};
 
 /// Does the run that `config` describes.
@@ -54,6 +55,9 @@ fn boundary(config: &mut Config) -> Boundary {
         budget_file: config.budget_file.take(),
         mem_pressure: config.mem_pressure,
         source: match paging.device_with_memory() {
+            Some(device) if device.shares_memory() => {
+                Box::new(Fuller::new(DeviceSampler::new(device), Sampler::new()))
+            }
             Some(device) => Box::new(DeviceSampler::new(device)),
             None => Box::new(Sampler::new()),
         },
@@ -83,6 +87,7 @@ fn converse(mut config: Config, colours: bool) -> Result<()> {
 /// Returns the closing lines of the show, if this is it.
 fn complete(mut config: Config) -> Result<Option<closing::Lines>> {
     let (show, metrics) = (config.show, config.metrics);
+    let mem_pressure = config.mem_pressure;
     let lesson = closing::Lesson::new(&config);
     let mut boundary = boundary(&mut config);
     // The demo model's file must be there until the model is loaded, and its mapping
@@ -116,7 +121,7 @@ fn complete(mut config: Config) -> Result<Option<closing::Lines>> {
     }
     let quiet = show || metrics.is_on_stderr();
     if let (Some(beginning), Some(device), false) = (&boundary.beginning, session.device(), quiet)
-        && let Some(sentence) = closing::bound(beginning, device, tokens)
+        && let Some(sentence) = closing::bound(beginning, device, tokens, mem_pressure)
     {
         log::info(format!("{sentence}\n"));
     }

@@ -6,6 +6,7 @@ pub mod capture;
 #[cfg(target_os = "linux")]
 mod cgroup;
 pub mod drafts;
+pub mod fuller;
 pub mod memory;
 pub mod metrics;
 pub mod prediction;

@@ -81,7 +81,7 @@ const BUFFER: sys::ggml_backend_buffer_i = sys::ggml_backend_buffer_i {
     free_buffer: Some(free),
     get_base: Some(base),
     init_tensor: None,
-    memset_tensor: None,
+    memset_tensor: Some(memset_tensor),
     set_tensor: None,
     get_tensor: None,
     set_tensor_2d: None,
@@ -169,6 +169,20 @@ unsafe extern "C" fn free(buffer: sys::ggml_backend_buffer_t) {
     // Lost cards free nothing; what else goes wrong is recorded there.
     // SAFETY: allocated by the driver.
     unsafe { (Driver::load().free)(address) };
+}
+
+unsafe extern "C" fn memset_tensor(
+    _: sys::ggml_backend_buffer_t,
+    tensor: *mut sys::ggml_tensor,
+    value: u8,
+    offset: usize,
+    size: usize,
+) {
+    // SAFETY: ggml passes a live tensor.
+    let address = unsafe { (*tensor).data } as usize + offset;
+    // What goes wrong is recorded there.
+    // SAFETY: no preconditions: the driver looks at the address.
+    unsafe { (Driver::load().fill)(address, value, size) };
 }
 
 unsafe extern "C" fn base(buffer: sys::ggml_backend_buffer_t) -> *mut c_void {

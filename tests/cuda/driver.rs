@@ -59,8 +59,11 @@ functions! {
     destroy_event = cuEventDestroy_v2(usize) -> c_int;
     record_event = cuEventRecord(usize, usize) -> c_int;
     synchronize_event = cuEventSynchronize(usize) -> c_int;
+    fill = cuMemsetD8_v2(usize, u8, usize) -> c_int;
     copy_out = cuMemcpyDtoHAsync_v2(*mut c_void, usize, usize, usize) -> c_int;
     host_address = fake_cuda_host_address(usize) -> *mut c_void;
+    mapped_address = fake_cuda_mapped_address(usize, usize) -> *mut c_void;
+    created_bytes = fake_cuda_created_bytes() -> u64;
     report = fake_cuda_report(*mut c_char, usize) -> u64;
     counts = fake_cuda_counts(*mut [u64; 6]) -> ();
 }

@@ -8,6 +8,7 @@
 
 mod device;
 mod driver;
+mod growing;
 mod inside;
 mod paged;
 mod platform;
@@ -188,6 +189,37 @@ fn paged_models_compute_what_stock_computes() {
 fn a_paged_model_without_pinned_memory_computes_the_same() {
     let settings = [("FAKE_CUDA_PINNED", "0"), ("FAKE_CUDA_DELAY_US", "50")];
     passes("paged::models", &settings);
+}
+
+/// The fake driver's unit of memory in tests of states that grow, in bytes.
+const GRANULE: (&str, &str) = ("FAKE_CUDA_GRANULE", "4096");
+
+#[test]
+fn memory_of_a_state_is_mapped_as_far_as_it_is_in_use() {
+    passes("growing::blocks", &[GRANULE]);
+    passes(
+        "growing::refused",
+        &[GRANULE, ("FAKE_CUDA_FAIL_CREATE", "2:3")],
+    );
+    passes("growing::whole", &[("FAKE_CUDA_GRANULE", "0")]);
+}
+
+#[test]
+fn paged_states_that_grow_compute_what_stock_computes() {
+    passes("growing::models", &[GRANULE, ("FAKE_CUDA_DELAY_US", "50")]);
+    passes("paged::models", &[GRANULE]);
+    // Where nothing can be mapped, all of a state is there from the start.
+    passes("paged::models", &[("FAKE_CUDA_GRANULE", "0")]);
+}
+
+#[test]
+fn weights_give_way_where_others_have_taken_the_memory() {
+    for range in ["3:4", "8:10", "14:1000000"] {
+        passes(
+            "growing::crowded",
+            &[GRANULE, ("FAKE_CUDA_FAIL_CREATE", range)],
+        );
+    }
 }
 
 #[test]

@@ -18,11 +18,13 @@ fn options() -> Options {
     }
 }
 
-fn device() -> AsyncDevice {
+/// A device over the driver.
+pub fn card() -> AsyncDevice {
     AsyncDevice::over(options(), Arc::new(Card::new())).unwrap()
 }
 
-fn config_on(on: &AsyncDevice, spec: &RunSpec, paging: Paging, budget: u64) -> PagingConfig {
+/// How a model is paged there.
+pub fn config_on(on: &AsyncDevice, spec: &RunSpec, paging: Paging, budget: u64) -> PagingConfig {
     PagingConfig {
         inner: Some(inner_of(on)),
         ..config(spec.model, paging, Budget::Bytes(budget))
@@ -51,7 +53,7 @@ fn models() {
         (Model::Hybrid, Flash::Off),
     ] {
         let spec = spec_of(model, flash);
-        let on = device();
+        let on = card();
         let ample = config_on(&on, &spec, Paging::Both, AMPLE_BYTES);
         let (minimum, everything) = budgets_under(&ample, &spec);
         for budget in [minimum, minimum + (everything - minimum) / 3, AMPLE_BYTES] {
@@ -93,7 +95,7 @@ fn lost() {
     let other = AsyncDevice::new(options()).unwrap();
     let ample = config_on(&other, &spec, Paging::Weights, AMPLE_BYTES);
     let (minimum, _) = budgets_under(&ample, &spec);
-    let on = device();
+    let on = card();
     let config = config_on(&on, &spec, Paging::Weights, minimum);
     let sentence = run_paged(&config, &spec).unwrap_err();
     assert!(sentence.contains("CUDA0 was lost: '"), "{sentence}");

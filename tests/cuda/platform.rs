@@ -63,6 +63,12 @@ impl Platform for Card {
         (status == 0).then(|| (address, unsafe { (driver.host_address)(address) }.cast()))
     }
 
+    fn mapped(&self, address: usize, bytes: usize) -> Option<*mut u8> {
+        // SAFETY: no preconditions.
+        let found = unsafe { (self.driver.mapped_address)(address, bytes) };
+        (!found.is_null()).then_some(found.cast())
+    }
+
     fn free(&self, address: usize) {
         // SAFETY: allocated above.
         check(unsafe { (self.entered().free)(address) });

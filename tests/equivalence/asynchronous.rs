@@ -456,3 +456,19 @@ fn memory_that_the_device_does_not_give_is_a_sentence() {
     assert!(sentence.contains("--vram-budget"), "{sentence}");
     assert_eq!(complaint(&on), None);
 }
+
+#[test]
+fn weights_that_are_not_paged_and_do_not_fit_hear_what_would_help() {
+    let spec = RunSpec::new(Model::Tiny, 9, 1);
+    let on = device(0, 1);
+    let config = |paging| PagingConfig {
+        inner: Some(inner_of(&on)),
+        ..config(spec.model, paging, Budget::Bytes(1000))
+    };
+    let sentence = run_paged(&config(Paging::States), &spec).unwrap_err();
+    let has = |text: &str| sentence.contains(text);
+    assert!(has("VRAM budget") && has("--dynamic-layers"), "{sentence}");
+    assert!(has("--device none"), "{sentence}");
+    let sentence = run_paged(&config(Paging::Both), &spec).unwrap_err();
+    assert!(!sentence.contains("--device none"), "{sentence}");
+}

@@ -42,12 +42,7 @@ impl CudaLink {
     /// # Errors
     /// A sentence, when it is not CUDA's, there is no driver, or the device fails.
     pub fn new(device: InnerDevice) -> Result<Self, String> {
-        let name = device.name();
-        let Some(ordinal) = name.strip_prefix(DEVICE_PREFIX) else {
-            return Err(format!("'{name}' is no device of CUDA's"));
-        };
-        let bus_id = device.bus_id();
-        let context = Context::new(&name, bus_id.as_deref(), ordinal.parse().ok())?;
+        let context = context_of(device)?;
         let pinning = Arc::new(CudaPinning {
             context: Arc::clone(&context),
         });
@@ -58,6 +53,18 @@ impl CudaLink {
             pinning,
         })
     }
+}
+
+/// The context in which ggml-cuda computes on a device.
+///
+/// # Errors
+/// As for [`CudaLink::new`].
+pub fn context_of(device: InnerDevice) -> Result<Arc<Context>, String> {
+    let name = device.name();
+    let Some(ordinal) = name.strip_prefix(DEVICE_PREFIX) else {
+        return Err(format!("'{name}' is no device of CUDA's"));
+    };
+    Context::new(&name, device.bus_id().as_deref(), ordinal.parse().ok())
 }
 
 /// CUDA's event behind one of ggml-cuda's.

@@ -2,6 +2,7 @@
 //! memory from which the link copies.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::super::engine::Ticket;
@@ -48,6 +49,8 @@ pub struct Kept {
     slab: Option<Arc<HostMemory>>,
     // Where the rest of the slab begins.
     next: usize,
+    // Whole blocks that a failed reading has left.
+    left: Vec<(Arc<HostMemory>, Range<usize>)>,
 }
 
 impl Kept {
@@ -63,6 +66,7 @@ impl Kept {
             files: Vec::new(),
             slab: None,
             next: 0,
+            left: Vec::new(),
         }
     }
 
@@ -111,6 +115,9 @@ impl Kept {
         memory: impl FnOnce(usize) -> Result<HostMemory, String>,
     ) -> Result<Option<Extent>, String> {
         let lead = usize::try_from(offset % BLOCK_BYTES as u64).expect("less than a block");
+        if let Some(extent) = self.room_left(lead, bytes) {
+            return Ok(Some(extent));
+        }
         let room = |slab: &Arc<HostMemory>, next: usize| slab.bytes().saturating_sub(next + lead);
         let fits = self
             .slab
@@ -144,6 +151,22 @@ impl Kept {
         Ok(Some(extent))
     }
 
+    /// Room that a failed reading has left.
+    fn room_left(&mut self, lead: usize, bytes: usize) -> Option<Extent> {
+        let (memory, mut blocks) = self.left.pop()?;
+        let extent = Extent {
+            at: blocks.start + lead,
+            bytes: bytes.min(blocks.len() - lead),
+            memory: Arc::clone(&memory),
+            read: Ticket(0),
+        };
+        blocks.start = (extent.at + extent.bytes).next_multiple_of(BLOCK_BYTES);
+        if !blocks.is_empty() {
+            self.left.push((memory, blocks));
+        }
+        Some(extent)
+    }
+
     /// Keeps `extent`, which `room` gave for `offset`, once its reading is under way.
     pub fn add(&mut self, file: &Arc<StoreFile>, offset: u64, extent: Extent) {
         let known = self
@@ -157,10 +180,19 @@ impl Kept {
         self.files[index].1.insert(offset, extent);
     }
 
-    /// Forgets what a reading was to bring that failed.
+    /// Forgets what a reading was to bring that failed: there is room again.
     pub fn forget(&mut self, read: Ticket) {
+        let left = &mut self.left;
         for (_, extents) in &mut self.files {
-            extents.retain(|_, extent| extent.read != read);
+            extents.retain(|_, extent| {
+                let has_failed = extent.read == read;
+                if has_failed {
+                    let start = extent.at / BLOCK_BYTES * BLOCK_BYTES;
+                    let end = (extent.at + extent.bytes).next_multiple_of(BLOCK_BYTES);
+                    left.push((Arc::clone(&extent.memory), start..end));
+                }
+                !has_failed
+            });
         }
     }
 }

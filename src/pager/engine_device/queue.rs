@@ -188,6 +188,7 @@ impl Queue {
                         self.settle_oldest()?;
                     }
                 }
+                Step::Forget(read) => self.parts.reads.forget_failure(read),
                 Step::End(done) => self.finish(done)?,
                 Step::Close => return self.settle_all(),
             }

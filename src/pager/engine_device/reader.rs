@@ -265,6 +265,8 @@ impl Reader {
         self.await_landings(copy);
         while let Ok(ticket) = self.parts.failed_reads.try_recv() {
             self.parts.kept.forget(ticket);
+            // No step behind this one is about what it was to bring.
+            self.send(Step::Forget(ticket))?;
         }
         let mut done = 0;
         while done < copy.bytes {

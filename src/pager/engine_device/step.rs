@@ -16,6 +16,8 @@ pub enum Step {
     Move(Move),
     /// No later move uses this place of the staging memory.
     Release(usize),
+    /// No later move is of what this request of the reader's was to bring, which failed.
+    Forget(Ticket),
     /// All of the request was handed on.
     End(Done),
     /// No more requests come.

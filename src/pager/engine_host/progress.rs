@@ -153,6 +153,13 @@ impl Progress {
         state
     }
 
+    /// Forgets that a request failed, of which nobody will ask any more.
+    pub fn forget_failure(&self, ticket: Ticket) {
+        self.lock()
+            .failures
+            .retain(|failure| failure.ticket != ticket);
+    }
+
     /// Changes the state in a way that completes `ticket`.
     pub fn complete(&self, ticket: Ticket, change: impl FnOnce(&mut State)) {
         let mut state = self.lock();

@@ -169,8 +169,14 @@ impl Buffer {
         bytes: usize,
     ) -> Result<*mut u8, String> {
         let address = (tensor.data as usize).wrapping_add(offset);
-        let offset = self.memory.offset_of(address, bytes)?;
-        Ok(self.memory.pointer(offset))
+        let platform = self.shared.platform.as_ref();
+        match self.memory.offset_of(address, bytes) {
+            Ok(offset) => Ok(self.memory.pointer(offset)),
+            // As in ggml-cuda, only the tensor's address counts.
+            Err(sentence) => platform
+                .and_then(|platform| platform.mapped(address, bytes))
+                .ok_or(sentence),
+        }
     }
 }
 

@@ -18,6 +18,12 @@ pub trait Platform: Debug + Send + Sync {
     /// more.
     fn allocate(&self, bytes: usize) -> Option<(usize, *mut u8)>;
 
+    /// Where bytes really are that lie in no buffer, at addresses to which the program had
+    /// the driver map memory; None when they do not.
+    fn mapped(&self, _address: usize, _bytes: usize) -> Option<*mut u8> {
+        None
+    }
+
     /// Gives memory back, by the device's address.
     fn free(&self, address: usize);
 

@@ -156,7 +156,8 @@ pub unsafe extern "C" fn cuDeviceGetAttribute(
     let value = |card: usize| match attribute {
         33 => card as c_int + 1,
         40 => 2,
-        41 | 102 => 1,
+        41 => 1,
+        102 => c_int::from(settings().granule_bytes > 0),
         75 => 9,
         99 => c_int::from(registers != Registers::Nothing),
         113 => c_int::from(registers == Registers::ReadOnly),

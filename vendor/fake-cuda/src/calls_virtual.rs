@@ -1,12 +1,12 @@
 //! Calls about reserved addresses and the memory mapped there.
 
-use std::ffi::{c_int, c_ulonglong};
+use std::ffi::{c_int, c_ulonglong, c_void};
 
 use crate::calls_device::give;
 use crate::errors::{INVALID_VALUE, Status};
 use crate::settings::settings;
-use crate::state::{current, status};
-use crate::virtual_memory::GRANULE_BYTES;
+use crate::state::{State, current, started, status};
+use crate::virtual_memory::granule_bytes;
 
 /// The begin of CUDA's description of created memory, as far as it is looked at.
 #[repr(C)]
@@ -57,7 +57,7 @@ pub unsafe extern "C" fn cuMemGetAllocationGranularity(
     _option: c_int,
 ) -> Status {
     // SAFETY: the caller's promise.
-    status(current().and_then(|_| unsafe { give(out, GRANULE_BYTES) }))
+    status(current().and_then(|_| unsafe { give(out, granule_bytes()) }))
 }
 
 /// Reserves addresses.
@@ -173,4 +173,19 @@ pub unsafe extern "C" fn cuMemSetAccess(
         state.memory().set_access(address, bytes)
     };
     status(set())
+}
+
+/// Where a test that plays the card finds `bytes` bytes of mapped memory; null when not all
+/// of them are. Not a function of CUDA's.
+#[unsafe(no_mangle)]
+pub extern "C" fn fake_cuda_mapped_address(address: usize, bytes: usize) -> *mut c_void {
+    let memory = started().map(State::memory);
+    let found = memory.filter(|memory| memory.pages.covers(address, bytes));
+    found.map_or(std::ptr::null_mut(), |memory| memory.host(address).cast())
+}
+
+/// Bytes of memory that was created and not given back. Not a function of CUDA's.
+#[unsafe(no_mangle)]
+pub extern "C" fn fake_cuda_created_bytes() -> u64 {
+    started().map_or(0, |state| state.memory().pages.created_bytes() as u64)
 }

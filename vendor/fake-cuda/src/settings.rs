@@ -1,6 +1,7 @@
 //! What the environment asks of the driver; read once.
 
 use std::ffi::c_int;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use crate::errors::Status;
@@ -38,6 +39,12 @@ pub struct Settings {
     /// `FAKE_CUDA_FAIL_COPY`: `N:CODE`: the copy of this number, counted from 1, loses the
     /// card with this error.
     pub fail_copy: Option<(u64, Status)>,
+    /// `FAKE_CUDA_GRANULE`: the unit in which memory is mapped, in bytes; 2 MiB when not said,
+    /// 0 when none can be mapped.
+    pub granule_bytes: usize,
+    /// `FAKE_CUDA_FAIL_CREATE`: `N:M`: `cuMemCreate` fails from its call number N on, counted
+    /// from 1, until M, as on a card that others have filled.
+    pub fail_create: Range<u64>,
     /// `FAKE_CUDA_INIT_ERROR`: what `cuInit` fails with.
     pub init_error: Option<Status>,
 }
@@ -58,6 +65,11 @@ impl Settings {
             let (copy, code) = text.split_once(':')?;
             Some((copy.parse().ok()?, code.parse().ok()?))
         });
+        let fail_create = std::env::var("FAKE_CUDA_FAIL_CREATE").ok();
+        let fail_create = fail_create.as_deref().and_then(|text| {
+            let (first, end) = text.split_once(':')?;
+            Some(first.parse().ok()?..end.parse().ok()?)
+        });
         Self {
             devices: number("FAKE_CUDA_DEVICES").unwrap_or(1),
             version: number("FAKE_CUDA_VERSION").unwrap_or(12040),
@@ -67,6 +79,8 @@ impl Settings {
             seed: number("FAKE_CUDA_SEED").unwrap_or(1),
             delay_us_max: number("FAKE_CUDA_DELAY_US").unwrap_or(0),
             fail_copy,
+            granule_bytes: number("FAKE_CUDA_GRANULE").unwrap_or(2 << 20),
+            fail_create: fail_create.unwrap_or(0..0),
             init_error: number("FAKE_CUDA_INIT_ERROR"),
         }
     }

@@ -9,7 +9,7 @@ use crate::calls_stream::*;
 use crate::calls_virtual::*;
 use crate::errors::{INVALID_CONTEXT, INVALID_VALUE, NOT_READY, OUT_OF_MEMORY};
 use crate::report::fake_cuda_report;
-use crate::virtual_memory::GRANULE_BYTES;
+use crate::virtual_memory::granule_bytes;
 
 /// Starts the driver, and makes its context the thread's. Violations are counted by all
 /// tests together: one at a time.
@@ -174,7 +174,7 @@ fn pages_are_mapped_used_and_unmapped() {
     let mut granule = 0;
     // SAFETY: a place for the number.
     unsafe { cuMemGetAllocationGranularity(&raw mut granule, &raw const properties, 0) };
-    assert_eq!(granule, GRANULE_BYTES);
+    assert_eq!(granule, granule_bytes());
     let mut base = 0;
     // SAFETY: a place for the address.
     let status = unsafe { cuMemAddressReserve(&raw mut base, 4 * granule, 0, 0, 0) };

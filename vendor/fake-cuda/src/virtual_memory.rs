@@ -5,11 +5,14 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 
 use crate::errors::{INVALID_VALUE, OUT_OF_MEMORY, Status};
-use crate::memory::Memory;
+use crate::memory::{Memory, UNWRITTEN};
 use crate::report::violation;
+use crate::settings::settings;
 
 /// Unit in which memory is created and mapped, in bytes.
-pub const GRANULE_BYTES: usize = 2 << 20;
+pub fn granule_bytes() -> usize {
+    settings().granule_bytes
+}
 
 #[derive(Debug)]
 struct Physical {
@@ -34,10 +37,11 @@ pub struct Virtual {
     physical: BTreeMap<u64, Physical>,
     mapped: BTreeMap<usize, Mapping>,
     handles: u64,
+    creations: u64,
 }
 
 fn is_whole(value: usize) -> bool {
-    value > 0 && value.is_multiple_of(GRANULE_BYTES)
+    value > 0 && granule_bytes() > 0 && value.is_multiple_of(granule_bytes())
 }
 
 impl Virtual {
@@ -53,6 +57,11 @@ impl Virtual {
             }
         }
         true
+    }
+
+    /// Bytes of memory that was created and not given back.
+    pub fn created_bytes(&self) -> usize {
+        self.physical.values().map(|physical| physical.bytes).sum()
     }
 
     fn is_reserved(&self, start: usize, bytes: usize) -> bool {
@@ -85,7 +94,7 @@ impl Memory {
         if !is_whole(bytes) {
             return Err(INVALID_VALUE);
         }
-        let start = self.addresses(bytes, GRANULE_BYTES)?;
+        let start = self.addresses(bytes, granule_bytes())?;
         self.pages.reserved.insert(start, bytes);
         Ok(start)
     }
@@ -115,6 +124,10 @@ impl Memory {
     pub fn create(&mut self, card: usize, bytes: usize) -> Result<u64, Status> {
         if !is_whole(bytes) {
             return Err(INVALID_VALUE);
+        }
+        self.pages.creations += 1;
+        if settings().fail_create.contains(&self.pages.creations) {
+            return Err(OUT_OF_MEMORY);
         }
         self.take(card, bytes)?;
         // SAFETY: the name is a C string.
@@ -162,7 +175,7 @@ impl Memory {
         let pages = &mut self.pages;
         let is_free = pages.is_reserved(start, bytes) && !pages.is_mapped_in(start, bytes);
         let physical = pages.physical.get_mut(&handle).ok_or(INVALID_VALUE)?;
-        if !is_free || physical.bytes != bytes || !start.is_multiple_of(GRANULE_BYTES) {
+        if !is_free || physical.bytes != bytes || !start.is_multiple_of(granule_bytes()) {
             return Err(INVALID_VALUE);
         }
         physical.mapped += 1;
@@ -179,10 +192,11 @@ impl Memory {
         // SAFETY: pages of the driver's own reservation, which nobody uses.
         let mapped = unsafe { libc::mmap(place, bytes, access, flags, descriptor, 0) };
         if mapped == libc::MAP_FAILED {
-            Err(OUT_OF_MEMORY)
-        } else {
-            Ok(())
+            return Err(OUT_OF_MEMORY);
         }
+        // SAFETY: mapped just now, and known to nobody.
+        unsafe { self.host(start).write_bytes(UNWRITTEN, bytes) };
+        Ok(())
     }
 
     /// Takes whole mappings in a range away.

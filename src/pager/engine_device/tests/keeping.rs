@@ -1,6 +1,6 @@
 //! The host's copy of what streams.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use proptest::prelude::*;
 
@@ -99,13 +99,16 @@ fn what_is_spilled_is_never_kept() {
 /// brought it.
 type Known = Vec<Option<(usize, usize, Ticket)>>;
 
+/// Which reading each block of a memory was taken for.
+type Taken = HashMap<(usize, usize), Ticket>;
+
 const FILE_BYTES: usize = 80_000;
 
 /// Searches for bytes and keeps what is absent, as the reader does.
 fn ask(
     kept: &mut Kept,
     known: &mut Known,
-    (blocks, memories): (&mut HashSet<(usize, usize)>, &mut Vec<Arc<HostMemory>>),
+    (blocks, memories): (&mut Taken, &mut Vec<Arc<HostMemory>>),
     file: &Arc<StoreFile>,
     (offset, bytes, ticket): (usize, usize, Ticket),
 ) {
@@ -134,7 +137,8 @@ fn ask(
                         memories.push(Arc::clone(&extent.memory));
                         let end = extent.at + extent.bytes - 1;
                         for block in extent.at / BLOCK_BYTES..=end / BLOCK_BYTES {
-                            assert!(blocks.insert((memory, block)), "a block of its own");
+                            let other = blocks.insert((memory, block), ticket);
+                            assert_eq!(other, None, "a block of its own");
                         }
                         extent.read = ticket;
                         for step in 0..extent.bytes {
@@ -149,6 +153,36 @@ fn ask(
         };
         assert!(count > 0 && count <= bytes - done);
         done += count;
+    }
+}
+
+#[test]
+fn what_a_failed_reading_leaves_is_given_again() {
+    let file = Model::new(&std::env::temp_dir(), 1).open(Access::Cached);
+    let slab_bytes = 4 * BLOCK_BYTES;
+    let mut kept = Kept::new(slab_bytes as u64, slab_bytes);
+    for round in 1..50 {
+        let mut taken = 0;
+        // All of it in two pieces, the first of them not from the begin of a block.
+        for (offset, bytes) in [
+            (100, BLOCK_BYTES),
+            (20 * BLOCK_BYTES as u64, usize::MAX / 2),
+        ] {
+            let memory = |bytes| match round {
+                1 => Ok(pinned(bytes)),
+                _ => panic!("more memory is asked for in round {round}"),
+            };
+            while let Some(mut extent) = kept.room(offset, bytes - taken, memory).unwrap() {
+                extent.read = Ticket(round);
+                taken += extent.bytes;
+                kept.add(&file, offset + taken as u64, extent);
+                if bytes == BLOCK_BYTES {
+                    break;
+                }
+            }
+        }
+        assert!(taken > slab_bytes / 2, "{taken} bytes in round {round}");
+        kept.forget(Ticket(round));
     }
 }
 
@@ -168,7 +202,7 @@ proptest! {
         let slab_bytes = 2 * BLOCK_BYTES;
         let mut kept = Kept::new(Arc::new(Room::new(slabs * slab_bytes as u64)), slab_bytes);
         let mut known: Known = vec![None; FILE_BYTES];
-        let (mut blocks, mut memories) = (HashSet::new(), Vec::new());
+        let (mut blocks, mut memories) = (HashMap::new(), Vec::new());
         for (index, (offset, bytes, fails)) in (1u64..).zip(asked) {
             let what = (offset, bytes, Ticket(index));
             ask(&mut kept, &mut known, (&mut blocks, &mut memories), &file, what);
@@ -178,6 +212,7 @@ proptest! {
                 for place in &mut known {
                     place.take_if(failed);
                 }
+                blocks.retain(|_, read| *read != Ticket(index));
             }
         }
         prop_assert!(blocks.len() as u64 <= slabs * 2);

@@ -10,7 +10,7 @@ use self::rig::*;
 use super::*;
 use crate::pager::engine::{Direction, Source};
 use crate::pager::storage::Access;
-use crate::pager::trial::*;
+use crate::pager::tests::trial::*;
 
 #[test]
 fn a_file_comes_in_pieces_and_goes_out_again() {
@@ -162,6 +162,8 @@ fn a_file_that_ends_too_soon_fails_each_request_that_needs_it() {
     rig.engine.wait(ticket).unwrap();
     let found = device_bytes(&buffer);
     assert!((0..10_000).all(|at| found[at] == model_byte(start + at)));
+    // Nor is that it was not.
+    assert_eq!(rig.engine.reads.lock().failures, []);
 }
 
 #[test]

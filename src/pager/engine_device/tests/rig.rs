@@ -10,7 +10,7 @@ use super::super::link::{Link, Pinning};
 use super::super::*;
 use crate::ggml::{DeviceBuffer, Event, InnerDevice};
 use crate::pager::engine::{Source, Target};
-use crate::pager::trial::{MODEL_BYTES, Model, on_disk};
+use crate::pager::tests::trial::{MODEL_BYTES, Model, on_disk};
 
 /// Small places, so that small copies need many, and cuts at every kind of place.
 pub const SMALL: Tuning = Tuning {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::super::engine::{Direction, Source};
 use super::super::memory::HostMemory;
 use super::super::storage::{Access, StoreFile};
-use super::super::trial::*;
+use super::super::tests::trial::*;
 use super::*;
 
 /// Small pieces, so that small copies have many, and cuts at every kind of place.

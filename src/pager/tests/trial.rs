@@ -7,9 +7,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::engine::{Copy, Direction, Request, Source, Target};
-use super::memory::HostMemory;
-use super::storage::{Access, StoreFile};
+use super::super::engine::{Copy, Direction, Request, Source, Target};
+use super::super::memory::HostMemory;
+use super::super::storage::{Access, StoreFile};
 
 /// Ends inside of a block.
 pub const MODEL_BYTES: usize = 90_123;
