@@ -1,6 +1,7 @@
 //! How fast this machine is: rates that were measured here, never assumed.
 //!
 //! ```text
+//!  machine.rs    whose rates they are
 //!  store.rs      the file in the cache folder: found, read, judged, written
 //!  copies.rs     storage and memory, through the copy engine that a run uses
 //!  products.rs   matrices, attention and nodes on ggml's CPU backend
@@ -13,6 +14,7 @@
 //! kinds: the arena is host memory here, and the CPU computes.
 
 mod copies;
+mod machine;
 mod measure;
 pub mod observed;
 mod products;
@@ -23,6 +25,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::machine::{Device, Machine, Run, machine};
 pub use self::measure::measure;
 use crate::planner::cost::Rate;
 
@@ -69,26 +72,6 @@ pub struct Calibration {
     /// Runs that have corrected the rate of the storage since it was measured.
     #[serde(default)]
     pub observed_runs: u32,
-}
-
-/// What a calibration is of; another one is measured anew.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Machine {
-    /// The processor's name.
-    pub processor: String,
-    /// Threads that the system offers this process.
-    pub processors: u32,
-    /// Threads that compute tokens one by one.
-    pub threads: u32,
-    /// Threads that compute batches.
-    pub threads_batch: u32,
-    /// Threads that copy.
-    pub copy_threads: u32,
-    /// The file system that the model lies on.
-    pub file_system: String,
-    /// Whether files are read past the page cache.
-    pub direct: bool,
 }
 
 /// How fast matrices of one type are multiplied with.
@@ -157,54 +140,4 @@ impl Calibration {
         };
         self.kinds.get(name).or_else(slowest)
     }
-}
-
-/// The machine as it is now, for a model that lies at `model`.
-pub fn machine(
-    model: &std::path::Path,
-    threads: (u32, u32),
-    copy_threads: u32,
-    direct: bool,
-) -> Machine {
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    Machine {
-        processor: processor_name(),
-        processors: u32::try_from(processors).unwrap_or(u32::MAX),
-        threads: threads.0,
-        threads_batch: threads.1,
-        copy_threads,
-        file_system: file_system(model),
-        direct,
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn processor_name() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = text.lines().find(|line| line.starts_with("model name"));
-    let name = line.and_then(|line| line.split_once(':'));
-    name.map_or_else(
-        || std::env::consts::ARCH.to_owned(),
-        |(_, name)| name.trim().to_owned(),
-    )
-}
-
-#[cfg(not(target_os = "linux"))]
-fn processor_name() -> String {
-    std::env::consts::ARCH.to_owned()
-}
-
-#[cfg(unix)]
-fn file_system(path: &std::path::Path) -> String {
-    use std::os::unix::fs::MetadataExt;
-    let device = std::fs::metadata(path).map_or(0, |meta| meta.dev());
-    format!("device {device}")
-}
-
-#[cfg(not(unix))]
-fn file_system(path: &std::path::Path) -> String {
-    let first = path.components().next();
-    first.map_or_else(String::new, |part| {
-        part.as_os_str().to_string_lossy().into_owned()
-    })
 }

@@ -12,6 +12,7 @@ pub fn machine() -> Machine {
         copy_threads: 2,
         file_system: "device 1".into(),
         direct: true,
+        device: None,
     }
 }
 
