@@ -100,12 +100,7 @@ impl Run {
 }
 
 /// The machine as it is now, for a model that lies at `model`, where the processor computes.
-pub fn machine(
-    model: &Path,
-    threads: (u32, u32),
-    copy_threads: u32,
-    direct: bool,
-) -> Machine {
+pub fn machine(model: &Path, threads: (u32, u32), copy_threads: u32, direct: bool) -> Machine {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     Machine {
         processor: processor_name(),

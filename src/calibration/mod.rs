@@ -3,17 +3,20 @@
 //! ```text
 //!  machine.rs    whose rates they are
 //!  store.rs      the file in the cache folder: found, read, judged, written
-//!  copies.rs     storage and memory, through the copy engine that a run uses
-//!  products.rs   matrices, attention and nodes on ggml's CPU backend
+//!  copies.rs     storage, memory and a device's link, through the engine that a run uses
+//!  products.rs   matrices, attention and nodes, on ggml's CPU backend or a device's
+//!  link.rs       what a run on a device needs besides
 //!  observed.rs   what runs have seen of the storage since
 //!  measure.rs    which rates are wanted, and those of copying and computing at once
 //! ```
 //!
-//! A rate is of one machine, one number of threads, and of the file system that the model
-//! lies on. A link to a device and the device itself would be further rates of the same
-//! kinds: the arena is host memory here, and the CPU computes.
+//! A rate is of one machine, one number of threads, of the file system that the model lies
+//! on, and of what computes: the processor, or a device. Where a device does, the rates of
+//! matrices, attention and nodes are the device's, copying is copying over its link, and
+//! [`LinkRates`] has what a run on a device needs besides.
 
 mod copies;
+mod link;
 mod machine;
 mod measure;
 pub mod observed;
@@ -27,7 +30,12 @@ use serde::{Deserialize, Serialize};
 
 pub use self::machine::{Device, Machine, Run, machine};
 pub use self::measure::measure;
+use crate::ggml::InnerDevice;
+use crate::ggml::workload::{is_measurable, kind_name};
 use crate::planner::cost::Rate;
+
+/// Types of matrices that the processor is measured with where a device computes.
+const PROCESSOR_KINDS_MAX: usize = 3;
 
 /// The number of this format; another one is measured anew.
 pub const FORMAT: u32 = 1;
@@ -65,10 +73,14 @@ pub struct Calibration {
     pub node_seconds: f64,
     /// Seconds that an element of a node takes.
     pub element_seconds: f64,
-    /// Copying while tokens are computed one by one; null where storage is.
+    /// Copying (from storage, or over the link to a device) while tokens are computed one by
+    /// one; null where it was not measured.
     pub contention_decode: Option<Contention>,
-    /// Copying while a batch is computed; null where storage is.
+    /// Copying while a batch is computed; null where it was not measured.
     pub contention_prefill: Option<Contention>,
+    /// What a run on a device needs besides; absent where the processor computes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<LinkRates>,
     /// Runs that have corrected the rate of the storage since it was measured.
     #[serde(default)]
     pub observed_runs: u32,
@@ -82,6 +94,40 @@ pub struct KindRates {
     pub bytes_per_second: f64,
     /// By a batch, by its size in tokens: elements x tokens per second.
     pub products_per_second: BTreeMap<u32, f64>,
+}
+
+/// What a run on a device needs beside the rates of what computes: its link, and the processor
+/// that may compute what is cold.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkRates {
+    /// Bytes per second into the device's memory from pinned memory; null where none can be
+    /// pinned.
+    pub pinned_bytes_per_second: Option<f64>,
+    /// The same from ordinary memory.
+    pub pageable_bytes_per_second: f64,
+    /// The processor's products by one token, by type of matrix: bytes of it per second.
+    pub processor_bytes_per_second: BTreeMap<String, f64>,
+    /// Copying over the link while the processor multiplies: both draw on one memory.
+    pub processor_contention: Contention,
+    /// Seconds from the device to the processor and back, with next to nothing to compute.
+    pub handover_seconds: f64,
+}
+
+impl LinkRates {
+    /// Bytes per second of what streams: it is kept in pinned memory where there is any.
+    pub fn bytes_per_second(&self) -> f64 {
+        self.pinned_bytes_per_second
+            .unwrap_or(self.pageable_bytes_per_second)
+    }
+
+    /// The processor's rate for a type; the slowest known one for a type that was not
+    /// measured.
+    pub fn processor(&self, name: &str) -> Option<f64> {
+        let all = &self.processor_bytes_per_second;
+        let slowest = || all.values().copied().min_by(f64::total_cmp);
+        all.get(name).copied().or_else(slowest)
+    }
 }
 
 /// How much slower copying and computing are beside each other.
@@ -117,18 +163,39 @@ pub struct Wanted {
     pub ubatch: u32,
     /// Elements of an attention head.
     pub head: u32,
+    /// The device that computes; None: the processor.
+    pub device: Option<InnerDevice>,
+}
+
+impl Wanted {
+    /// The types that the processor is measured with where a device computes: the largest.
+    fn kinds_of_processor(&self) -> impl Iterator<Item = u32> {
+        let kinds = self.kinds.iter().copied();
+        kinds
+            .filter(|kind| is_measurable(*kind))
+            .take(PROCESSOR_KINDS_MAX)
+    }
 }
 
 impl Calibration {
     /// Whether everything that is wanted is there.
     pub fn has(&self, wanted: &Wanted) -> bool {
         let of_kind = |kind: &u32| {
-            let name = crate::ggml::workload::kind_name(*kind);
+            let name = kind_name(*kind);
             let rates = name.and_then(|name| self.kinds.get(name));
             rates.is_some_and(|rates| rates.products_per_second.contains_key(&wanted.ubatch))
         };
         wanted.kinds.iter().all(of_kind)
             && self.attention_batch_per_second.contains_key(&wanted.ubatch)
+            && (wanted.device.is_none() || self.has_link(wanted))
+    }
+
+    fn has_link(&self, wanted: &Wanted) -> bool {
+        let of_processor = |kind: u32| {
+            let known = self.link.as_ref().zip(kind_name(kind));
+            known.is_some_and(|(link, name)| link.processor_bytes_per_second.contains_key(name))
+        };
+        self.link.is_some() && wanted.kinds_of_processor().all(of_processor)
     }
 
     /// The rates of a type; those of the slowest known one for a type that cannot be

@@ -41,6 +41,7 @@ pub fn calibration() -> Calibration {
             compute_slowdown: 1.2,
         }),
         contention_prefill: None,
+        link: None,
         observed_runs: 0,
     }
 }
@@ -52,6 +53,7 @@ fn wanted() -> Wanted {
         kinds: vec![ggml_sys::GGML_TYPE_Q8_0],
         ubatch: 512,
         head: 64,
+        device: None,
     }
 }
 

@@ -453,7 +453,7 @@ fn engine_for(
 
 /// What copies to a device, its driver where we know that, else ggml; and what is to be
 /// said of it.
-fn link_to(inner: InnerDevice) -> std::result::Result<(Box<dyn Link>, Option<String>), String> {
+pub fn link_to(inner: InnerDevice) -> std::result::Result<(Box<dyn Link>, Option<String>), String> {
     let mut notice = None;
     if CudaLink::is_for(inner) {
         match CudaLink::new(inner) {

@@ -168,6 +168,7 @@ impl Subject {
             kinds: kinds.into_iter().map(|(kind, _)| kind).collect(),
             ubatch: self.batch_tokens(),
             head: self.facts.n_embd / self.facts.n_head.max(1),
+            device: self.run.device(),
         }
     }
 

@@ -8,7 +8,7 @@ use ggml_sys as sys;
 use super::{DeviceBuffer, Event};
 
 /// A ggml device that computes what the paged device is given.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InnerDevice(NonNull<sys::ggml_backend_device>);
 
 // SAFETY: ggml's devices are static objects whose functions may be called from any
@@ -137,6 +137,12 @@ impl InnerDevice {
     pub fn alloc_bytes(self, tensor: super::Tensor<'_>) -> usize {
         // SAFETY: the buffer type is static, the tensor live.
         unsafe { sys::ggml_backend_buft_get_alloc_size(self.buffer_type(), tensor.as_ptr()) }
+    }
+
+    /// Whether it computes such a node, as far as it says.
+    pub fn computes(self, node: super::Tensor<'_>) -> bool {
+        // SAFETY: the device is live, and so is the tensor.
+        unsafe { sys::ggml_backend_dev_supports_op(self.as_ptr(), node.as_ptr()) }
     }
 
     /// A new backend (stream) of the device.
