@@ -47,7 +47,12 @@ pub fn measure(
     if is_new {
         progress("the link to the device");
         measure_link(device, wanted, rates, &mut link)?;
+        progress("the way from the device to the processor");
         link.handover_seconds = handover_seconds(device, threads)?;
+    }
+    if rates.contention_prefill.is_none() && wanted.ubatch.is_some() {
+        progress("the link to the device, beside batches");
+        measure_batches(device, wanted, rates, link.bytes_per_second())?;
     }
     rates.link = Some(link);
     Ok(())
@@ -100,8 +105,30 @@ fn measure_link(
     link.processor_contention = both(&mut pump, rate, here, matrices, BOTH_TIME)?;
     let matrices = there.matrices(kind, 1)?;
     rates.contention_decode = Some(both(&mut pump, rate, there, matrices, BOTH_TIME)?);
-    let matrices = there.matrices(kind, wanted.ubatch)?;
-    rates.contention_prefill = Some(both(&mut pump, rate, there, matrices, BOTH_TIME)?);
+    Ok(())
+}
+
+/// The link beside batches that the device computes.
+fn measure_batches(
+    device: InnerDevice,
+    wanted: &Wanted,
+    rates: &mut Calibration,
+    rate: f64,
+) -> Result<()> {
+    let kind = wanted.kinds_of_processor().next();
+    let (Some(kind), Some(ubatch)) = (kind, wanted.ubatch) else {
+        return Ok(());
+    };
+    let copies = wanted.machine.copy_threads;
+    let pump = match Pump::to_device(device, Kind::Pinned, copies)? {
+        Some(pump) => Some(pump),
+        None => Pump::to_device(device, Kind::Pageable, copies)?,
+    };
+    if let Some(mut pump) = pump {
+        let there = On::Device(device);
+        let matrices = there.matrices(kind, ubatch)?;
+        rates.contention_prefill = Some(both(&mut pump, rate, there, matrices, BOTH_TIME)?);
+    }
     Ok(())
 }
 

@@ -23,12 +23,15 @@ const WARM_TIME_MAX: Duration = Duration::from_secs(1);
 /// Heads of the attention that is timed, and rows of its cache.
 const HEADS: u32 = 16;
 const CACHE_ROWS: u32 = 1024;
+/// Nodes that do nearly nothing, and large ones, each of which has memory of its own.
 const NODES: u32 = 256;
+const LARGE_NODES: u32 = 16;
 
 /// Measures what is wanted and not in `known` yet; `progress` is told what is measured.
 ///
 /// # Errors
-/// `Failed` when a graph or a copy fails, `Memory` never: some 200 MiB are taken.
+/// `Failed` when a graph or a copy fails, `Memory` never: some 200 MiB are taken, and as
+/// much of a device's memory.
 pub fn measure(
     wanted: &Wanted,
     known: Option<Calibration>,
@@ -47,16 +50,17 @@ pub fn measure(
     progress("attention");
     measure_attention(wanted, is_new, &mut rates)?;
     if is_new {
-        let node = |elements: u32, on: On| {
+        let node = |elements: u32, count: u32, on: On| {
             let work = Work::Nodes {
                 elements: i64::from(elements),
-                count: NODES as usize,
+                count: count as usize,
             };
-            Ok(on.seconds(&mut on.workload(work)?)? / f64::from(NODES))
+            Ok(on.seconds(&mut on.workload(work)?)? / f64::from(count))
         };
-        rates.node_seconds = node(COLUMNS, on(wanted, machine.threads))?;
+        rates.node_seconds = node(COLUMNS, NODES, on(wanted, machine.threads))?;
         let large = COLUMNS * 512;
-        rates.element_seconds = node(large, on(wanted, machine.threads_batch))? / f64::from(large);
+        let seconds = node(large, LARGE_NODES, on(wanted, machine.threads_batch))?;
+        rates.element_seconds = seconds / f64::from(large);
         progress("memory");
         let mut pump = Pump::of_memory(machine.copy_threads)?;
         rates.memory_bytes_per_second = pump.run(|time, _| time > COPY_TIME / 3)?;
@@ -106,7 +110,7 @@ fn empty(machine: Machine) -> Calibration {
 }
 
 fn measure_kind(kind: u32, name: &str, wanted: &Wanted, rates: &mut Calibration) -> Result<()> {
-    let (machine, ubatch) = (&wanted.machine, wanted.ubatch);
+    let machine = &wanted.machine;
     if let Entry::Vacant(slot) = rates.kinds.entry(name.to_owned()) {
         let on = on(wanted, machine.threads);
         let mut matrices = on.matrices(kind, 1)?;
@@ -115,7 +119,7 @@ fn measure_kind(kind: u32, name: &str, wanted: &Wanted, rates: &mut Calibration)
             products_per_second: BTreeMap::new(),
         });
     }
-    let Some(of_kind) = rates.kinds.get_mut(name) else {
+    let (Some(of_kind), Some(ubatch)) = (rates.kinds.get_mut(name), wanted.ubatch) else {
         return Ok(());
     };
     if let Entry::Vacant(slot) = of_kind.products_per_second.entry(ubatch) {
@@ -146,11 +150,11 @@ fn measure_attention(wanted: &Wanted, is_new: bool, rates: &mut Calibration) -> 
     if is_new {
         rates.attention_per_second = rate(1, on(wanted, wanted.machine.threads))?;
     }
-    if let Entry::Vacant(slot) = rates.attention_batch_per_second.entry(wanted.ubatch) {
-        slot.insert(rate(
-            wanted.ubatch,
-            on(wanted, wanted.machine.threads_batch),
-        )?);
+    let Some(ubatch) = wanted.ubatch else {
+        return Ok(());
+    };
+    if let Entry::Vacant(slot) = rates.attention_batch_per_second.entry(ubatch) {
+        slot.insert(rate(ubatch, on(wanted, wanted.machine.threads_batch))?);
     }
     Ok(())
 }
@@ -169,14 +173,14 @@ fn measure_storage(wanted: &Wanted, rates: &mut Calibration) -> Result<()> {
     let Some(kind) = kind.filter(|_| wanted.device.is_none()) else {
         return Ok(());
     };
-    let (one, batch) = (
-        on(wanted, machine.threads),
-        on(wanted, machine.threads_batch),
-    );
+    let one = on(wanted, machine.threads);
     let matrices = one.matrices(*kind, 1)?;
     rates.contention_decode = Some(both(&mut pump, alone, one, matrices, BOTH_TIME)?);
-    let matrices = batch.matrices(*kind, wanted.ubatch)?;
-    rates.contention_prefill = Some(both(&mut pump, alone, batch, matrices, BOTH_TIME)?);
+    if let Some(ubatch) = wanted.ubatch {
+        let batch = on(wanted, machine.threads_batch);
+        let matrices = batch.matrices(*kind, ubatch)?;
+        rates.contention_prefill = Some(both(&mut pump, alone, batch, matrices, BOTH_TIME)?);
+    }
     Ok(())
 }
 

@@ -32,7 +32,7 @@ pub use self::machine::{Device, Machine, Run, machine};
 pub use self::measure::measure;
 use crate::ggml::InnerDevice;
 use crate::ggml::workload::{is_measurable, kind_name};
-use crate::planner::cost::Rate;
+use crate::planner::cost::{Rate, transfer_seconds};
 
 /// Types of matrices that the processor is measured with where a device computes.
 const PROCESSOR_KINDS_MAX: usize = 3;
@@ -159,8 +159,8 @@ pub struct Wanted {
     pub model: PathBuf,
     /// ggml's numbers of the types of its matrices, the largest sum of bytes first.
     pub kinds: Vec<u32>,
-    /// Tokens of a batch.
-    pub ubatch: u32,
+    /// Tokens of a batch; None: no rates of batches are wanted.
+    pub ubatch: Option<u32>,
     /// Elements of an attention head.
     pub head: u32,
     /// The device that computes; None: the processor.
@@ -183,10 +183,15 @@ impl Calibration {
         let of_kind = |kind: &u32| {
             let name = kind_name(*kind);
             let rates = name.and_then(|name| self.kinds.get(name));
-            rates.is_some_and(|rates| rates.products_per_second.contains_key(&wanted.ubatch))
+            let has_batch = |rates: &KindRates| {
+                let mut ubatch = wanted.ubatch.iter();
+                ubatch.all(|tokens| rates.products_per_second.contains_key(tokens))
+            };
+            rates.is_some_and(has_batch)
         };
+        let mut ubatch = wanted.ubatch.iter();
         wanted.kinds.iter().all(of_kind)
-            && self.attention_batch_per_second.contains_key(&wanted.ubatch)
+            && ubatch.all(|tokens| self.attention_batch_per_second.contains_key(tokens))
             && (wanted.device.is_none() || self.has_link(wanted))
     }
 
@@ -195,7 +200,28 @@ impl Calibration {
             let known = self.link.as_ref().zip(kind_name(kind));
             known.is_some_and(|(link, name)| link.processor_bytes_per_second.contains_key(name))
         };
-        self.link.is_some() && wanted.kinds_of_processor().all(of_processor)
+        self.link.is_some()
+            && (wanted.ubatch.is_none() || self.contention_prefill.is_some())
+            && wanted.kinds_of_processor().all(of_processor)
+    }
+
+    /// Seconds until so many bytes are where they are computed with, with nothing beside: from
+    /// storage; or over the link to a device, for which those that have room in `keep_bytes`
+    /// of memory are read once. None when a rate is not known.
+    pub fn travel_seconds(&self, bytes: u64, keep_bytes: u64) -> Option<f64> {
+        let storage = |bytes| {
+            let rate = self.storage_bytes_per_second?;
+            Some(transfer_seconds(bytes, rate))
+        };
+        let Some(link) = &self.link else {
+            return storage(bytes);
+        };
+        let crossing = transfer_seconds(bytes, link.bytes_per_second());
+        match bytes.saturating_sub(keep_bytes) {
+            0 => Some(crossing),
+            // Both go on at the same time.
+            read => Some(crossing.max(storage(read)?)),
+        }
     }
 
     /// The rates of a type; those of the slowest known one for a type that cannot be

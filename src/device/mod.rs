@@ -37,7 +37,7 @@ use self::rehearsal::Notebook;
 pub use self::report::Report;
 use self::report::{Change, Reason};
 use self::shared::Shared;
-pub(crate) use self::shared::link_to;
+pub(crate) use self::shared::{is_direct, keep_bytes, link_to};
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
 pub use crate::pager::engine_host::Faults;

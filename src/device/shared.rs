@@ -443,12 +443,17 @@ fn engine_for(
         faults,
         keep_bytes: match faults.keep_bytes_max {
             Some(bytes) => bytes,
-            None => share_of(available_bytes(), KEEP_SHARE),
+            None => keep_bytes(),
         },
     };
     let (link, notice) = link_to(inner).map_err(Error::Failed)?;
     let engine = DeviceEngine::new(link, setup).map_err(Error::Failed)?;
     Ok((Box::new(engine), notice))
+}
+
+/// Host memory that may keep what is streamed to a device, in bytes, as things are now.
+pub fn keep_bytes() -> u64 {
+    share_of(available_bytes(), KEEP_SHARE)
 }
 
 /// What copies to a device, its driver where we know that, else ggml; and what is to be
@@ -475,6 +480,14 @@ fn open_model(config: &PagingConfig) -> Result<(ModelIndex, bool)> {
     })?;
     let direct = index.is_direct();
     Ok((index, direct))
+}
+
+/// Whether a run with these settings reads the model's files past the page cache.
+///
+/// # Errors
+/// `Failed` when the model's header cannot be read.
+pub fn is_direct(config: &PagingConfig) -> Result<bool> {
+    open_model(config).map(|(_, direct)| direct)
 }
 
 /// Where the spill file goes: `--spill-dir`, else TMPDIR, else a folder that lies on a

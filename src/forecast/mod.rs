@@ -9,6 +9,7 @@
 
 pub mod advice;
 pub mod record;
+pub mod revision;
 mod speed;
 pub mod table;
 
@@ -24,7 +25,8 @@ use crate::planner::Placement;
 use crate::session::demo::DemoModel;
 use crate::telemetry::memory::share_of;
 
-pub use self::speed::{Speed, Step, pass_bytes, speed};
+pub(crate) use self::speed::{COLD_ROLES, NODES_BY_LAYER};
+pub use self::speed::{Speed, Step, pass_bytes, shares, speed};
 
 /// llama.cpp reads rows of the KV cache up to a multiple of this many.
 const ROWS_PADDING: usize = 256;
@@ -166,7 +168,7 @@ impl Subject {
             machine: self.run.machine(self.is_direct()),
             model: self.paging.model.clone(),
             kinds: kinds.into_iter().map(|(kind, _)| kind).collect(),
-            ubatch: self.batch_tokens(),
+            ubatch: Some(self.batch_tokens()),
             head: self.facts.n_embd / self.facts.n_head.max(1),
             device: self.run.device(),
         }

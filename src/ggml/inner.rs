@@ -38,6 +38,12 @@ impl InnerDevice {
         NonNull::new(raw).map(Self)
     }
 
+    /// A device of a test's, which has it outlive whatever is made of it; None for null.
+    #[cfg(test)]
+    pub fn of_test(raw: sys::ggml_backend_dev_t) -> Option<Self> {
+        NonNull::new(raw).map(Self)
+    }
+
     /// The device, for calls into ggml.
     pub fn as_ptr(self) -> sys::ggml_backend_dev_t {
         self.0.as_ptr()
@@ -139,8 +145,8 @@ impl InnerDevice {
         unsafe { sys::ggml_backend_buft_get_alloc_size(self.buffer_type(), tensor.as_ptr()) }
     }
 
-    /// Whether it computes such a node, as far as it says.
-    pub fn computes(self, node: super::Tensor<'_>) -> bool {
+    /// Whether it can compute the node.
+    pub fn supports(self, node: super::Tensor<'_>) -> bool {
         // SAFETY: the device is live, and so is the tensor.
         unsafe { sys::ggml_backend_dev_supports_op(self.as_ptr(), node.as_ptr()) }
     }

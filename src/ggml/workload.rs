@@ -167,7 +167,7 @@ impl Workload {
         // SAFETY: the graph is live, and nobody changes it.
         if let Some(graph) = unsafe { Graph::from_raw(graph.as_ptr()) } {
             for node in (0..graph.node_count()).map(|index| graph.node(index)) {
-                if !inner.computes(node) {
+                if !inner.supports(node) {
                     return Err(format!("{} does not compute {}", inner.name(), work.name()));
                 }
             }

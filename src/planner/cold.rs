@@ -26,6 +26,8 @@
 //! - The chain alternates evenly, as the planner's balance has it; a single cold tensor at
 //!   one end of a pass overlaps less.
 //! - Rates are those of large products and copies.
+//! - A faster link never raises the share, as long as the device is no slower than the
+//!   processor.
 //! - Segments grow in proportion to the share, and each costs the same.
 
 /// What of a model is cold, and what is not.
@@ -120,6 +122,22 @@ pub fn seconds(load: &Load, rates: &Rates, share: f64) -> f64 {
         true => device + processor * slowdown + (copies - done),
         false => device + processor + processor * (slowdown - 1.0) * (copies / done),
     }
+}
+
+/// The same where nothing overlaps: copies take their turn in the chain, as where nothing is
+/// fetched ahead, or the device does not launch by itself.
+pub fn in_turn(load: &Load, rates: &Rates) -> (Load, Rates) {
+    let load = Load {
+        resident_bytes: 0,
+        other_seconds: load.other_seconds + units(load.resident_bytes) / rates.device,
+        ..*load
+    };
+    let rates = Rates {
+        device: 1.0 / (1.0 / rates.device + 1.0 / rates.link),
+        link: f64::INFINITY,
+        ..*rates
+    };
+    (load, rates)
 }
 
 /// Seconds of a pass with what stock llama.cpp has for the same memory (`-ngl`,
