@@ -12,6 +12,7 @@ use crate::pager::engine::{Copy, CopyEngine, Direction, Request, Source, Target,
 use crate::pager::engine_device::{DeviceEngine, Setup};
 use crate::pager::engine_host::{Faults, HostEngine};
 use crate::pager::memory::HostMemory;
+use crate::pager::room::Room;
 use crate::pager::storage::{Access, BLOCK_BYTES, StoreFile};
 
 /// Bytes of one request: about a layer's share.
@@ -261,7 +262,7 @@ fn engine_to(
     let setup = Setup {
         workers: threads,
         faults: Faults::default(),
-        keep_bytes: 0,
+        keep: Arc::new(Room::new(0)),
     };
     let engine = DeviceEngine::new(link, setup).map_err(failed)?;
     Ok((Box::new(engine), pinned))

@@ -13,7 +13,7 @@ use super::addresses::AddressMap;
 use super::interface::Interface;
 use super::rehearsal::Notebook;
 use super::report::{Change, Move, Reason};
-use super::{Budget, PagingConfig, Report, Storage};
+use super::{Budget, Cold, PagingConfig, Report, Storage};
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
 use crate::pager::block::Arena;
@@ -22,8 +22,9 @@ use crate::pager::engine_device::link::Link;
 use crate::pager::engine_device::{CudaLink, DeviceEngine, GgmlLink, Setup};
 use crate::pager::engine_host::HostEngine;
 use crate::pager::model_index::ModelIndex;
+use crate::pager::room::Room;
 use crate::pager::storage::{Access, BLOCK_BYTES};
-use crate::pager::{Pager, PagerConfig, StatesIn};
+use crate::pager::{CopyMemory, Pager, PagerConfig, StatesIn};
 use crate::planner::LookAhead;
 use crate::telemetry::memory::{available_bytes, share_of};
 use crate::telemetry::pressure::automatic_device_budget_now;
@@ -41,6 +42,11 @@ pub struct Paged {
     pub compute_seconds: f64,
     /// Bytes that a pass over the last graph moves in.
     pub pass_bytes: u64,
+    /// Bytes of weights that the processor computes with in a pass over the last graph.
+    pub host_pass_bytes: u64,
+    /// Bytes of weights that it has computed with, and the time that took, in seconds.
+    pub host_bytes: u64,
+    pub host_seconds: f64,
     // Bytes of the inner device's own buffers, and of weights that llama.cpp keeps to
     // itself: what the budget covers beside the arena.
     scratch_bytes: u64,
@@ -87,7 +93,7 @@ impl Shared {
             Budget::Auto if inner.is_host() => share_of(available_bytes(), 0.85),
             Budget::Auto => automatic_device_budget_now(inner),
         };
-        let (engine, notice) = engine_for(inner, &config, &notebook)?;
+        let engine = engine_for(inner, &config, &notebook)?;
         let pager_config = PagerConfig {
             budget_bytes,
             resident_groups_max: config.resident_layers_max,
@@ -112,7 +118,10 @@ impl Shared {
                 false => Arena::Device(inner),
             },
         };
-        let pager = Pager::new(pager_config, engine);
+        let mut pager = Pager::new(pager_config, engine.engine);
+        if !inner.is_host() && config.cold != Cold::Stream {
+            pager.keep_copies(engine.copies);
+        }
         let shared = Arc::new(Self {
             config,
             inner,
@@ -123,6 +132,9 @@ impl Shared {
                 addresses: AddressMap::default(),
                 compute_seconds: 0.0,
                 pass_bytes: 0,
+                host_pass_bytes: 0,
+                host_bytes: 0,
+                host_seconds: 0.0,
                 scratch_bytes: 0,
                 unpaged_bytes: 0,
                 beside_bytes: 0,
@@ -143,7 +155,8 @@ impl Shared {
             .interface
             .set(made)
             .expect("a new device has no interface yet");
-        notice.iter().for_each(|notice| shared.note_once(notice));
+        let notice = engine.notice.iter();
+        notice.for_each(|notice| shared.note_once(notice));
         shared.note_slow_copies();
         shared.note_flags_without_meaning();
         Ok(shared)
@@ -342,11 +355,33 @@ impl Shared {
             traffic: usage.traffic,
             stalls: usage.stalls,
             compute_seconds: paged.compute_seconds,
+            host_pass_bytes: paged.host_pass_bytes,
+            host_copy_bytes: paged.pager.copied_bytes(),
+            host_bytes: paged.host_bytes,
+            host_seconds: paged.host_seconds,
             load_bytes: loading.bytes,
             load_seconds: loading.seconds,
             direct: self.direct,
             graphs: self.graphs.load(Ordering::Relaxed),
         }
+    }
+
+    /// Whether the processor may compute what has no room in the device's memory.
+    pub fn computes_on_host(&self) -> bool {
+        !self.inner.is_host() && self.config.cold != Cold::Stream
+    }
+
+    /// Bytes of the cold weights that the processor can compute with, and their layers.
+    pub fn cold_weights(&self) -> (u64, u32) {
+        match self.computes_on_host() {
+            true => self.paged().pager.copyable(),
+            false => (0, 0),
+        }
+    }
+
+    /// Has the processor compute this part, 0 to 1, of the cold weights that it can.
+    pub fn set_host_share(&self, share: f64) {
+        self.paged().pager.set_host_share(share);
     }
 
     pub fn set_budget(&self, bytes: u64, reason: Reason) -> Result<()> {
@@ -427,28 +462,46 @@ fn host_engine(config: &PagingConfig) -> Result<Box<dyn CopyEngine>> {
     Ok(Box::new(engine))
 }
 
-/// What copies between the backing store and the arena, and what is to be said of it.
-fn engine_for(
-    inner: InnerDevice,
-    config: &PagingConfig,
-    notebook: &Notebook,
-) -> Result<(Box<dyn CopyEngine>, Option<String>)> {
+/// What copies between the backing store and the arena.
+struct Engine {
+    engine: Box<dyn CopyEngine>,
+    /// Where copies of weights in host memory come from.
+    copies: CopyMemory,
+    /// What is to be said of it.
+    notice: Option<String>,
+}
+
+fn engine_for(inner: InnerDevice, config: &PagingConfig, notebook: &Notebook) -> Result<Engine> {
+    let (workers, faults) = (config.prefetch_threads, config.faults);
+    let bytes = faults.keep_bytes_max.unwrap_or_else(keep_bytes);
+    let room = Arc::new(Room::new(bytes));
     // A device that only takes notes copies nothing.
     if inner.is_host() || !inner.is_asynchronous() || notebook.is_open() {
-        return Ok((host_engine(config)?, None));
+        return Ok(Engine {
+            engine: host_engine(config)?,
+            copies: CopyMemory {
+                room,
+                pinning: None,
+            },
+            notice: None,
+        });
     }
-    let (workers, faults) = (config.prefetch_threads, config.faults);
+    let (link, notice) = link_to(inner).map_err(Error::Failed)?;
+    let copies = CopyMemory {
+        room: Arc::clone(&room),
+        pinning: Some(link.pinning()),
+    };
     let setup = Setup {
         workers,
         faults,
-        keep_bytes: match faults.keep_bytes_max {
-            Some(bytes) => bytes,
-            None => keep_bytes(),
-        },
+        keep: room,
     };
-    let (link, notice) = link_to(inner).map_err(Error::Failed)?;
     let engine = DeviceEngine::new(link, setup).map_err(Error::Failed)?;
-    Ok((Box::new(engine), notice))
+    Ok(Engine {
+        engine: Box::new(engine),
+        copies,
+        notice,
+    })
 }
 
 /// Host memory that may keep what is streamed to a device, in bytes, as things are now.

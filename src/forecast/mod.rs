@@ -233,3 +233,6 @@ pub fn memory(subject: &Subject, outlook: &Outlook) -> Memory {
         beside_bytes: subject.facts.host_compute_bytes + subject.facts.host_context_bytes,
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

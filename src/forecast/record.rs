@@ -64,7 +64,8 @@ pub struct Forecast {
 /// Cold weights, and how fast one token is by who computes with them.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Cold {
-    /// The share of them, 0 to 1, with which a token is fastest if the processor computes it.
+    /// The share of them, 0 to 1, that the processor would compute with: with `--cold auto` the
+    /// one with which a token is fastest.
     pub share: f64,
     /// Tokens per second with that share.
     pub tokens_per_second: f64,
@@ -81,8 +82,8 @@ impl Cold {
     fn new(shares: &Shares) -> Self {
         let per_second = |seconds: f64| 1.0 / seconds.max(1e-9);
         Self {
-            share: shares.best.share,
-            tokens_per_second: per_second(shares.best.seconds),
+            share: shares.chosen.share,
+            tokens_per_second: per_second(shares.chosen.seconds),
             stream_tokens_per_second: per_second(shares.stream_seconds),
             processor_tokens_per_second: per_second(shares.processor_seconds),
             static_tokens_per_second: per_second(shares.static_seconds),
@@ -170,7 +171,7 @@ impl Forecast {
                 decode_tokens_per_second: rate(&other),
                 prefill_tokens_per_second: other.prefill.map(|speed| speed.tokens_per_second),
                 decode_ratio: ratio.map(|(other, chosen)| other / chosen),
-                cold_share: other.shares.map(|shares| shares.best.share),
+                cold_share: other.shares.map(|shares| shares.chosen.share),
             })
         };
         let budgets = advice::neighbours(subject, budget_bytes, tokens);

@@ -22,8 +22,8 @@ pub const WINDOW_TOKENS: u32 = 32;
 const WARM_TOKENS: u32 = 4;
 /// Slower than foretold by more than this share is too slow.
 const LATE_MAX: f64 = 0.25;
-/// Another plan has a share that differs by more.
-const SHARE_MIN: f64 = 1.0 / 128.0;
+/// A plan that has changed keeps its share unless another one is faster by more than this.
+const GAIN_MIN: f64 = 0.02;
 
 /// What a token took.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -145,27 +145,27 @@ impl Revision {
     }
 
     /// The plan has changed, and with it what is cold. Chooses anew as long as nothing was
-    /// revised; None when the share stays. A context that has only grown is no other plan.
+    /// revised; None when the share stays, as it does where another one hardly gains.
     pub fn reload(&mut self, mut load: Load) -> Option<Decision> {
         load.other_seconds += self.lost_seconds;
-        let is_same = Load {
-            other_seconds: self.load.other_seconds,
-            ..load
-        } == self.load;
         self.load = load;
-        if is_same {
-            self.choice = self.at(self.choice.share);
+        let foretold = self.choice.seconds;
+        self.choice = self.at(self.choice.share);
+        let change = self.choice.seconds / foretold.max(f64::MIN_POSITIVE) - 1.0;
+        if change.abs() > GAIN_MIN {
+            self.begin_window();
+        }
+        if self.stage != Stage::Foretold {
             return None;
         }
-        self.begin_window();
-        let before = self.choice.share;
-        if self.stage == Stage::Foretold {
-            self.choice = cold::best(&load, &self.rates);
-        } else {
-            self.choice = self.at(before);
+        let best = cold::best(&load, &self.rates);
+        if best.seconds * (1.0 + GAIN_MIN) >= self.choice.seconds {
+            return None;
         }
-        let is_news = (self.choice.share - before).abs() > SHARE_MIN;
-        is_news.then(|| self.decision(What::Chosen, before, None))
+        let before = std::mem::replace(&mut self.choice, best).share;
+        self.begin_window();
+        self.warm = WARM_TOKENS;
+        Some(self.decision(What::Chosen, before, None))
     }
 
     /// A token was generated, by a pass for it alone.

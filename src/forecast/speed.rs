@@ -3,14 +3,14 @@
 
 use super::Subject;
 use crate::calibration::{Calibration, Contention, LinkRates};
-use crate::device::keep_bytes;
 use crate::device::rehearsal::Matrix;
+use crate::device::{Cold, keep_bytes};
 use crate::ggml::InnerDevice;
 use crate::ggml::workload::kind_name;
 use crate::pager::GroupKey;
 use crate::pager::outlook::{Outlook, Placed};
 use crate::planner::Placement;
-use crate::planner::cold::{self, Load, Rates, Shares};
+use crate::planner::cold::{self, Choice, Load, Rates, Shares};
 use crate::planner::cost::{self, Pair};
 use crate::telemetry::memory::share_of;
 
@@ -159,9 +159,8 @@ fn decode_on_device(
     tokens: usize,
 ) -> Option<Speed> {
     let (load, cold_rates) = cold(subject, outlook, rates, tokens)?;
-    let share = share(subject, &load, &cold_rates);
-    let of = |load: &Load, rates: &Rates| cold::seconds(load, rates, share);
-    let seconds = of(&load, &cold_rates);
+    let (timed_load, timed_rates) = timed(subject, &load, &cold_rates);
+    let Choice { share, seconds } = choice(subject, &timed_load, &timed_rates);
     let free = Rates {
         link: f64::INFINITY,
         ..cold_rates
@@ -182,12 +181,29 @@ fn decode_on_device(
             0 => 0.0,
             bytes => rates.travel_seconds(bytes, keep_bytes())?,
         },
-        compute_seconds: of(&load, &free),
+        compute_seconds: cold::seconds(&load, &free, share),
     })
 }
 
-fn share(_subject: &Subject, load: &Load, rates: &Rates) -> f64 {
-    cold::best(load, rates).share
+/// The share that a run would have, by `--cold`.
+fn choice(subject: &Subject, load: &Load, rates: &Rates) -> Choice {
+    let at = |share| Choice {
+        share,
+        seconds: cold::seconds(load, rates, share),
+    };
+    match subject.paging.cold {
+        Cold::Cpu => at(1.0),
+        Cold::Stream => at(0.0),
+        Cold::Auto => cold::best(load, rates),
+    }
+}
+
+/// The same as it goes: without overlap where there is none.
+fn timed(subject: &Subject, load: &Load, rates: &Rates) -> (Load, Rates) {
+    match overlaps(subject) {
+        true => (*load, *rates),
+        false => cold::in_turn(load, rates),
+    }
 }
 
 /// The shares there are of the cold weights for the processor, where a device computes, and
@@ -199,11 +215,14 @@ pub fn shares(
     tokens: usize,
 ) -> Option<Shares> {
     let (load, rates) = cold(subject, outlook, rates, tokens)?;
-    (load.may_bytes > 0).then(|| cold::shares(&load, &rates))
+    let (load, rates) = timed(subject, &load, &rates);
+    (load.may_bytes > 0).then(|| Shares {
+        chosen: choice(subject, &load, &rates),
+        ..cold::shares(&load, &rates)
+    })
 }
 
-/// What is cold where a device computes, and how fast that goes; without overlap where there
-/// is none.
+/// What is cold where a device computes, and how fast that goes.
 fn cold(
     subject: &Subject,
     outlook: &Outlook,
@@ -237,10 +256,7 @@ fn cold(
         processor_slowdown: contention.compute_slowdown,
         segment_seconds: link.handover_seconds,
     };
-    Some(match overlaps(subject) {
-        true => (load, cold_rates),
-        false => cold::in_turn(&load, &cold_rates),
-    })
+    Some((load, cold_rates))
 }
 
 /// The cold weights that the processor may compute with.
@@ -280,7 +296,10 @@ fn candidates(subject: &Subject, outlook: &Outlook) -> Candidates {
         tensor.placement == Placement::Streamed
             && !tensor.state
             && matrix.slices <= 1
-            && tensor.role.starts_with(COLD_ROLES)
+            && tensor
+                .role
+                .split('.')
+                .any(|part| part.starts_with(COLD_ROLES))
     };
     let all = outlook.tensors.iter().zip(&subject.notes.paged);
     let mut groups: Vec<GroupKey> = Vec::new();

@@ -59,6 +59,16 @@ impl<'a> Graph<'a> {
         node.expect("a graph has no null nodes")
     }
 
+    /// The node in `range` that lies at `raw`; None when there is none.
+    ///
+    /// # Panics
+    /// When the range is not within the graph.
+    pub fn tensor_at(self, raw: *mut sys::ggml_tensor, range: &Range<usize>) -> Option<Tensor<'a>> {
+        let nodes = self.nodes()[range.clone()].iter();
+        let found = nodes.zip(range.clone()).find(|(node, _)| **node == raw);
+        found.map(|(_, index)| self.node(index))
+    }
+
     /// Whether node `index` begins with a norm, and no backend fuses it with what is before.
     ///
     /// ggml-vulkan has a sum before a norm leave what the norm needs, unless the sum itself
@@ -88,7 +98,11 @@ impl<'a> Graph<'a> {
         index == if of_product { norm } else { first }
     }
 
-    fn is_sum(self, index: usize) -> bool {
+    /// Whether node `index` is a sum.
+    ///
+    /// # Panics
+    /// When there is no such node.
+    pub fn is_sum(self, index: usize) -> bool {
         self.node(index).op() == sys::GGML_OP_ADD
     }
 
@@ -96,6 +110,35 @@ impl<'a> Graph<'a> {
     fn feeds(self, index: usize) -> bool {
         let before = self.node(index - 1);
         self.node(index).sources().any(|source| source == before)
+    }
+
+    /// How often `tensor` is a source of a node of the whole graph that this one is a part
+    /// of, as ggml counted when it was built; None when ggml does not know it.
+    pub fn use_count(self, tensor: Tensor<'_>) -> Option<usize> {
+        // SAFETY: the graph is live, as promised to `from_raw`.
+        let graph = unsafe { self.raw.as_ref() };
+        let known = &graph.visited_hash_set;
+        if known.size == 0 || known.keys.is_null() || graph.use_counts.is_null() {
+            return None;
+        }
+        // As in ggml's `ggml_hash_find`: addresses, and the places behind them.
+        let key = tensor.as_ptr();
+        let first = (key.addr() >> 4) % known.size;
+        let places = (first..known.size).chain(0..first);
+        for place in places {
+            // SAFETY: the set has a bit for each of its `size` places, 32 to a word.
+            let word = unsafe { *known.used.add(place / 32) };
+            if word & (1 << (place % 32)) == 0 {
+                return None;
+            }
+            // SAFETY: the set has `size` places.
+            if unsafe { *known.keys.add(place) } == key {
+                // SAFETY: there is a count for each place.
+                let count = unsafe { *graph.use_counts.add(place) };
+                return usize::try_from(count).ok();
+            }
+        }
+        None
     }
 
     /// The nodes in `range` as a graph of their own, without an identity that a backend

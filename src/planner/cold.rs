@@ -169,11 +169,11 @@ pub fn best(load: &Load, rates: &Rates) -> Choice {
     best.unwrap_or_else(|| of(1.0))
 }
 
-/// Both ends and the best share between them.
+/// Both ends, and the share that was chosen between them.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Shares {
-    /// The best share.
-    pub best: Choice,
+    /// The best share, or another one that was asked for.
+    pub chosen: Choice,
     /// Seconds of a pass that streams everything.
     pub stream_seconds: f64,
     /// Seconds of a pass in which the processor computes all it may.
@@ -185,7 +185,7 @@ pub struct Shares {
 /// See [`Shares`].
 pub fn shares(load: &Load, rates: &Rates) -> Shares {
     Shares {
-        best: best(load, rates),
+        chosen: best(load, rates),
         stream_seconds: seconds(load, rates, 0.0),
         processor_seconds: seconds(load, rates, 1.0),
         static_seconds: static_seconds(load, rates),

@@ -2,6 +2,7 @@
 
 pub(crate) mod boundary;
 mod closing;
+pub mod cold;
 mod completion;
 mod conversation;
 pub mod demo;
@@ -59,7 +60,10 @@ fn boundary(config: &mut Config) -> Boundary {
         },
         governor: None,
     });
-    Boundary::new(paging, config.metrics)
+    let mut boundary = Boundary::new(paging, config.metrics);
+    // Before the model takes the memory that is measured with.
+    boundary.choose_shares(cold::Shares::of_run(config));
+    boundary
 }
 
 /// Chats at the terminal.

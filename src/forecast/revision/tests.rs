@@ -169,10 +169,47 @@ fn a_change_of_the_plan_chooses_anew_until_something_was_revised() {
         processor: RATES.processor / 3.0,
         ..RATES
     };
+    // A page of the context more is no other plan.
+    let grown = Load {
+        other_seconds: 1e-4,
+        must_bytes: 1_000_000,
+        ..LOAD
+    };
+    assert_eq!(revision.reload(grown), None);
+    revision.reload(LOAD);
     drive(&mut revision, &truly, 300);
     let settled = revision.share();
     assert_eq!(revision.reload(more), None);
     assert_eq!(revision.share(), settled);
+}
+
+#[test]
+fn a_context_that_grows_all_the_time_hides_no_slow_link() {
+    let (mut revision, _) = Revision::new(LOAD, RATES);
+    let truly = Rates {
+        link: RATES.link / 4.0,
+        ..RATES
+    };
+    let mut decisions = Vec::new();
+    for token in 0..60 {
+        let grown = Load {
+            must_bytes: token * 10_000,
+            ..LOAD
+        };
+        decisions.extend(revision.reload(grown));
+        decisions.extend(revision.token(&passage(&truly, revision.share())));
+    }
+    let what: Vec<What> = decisions.iter().map(|decision| decision.what).collect();
+    assert_eq!(what, [What::Revised(Cause::Link)]);
+    // Another budget is another plan: what was measured of the old one is for nothing.
+    let (mut revision, _) = Revision::new(LOAD, RATES);
+    drive(&mut revision, &truly, 30);
+    let less = Load {
+        may_bytes: LOAD.may_bytes / 3,
+        ..LOAD
+    };
+    revision.reload(less);
+    assert!(drive(&mut revision, &truly, 30).is_empty());
 }
 
 proptest! {

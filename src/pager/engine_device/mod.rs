@@ -55,6 +55,7 @@ use super::engine::{Copy, CopyEngine, Counters, Direction, Failure, Request, Tic
 use super::engine_host::progress::Progress;
 use super::engine_host::{Faults, HostEngine, RECYCLED_MAX};
 use super::memory::HostMemory;
+use super::room::Room;
 use super::storage::BLOCK_BYTES;
 use crate::ggml::Fence;
 
@@ -84,14 +85,14 @@ const TUNING: Tuning = Tuning {
 };
 
 /// How an engine is set up.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Setup {
     /// Threads that copy between host memories, at least one.
     pub workers: usize,
     /// What goes wrong.
     pub faults: Faults,
-    /// Host memory for bytes of the model that were read once, in bytes.
-    pub keep_bytes: u64,
+    /// Room in host memory for bytes of the model that were read once.
+    pub keep: Arc<Room>,
 }
 
 /// Threads that copy over a link to a device.
@@ -142,7 +143,7 @@ impl DeviceEngine {
             steps: step_sender,
             host,
             staging: Staging::new(memory, tuning.place_bytes, free),
-            kept: Kept::new(setup.keep_bytes, tuning.slab_bytes),
+            kept: Kept::new(setup.keep, tuning.slab_bytes),
             pinning: link.pinning(),
             landings: Arc::clone(&landings),
             failed_reads: failed,

@@ -41,7 +41,7 @@ fn the_law_for_8b_in_4_gb() {
     assert!(close(found.processor_seconds, found.static_seconds));
     assert!(close(per_second(found.stream_seconds), 6.0));
     // The law's ideal has the device compute beside the processor; a chain does not.
-    let best = per_second(found.best.seconds);
+    let best = per_second(found.chosen.seconds);
     assert!((20.5..22.5).contains(&best), "{best}");
     let nothing_else = Load {
         resident_bytes: 0,
@@ -52,9 +52,9 @@ fn the_law_for_8b_in_4_gb() {
         ..rates
     };
     let ideal = shares(&nothing_else, &beside);
-    assert!(close(per_second(ideal.best.seconds), 22.5));
+    assert!(close(per_second(ideal.chosen.seconds), 22.5));
     // The link's part is Bp / (Bp + Bc).
-    assert!(close(1.0 - ideal.best.share, 6.0 / 22.5));
+    assert!(close(1.0 - ideal.chosen.share, 6.0 / 22.5));
 }
 
 /// A 70B model in 24 GB: 20.9 GB are cold, the memory of the machine is what bounds both:
@@ -78,7 +78,7 @@ fn the_law_for_70b_in_24_gb() {
     let found = shares(&load, &contended);
     assert!(close(1.0 / found.static_seconds, 2.75));
     assert!(close(1.0 / found.stream_seconds, 1.15));
-    let best = 1.0 / found.best.seconds;
+    let best = 1.0 / found.chosen.seconds;
     assert!((3.2..3.44).contains(&best), "{best}");
     let free = Load {
         resident_bytes: 0,
@@ -175,8 +175,8 @@ fn with_nothing_cold_nothing_is_chosen_badly() {
         ..Load::default()
     };
     let found = shares(&none, &rates(1e9, 1e9, 1e10));
-    assert!(close(found.best.seconds, 0.1));
-    assert_eq!(found.best.share, 1.0);
+    assert!(close(found.chosen.seconds, 0.1));
+    assert_eq!(found.chosen.share, 1.0);
 }
 
 fn any_load() -> impl Strategy<Value = Load> {
@@ -211,9 +211,9 @@ proptest! {
     #[test]
     fn the_best_beats_both_ends(load in any_load(), rates in any_rates()) {
         let found = shares(&load, &rates);
-        prop_assert!(found.best.seconds <= found.stream_seconds);
-        prop_assert!(found.best.seconds <= found.processor_seconds);
-        prop_assert!((0.0..=1.0).contains(&found.best.share));
+        prop_assert!(found.chosen.seconds <= found.stream_seconds);
+        prop_assert!(found.chosen.seconds <= found.processor_seconds);
+        prop_assert!((0.0..=1.0).contains(&found.chosen.share));
     }
 
     #[test]

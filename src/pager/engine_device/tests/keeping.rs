@@ -166,7 +166,7 @@ proptest! {
         let files = Model::new(&std::env::temp_dir(), 1);
         let file = files.open(Access::Cached);
         let slab_bytes = 2 * BLOCK_BYTES;
-        let mut kept = Kept::new(slabs * slab_bytes as u64, slab_bytes);
+        let mut kept = Kept::new(Arc::new(Room::new(slabs * slab_bytes as u64)), slab_bytes);
         let mut known: Known = vec![None; FILE_BYTES];
         let (mut blocks, mut memories) = (HashSet::new(), Vec::new());
         for (index, (offset, bytes, fails)) in (1u64..).zip(asked) {
