@@ -159,7 +159,7 @@ pub fn paging_config(
             _ => Storage::Cached,
         },
         lock: false,
-        cold: Cold::Stream,
+        cold: Cold::default(),
         lazy_bytes_min: (case.lazy_mode == "auto").then_some(LAZY_BYTES_MIN),
         inner,
         resident_layers_max: u32::try_from(case.n_gpu_layers).ok(),

@@ -11,7 +11,7 @@ use super::drafting;
 use super::rpc;
 use super::support::{Support, support};
 use super::{Config, Mode, Request, values};
-use crate::device::{Budget, Cold, Faults, LAZY_BYTES_MIN, PagingConfig, Storage};
+use crate::device::{Budget, Faults, LAZY_BYTES_MIN, PagingConfig, Storage};
 use crate::error::{Error, Result};
 use crate::llama::{self, ModelFile, Params, Settings};
 use crate::session::demo::{self, DemoModel};
@@ -446,7 +446,7 @@ impl Request {
             spill_folder: own.spill_dir.clone(),
             storage: Storage::Auto,
             lock: false,
-            cold: Cold::Stream,
+            cold: own.cold.unwrap_or_default(),
             lazy_bytes_min: None,
             inner: None,
             resident_layers_max: None,

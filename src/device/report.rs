@@ -61,6 +61,8 @@ pub struct Report {
     /// Bytes of weights that the processor computes with in a pass over the last graph: they
     /// have no room in the device's memory, and do not cross the link for it.
     pub host_pass_bytes: u64,
+    /// Layers of whose weights the processor computes with some in decode.
+    pub host_layers: u32,
     /// Bytes of host memory that copies of weights take, for the processor to compute with or
     /// the link to fetch from.
     pub host_copy_bytes: u64,

@@ -165,6 +165,14 @@ impl Shared {
     /// Tells of what was asked for and has no meaning in a device's memory.
     fn note_flags_without_meaning(&self) {
         if self.inner.is_host() {
+            let who = match self.config.cold {
+                Cold::Auto => return,
+                Cold::Cpu => "cpu",
+                Cold::Stream => "stream",
+            };
+            self.note_once(&format!(
+                "'--cold {who}' changes nothing: the processor computes everything, see --device"
+            ));
             return;
         }
         let name = self.inner.name();
@@ -356,6 +364,7 @@ impl Shared {
             stalls: usage.stalls,
             compute_seconds: paged.compute_seconds,
             host_pass_bytes: paged.host_pass_bytes,
+            host_layers: u32::try_from(paged.pager.host_layers().len()).unwrap_or(u32::MAX),
             host_copy_bytes: paged.pager.copied_bytes(),
             host_bytes: paged.host_bytes,
             host_seconds: paged.host_seconds,
