@@ -66,10 +66,15 @@ pub struct Run {
 impl Run {
     /// Of a run with these settings.
     pub fn new(paging: &PagingConfig, settings: &Settings) -> Self {
+        Self::with_threads(paging, (settings.n_threads, settings.n_threads_batch))
+    }
+
+    /// Of a run with so many threads: by one token, and by batches.
+    pub fn with_threads(paging: &PagingConfig, threads: (i32, i32)) -> Self {
         let count = |threads: i32| u32::try_from(threads).unwrap_or(1).max(1);
         Self {
             model: paging.model.clone(),
-            threads: (count(settings.n_threads), count(settings.n_threads_batch)),
+            threads: (count(threads.0), count(threads.1)),
             copy_threads: u32::try_from(paging.prefetch_threads).unwrap_or(1),
             device: paging.inner,
         }

@@ -7,7 +7,6 @@ use std::time::Instant;
 use super::progress::Measuring;
 use crate::calibration::store::{self, Origin};
 use crate::calibration::{Calibration, Run, Wanted};
-use crate::cli::Config;
 use crate::cli::size::show_bytes;
 use crate::device::{self, Cold, PagedDevice, PagingConfig, Report};
 use crate::error::Result;
@@ -16,7 +15,7 @@ use crate::forecast::revision::{Cause, Decision, Passage, Revision, What};
 use crate::forecast::{COLD_ROLES, NODES_BY_LAYER};
 use crate::ggml::workload::{is_measurable, kind_name};
 use crate::ggml::{Header, InnerDevice};
-use crate::llama::{Settings, log};
+use crate::llama::log;
 use crate::planner::cold::{self, Load, Rates};
 use crate::planner::cost;
 use crate::telemetry::memory::share_of;
@@ -56,14 +55,14 @@ pub struct Shares {
 
 impl Shares {
     /// For a run that leaves the choice to us, on a device with memory of its own; None for
-    /// any other, and, with a sentence, where the rates cannot be had.
-    pub fn of_run(config: &Config) -> Option<Self> {
-        let paging = config.paging.as_ref()?;
+    /// any other, and, with a sentence, where the rates cannot be had. `shows`: what is
+    /// measured is shown.
+    pub fn of_run(paging: &PagingConfig, run: &Run, shows: bool) -> Option<Self> {
         let device = paging.device_with_memory()?;
         if paging.cold != Cold::Auto || !paging.weights {
             return None;
         }
-        match Self::measured(paging, &config.settings, device, config.progress) {
+        match Self::measured(paging, run, device, shows) {
             Ok(shares) => shares,
             Err(error) => {
                 log::warn(format!(
@@ -77,7 +76,7 @@ impl Shares {
 
     fn measured(
         paging: &PagingConfig,
-        settings: &Settings,
+        run: &Run,
         device: InnerDevice,
         shows: bool,
     ) -> Result<Option<Self>> {
@@ -91,7 +90,7 @@ impl Shares {
             is_measurable(*kind) && *bytes >= share_of(total, KIND_SHARE_MIN)
         });
         let wanted = Wanted {
-            machine: Run::new(paging, settings).machine(device::is_direct(paging)?),
+            machine: run.machine(device::is_direct(paging)?),
             model: paging.model.clone(),
             kinds: kinds.map(|(kind, _)| *kind).collect(),
             // A short one: prompts are not foretold here.
@@ -135,6 +134,12 @@ impl Shares {
     pub fn begin(&mut self, device: &PagedDevice) -> Option<Decision> {
         self.last = None;
         self.look(device, &device.report())
+    }
+
+    /// Chooses anew, whatever was chosen and revised before.
+    pub fn begin_anew(&mut self, device: &PagedDevice) -> Option<Decision> {
+        self.revision = None;
+        self.begin(device)
     }
 
     /// What comes next was not generated without a break.

@@ -22,6 +22,7 @@ mod tests;
 
 use boundary::{Boundary, Paging};
 
+use crate::calibration;
 use crate::chat;
 use crate::cli::{Config, Mode};
 use crate::device::PagedDevice;
@@ -62,7 +63,10 @@ fn boundary(config: &mut Config) -> Boundary {
     });
     let mut boundary = Boundary::new(paging, config.metrics);
     // Before the model takes the memory that is measured with.
-    boundary.choose_shares(cold::Shares::of_run(config));
+    boundary.choose_shares(config.paging.as_ref().and_then(|paging| {
+        let run = calibration::Run::new(paging, &config.settings);
+        cold::Shares::of_run(paging, &run, config.progress)
+    }));
     boundary
 }
 
