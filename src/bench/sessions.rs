@@ -10,11 +10,13 @@ use super::arguments::{Arguments, paging_config};
 use super::case::{Case, Variant};
 use super::row::ModelFacts;
 use super::{Paging, Plan};
+use crate::calibration::Run;
 use crate::cli::size::show_bytes;
 use crate::device::PagedDevice;
 use crate::device::report::Reason;
 use crate::error::{Error, Result};
 use crate::llama::bench::{Context, Model};
+use crate::session::cold::Shares;
 use crate::session::signal;
 use crate::telemetry::memory::{self, share_of};
 
@@ -49,6 +51,8 @@ struct Loaded {
     /// Freed before the model.
     ready: Option<Ready>,
     model: std::rc::Rc<Model>,
+    /// Which cold weights the processor computes with, where a device computes.
+    shares: Option<Shares>,
     key: Vec<String>,
     bytes: u64,
     budget_max: u64,
@@ -137,6 +141,10 @@ impl<'a> Sessions<'a> {
         }
         if let (Some(device), Some(bytes)) = (loaded.model.device(), case.variant.budget_bytes()) {
             set_budget(device, bytes)?;
+            // Nothing is revised here: all repetitions are of one plan.
+            if let Some(shares) = &mut loaded.shares {
+                shares.begin_anew(device);
+            }
         }
         let facts = ModelFacts {
             model_type: loaded.model.description(),
@@ -176,7 +184,7 @@ impl<'a> Sessions<'a> {
             self.loaded.remove(0);
         }
         let own = case.variant.budget_bytes().unwrap_or(0);
-        let (model, budget_max) = match self.load_with(case, most) {
+        let ((model, shares), budget_max) = match self.load_with(case, most) {
             // A smaller one may do where the largest cannot be had.
             Err(Error::Memory(_)) if own < most => (self.load_with(case, own)?, own),
             result => (result?, most),
@@ -184,6 +192,7 @@ impl<'a> Sessions<'a> {
         self.loaded.push(Loaded {
             ready: None,
             model,
+            shares,
             key,
             bytes,
             budget_max,
@@ -191,15 +200,23 @@ impl<'a> Sessions<'a> {
         Ok(self.loaded.len() - 1)
     }
 
-    fn load_with(&self, case: &Case, budget_bytes: u64) -> Result<std::rc::Rc<Model>> {
+    fn load_with(
+        &self,
+        case: &Case,
+        budget_bytes: u64,
+    ) -> Result<(std::rc::Rc<Model>, Option<Shares>)> {
+        let mut shares = None;
         let device = if case.is_paged() {
             let inner = self.arguments.inner_device(case)?;
             let config = paging_config(case, self.paging, inner, budget_bytes);
+            let run = Run::with_threads(&config, (case.n_threads, case.n_threads));
+            shares = Shares::of_run(&config, &run, false);
             Some(PagedDevice::new(config)?)
         } else {
             None
         };
-        Model::load(self.arguments.params(case)?, device, &case.model.shown)
+        let model = Model::load(self.arguments.params(case)?, device, &case.model.shown)?;
+        Ok((model, shares))
     }
 
     /// The largest budget of the cases that share the model of the one at `index`, of those

@@ -1,14 +1,18 @@
-//! Storage and memory, through the copy engine that a run uses.
+//! Storage, memory and the link to a device, through the copy engine that a run uses.
 
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::device::link_to;
 use crate::error::{Error, Result};
+use crate::ggml::{DeviceBuffer, InnerDevice};
 use crate::pager::engine::{Copy, CopyEngine, Direction, Request, Source, Target, Ticket};
+use crate::pager::engine_device::{DeviceEngine, Setup};
 use crate::pager::engine_host::{Faults, HostEngine};
 use crate::pager::memory::HostMemory;
+use crate::pager::room::Room;
 use crate::pager::storage::{Access, BLOCK_BYTES, StoreFile};
 
 /// Bytes of one request: about a layer's share.
@@ -21,10 +25,11 @@ const SPARSE: f64 = 0.9;
 /// A copy engine at work on a file, over and over.
 #[derive(Debug)]
 pub struct Pump {
-    engine: HostEngine,
+    // Before what it touches: it finishes what is in flight.
+    engine: Box<dyn CopyEngine>,
     from: From,
     bytes: u64,
-    memory: Arc<HostMemory>,
+    to: To,
     next: u64,
     // Whether it has been through the whole file.
     wrapped: bool,
@@ -36,6 +41,21 @@ pub struct Pump {
 enum From {
     File(Arc<StoreFile>),
     Memory(Arc<HostMemory>),
+}
+
+#[derive(Debug)]
+enum To {
+    Memory(Arc<HostMemory>),
+    Device(Arc<DeviceBuffer>),
+}
+
+/// Memory that a device is given bytes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Pinned: copies overlap with what is computed.
+    Pinned,
+    /// Ordinary memory.
+    Pageable,
 }
 
 fn failed(what: impl std::fmt::Display) -> Error {
@@ -54,29 +74,59 @@ impl Pump {
             false => Access::Cached,
         };
         let file = StoreFile::open(path, access).map_err(failed)?;
-        Self::new(From::File(Arc::new(file)), meta.len(), threads).map(Some)
+        Self::in_memory(From::File(Arc::new(file)), meta.len(), threads).map(Some)
     }
 
     /// One that copies in memory.
     pub fn of_memory(threads: u32) -> Result<Self> {
         let bytes = REQUEST_BYTES * PLACES * 2;
-        let memory = HostMemory::new(bytes).map_err(failed)?;
-        Self::new(From::Memory(Arc::new(memory)), bytes as u64, threads)
+        let memory = Arc::new(HostMemory::new(bytes).map_err(failed)?);
+        let from = From::Memory(Arc::clone(&memory));
+        let mut pump = Self::in_memory(from, bytes as u64, threads)?;
+        pump.touch(&memory)?;
+        Ok(pump)
     }
 
-    fn new(from: From, bytes: u64, threads: u32) -> Result<Self> {
+    /// One that copies into the memory of a device, by the means that a run has; None when
+    /// there is no memory of that kind.
+    pub fn to_device(device: InnerDevice, kind: Kind, threads: u32) -> Result<Option<Self>> {
+        let bytes = REQUEST_BYTES * PLACES * 2;
+        let threads = usize::try_from(threads).unwrap_or(1);
+        let (engine, pinned) = engine_to(device, threads, bytes)?;
+        let memory = match kind {
+            Kind::Pinned => pinned,
+            Kind::Pageable => Some(HostMemory::new(bytes).map_err(failed)?),
+        };
+        let Some(memory) = memory else {
+            return Ok(None);
+        };
+        let from = Arc::new(memory);
+        let to = DeviceBuffer::new(device, REQUEST_BYTES * PLACES).map_err(failed)?;
+        let to = To::Device(Arc::new(to));
+        let mut pump = Self::new(engine, From::Memory(Arc::clone(&from)), bytes as u64, to);
+        pump.touch(&from)?;
+        Ok(Some(pump))
+    }
+
+    fn in_memory(from: From, bytes: u64, threads: u32) -> Result<Self> {
         let threads = usize::try_from(threads).unwrap_or(1);
         let memory = HostMemory::new(REQUEST_BYTES * PLACES).map_err(failed)?;
-        Ok(Self {
-            engine: HostEngine::new(threads, Faults::default()).map_err(failed)?,
+        let engine = HostEngine::new(threads, Faults::default()).map_err(failed)?;
+        let to = To::Memory(Arc::new(memory));
+        Ok(Self::new(Box::new(engine), from, bytes, to))
+    }
+
+    fn new(engine: Box<dyn CopyEngine>, from: From, bytes: u64, to: To) -> Self {
+        Self {
+            engine,
             from,
             bytes,
-            memory: Arc::new(memory),
+            to,
             next: 0,
             wrapped: false,
             in_flight: VecDeque::new(),
             place: 0,
-        })
+        }
     }
 
     /// Reads on from the start of the file, for as long or as much as `done` says, and from
@@ -120,6 +170,21 @@ impl Pump {
         Ok(rate)
     }
 
+    /// Writes all of `memory`: pages that nobody has written are all one, in a cache.
+    fn touch(&mut self, memory: &Arc<HostMemory>) -> Result<()> {
+        let copy = Copy {
+            from: Source::Pattern(1),
+            to: Target::Memory {
+                memory: Arc::clone(memory),
+                offset: 0,
+            },
+            bytes: memory.bytes(),
+            whole_blocks: false,
+        };
+        let ticket = self.request(copy)?;
+        self.engine.wait(ticket).map_err(failed)
+    }
+
     fn finish_one(&mut self) -> Result<usize> {
         let Some((ticket, bytes)) = self.in_flight.pop_front() else {
             return Ok(0);
@@ -143,24 +208,24 @@ impl Pump {
                 offset: usize::try_from(self.next).unwrap_or(0),
             },
         };
+        let offset = self.place * REQUEST_BYTES;
+        let to = match &self.to {
+            To::Memory(memory) => Target::Memory {
+                memory: Arc::clone(memory),
+                offset,
+            },
+            To::Device(memory) => Target::Device {
+                memory: Arc::clone(memory),
+                offset,
+            },
+        };
         let copy = Copy {
             from,
-            to: Target::Memory {
-                memory: Arc::clone(&self.memory),
-                offset: self.place * REQUEST_BYTES,
-            },
+            to,
             bytes,
             whole_blocks: true,
         };
-        let request = Request {
-            direction: Direction::In,
-            copies: vec![copy],
-            after: None,
-        };
-        let ticket = self
-            .engine
-            .submit(request)
-            .map_err(|(sentence, _)| failed(sentence))?;
+        let ticket = self.request(copy)?;
         self.in_flight.push_back((ticket, bytes));
         self.place = (self.place + 1) % PLACES;
         self.next += bytes as u64;
@@ -170,6 +235,37 @@ impl Pump {
         }
         Ok(())
     }
+
+    fn request(&mut self, copy: Copy) -> Result<Ticket> {
+        let request = Request {
+            direction: Direction::In,
+            copies: vec![copy],
+            after: None,
+        };
+        let submitted = self.engine.submit(request);
+        submitted.map_err(|(sentence, _)| failed(sentence))
+    }
+}
+
+/// What copies to a device, and `bytes` of memory that it is fastest from, where there is any.
+fn engine_to(
+    device: InnerDevice,
+    threads: usize,
+    bytes: usize,
+) -> Result<(Box<dyn CopyEngine>, Option<HostMemory>)> {
+    if !device.is_asynchronous() {
+        let engine = HostEngine::new(threads, Faults::default()).map_err(failed)?;
+        return Ok((Box::new(engine), None));
+    }
+    let link = link_to(device, &mut Vec::new()).map_err(failed)?;
+    let pinned = link.pinning().pinned(bytes).ok();
+    let setup = Setup {
+        workers: threads,
+        faults: Faults::default(),
+        keep: Arc::new(Room::new(0)),
+    };
+    let engine = DeviceEngine::new(link, setup).map_err(failed)?;
+    Ok((Box::new(engine), pinned))
 }
 
 #[cfg(unix)]

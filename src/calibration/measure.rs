@@ -6,14 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::copies::Pump;
-use super::products::{COLUMNS, ROWS, matrices, seconds, workload};
+use super::link;
+use super::products::{COLUMNS, Matrices, On, ROWS};
 use super::{Calibration, Contention, FORMAT, KindRates, Machine, Wanted};
 use crate::error::Result;
-use crate::ggml::workload::{Work, Workload, is_measurable, kind_name};
+use crate::ggml::workload::{Work, is_measurable, kind_name};
 use crate::planner::cost::Rate;
 
 /// How long copies are timed.
-const COPY_TIME: Duration = Duration::from_millis(700);
+pub(super) const COPY_TIME: Duration = Duration::from_millis(700);
 /// How long copying and computing at once are timed.
 const BOTH_TIME: Duration = Duration::from_millis(1000);
 /// Bytes of the file that are timed, and how long reading them before may take.
@@ -22,12 +23,15 @@ const WARM_TIME_MAX: Duration = Duration::from_secs(1);
 /// Heads of the attention that is timed, and rows of its cache.
 const HEADS: u32 = 16;
 const CACHE_ROWS: u32 = 1024;
+/// Nodes that do nearly nothing, and large ones, each of which has memory of its own.
 const NODES: u32 = 256;
+const LARGE_NODES: u32 = 16;
 
 /// Measures what is wanted and not in `known` yet; `progress` is told what is measured.
 ///
 /// # Errors
-/// `Failed` when a graph or a copy fails, `Memory` never: some 200 MiB are taken.
+/// `Failed` when a graph or a copy fails, `Memory` never: some 200 MiB are taken, and as
+/// much of a device's memory.
 pub fn measure(
     wanted: &Wanted,
     known: Option<Calibration>,
@@ -46,24 +50,36 @@ pub fn measure(
     progress("attention");
     measure_attention(wanted, is_new, &mut rates)?;
     if is_new {
-        let node = |elements: u32, threads| {
+        let node = |elements: u32, count: u32, on: On| {
             let work = Work::Nodes {
                 elements: i64::from(elements),
-                count: NODES as usize,
+                count: count as usize,
             };
-            Ok(seconds(&mut workload(work, threads)?)? / f64::from(NODES))
+            Ok(on.seconds(&mut on.workload(work)?)? / f64::from(count))
         };
-        rates.node_seconds = node(COLUMNS, machine.threads)?;
+        rates.node_seconds = node(COLUMNS, NODES, on(wanted, machine.threads))?;
         let large = COLUMNS * 512;
-        rates.element_seconds = node(large, machine.threads_batch)? / f64::from(large);
+        let seconds = node(large, LARGE_NODES, on(wanted, machine.threads_batch))?;
+        rates.element_seconds = seconds / f64::from(large);
         progress("memory");
         let mut pump = Pump::of_memory(machine.copy_threads)?;
         rates.memory_bytes_per_second = pump.run(|time, _| time > COPY_TIME / 3)?;
         progress("storage");
         measure_storage(wanted, &mut rates)?;
     }
+    if let Some(device) = wanted.device {
+        link::measure(device, wanted, &mut rates, &mut progress)?;
+    }
     rates.measuring_seconds += started.elapsed().as_secs_f64();
     Ok(rates)
+}
+
+/// What computes: the device, or the processor with so many threads.
+fn on(wanted: &Wanted, threads: u32) -> On {
+    match wanted.device {
+        Some(device) => On::Device(device),
+        None => On::Processor { threads },
+    }
 }
 
 fn empty(machine: Machine) -> Calibration {
@@ -88,33 +104,37 @@ fn empty(machine: Machine) -> Calibration {
         element_seconds: 0.0,
         contention_decode: None,
         contention_prefill: None,
+        link: None,
         observed_runs: 0,
     }
 }
 
 fn measure_kind(kind: u32, name: &str, wanted: &Wanted, rates: &mut Calibration) -> Result<()> {
-    let (machine, ubatch) = (&wanted.machine, wanted.ubatch);
+    let machine = &wanted.machine;
     if let Entry::Vacant(slot) = rates.kinds.entry(name.to_owned()) {
-        let (mut work, bytes) = matrices(kind, 1, machine.threads)?;
+        let on = on(wanted, machine.threads);
+        let mut matrices = on.matrices(kind, 1)?;
         slot.insert(KindRates {
-            bytes_per_second: per_second(bytes, seconds(&mut work)?),
+            bytes_per_second: per_second(matrices.bytes, on.seconds(&mut matrices.work)?),
             products_per_second: BTreeMap::new(),
         });
     }
-    let Some(of_kind) = rates.kinds.get_mut(name) else {
+    let (Some(of_kind), Some(ubatch)) = (rates.kinds.get_mut(name), wanted.ubatch) else {
         return Ok(());
     };
     if let Entry::Vacant(slot) = of_kind.products_per_second.entry(ubatch) {
-        let (mut work, _) = matrices(kind, ubatch, machine.threads_batch)?;
-        let elements = u64::from(COLUMNS) * u64::from(ROWS) * work.node_count() as u64;
-        let products = elements * u64::from(ubatch);
-        slot.insert(per_second(products, seconds(&mut work)?));
+        let on = on(wanted, machine.threads_batch);
+        let mut matrices = on.matrices(kind, ubatch)?;
+        slot.insert(per_second(
+            matrices.products,
+            on.seconds(&mut matrices.work)?,
+        ));
     }
     Ok(())
 }
 
 fn measure_attention(wanted: &Wanted, is_new: bool, rates: &mut Calibration) -> Result<()> {
-    let rate = |tokens: u32, threads: u32| {
+    let rate = |tokens: u32, on: On| {
         let head = wanted.head.next_multiple_of(32).clamp(32, 256);
         let work = Work::Attention {
             head: i64::from(head),
@@ -125,16 +145,16 @@ fn measure_attention(wanted: &Wanted, is_new: bool, rates: &mut Calibration) -> 
         };
         let width = u64::from(head) * u64::from(HEADS);
         let products = width * u64::from(CACHE_ROWS) * u64::from(tokens);
-        Ok(per_second(
-            products,
-            seconds(&mut workload(work, threads)?)?,
-        ))
+        Ok(per_second(products, on.seconds(&mut on.workload(work)?)?))
     };
     if is_new {
-        rates.attention_per_second = rate(1, wanted.machine.threads)?;
+        rates.attention_per_second = rate(1, on(wanted, wanted.machine.threads))?;
     }
-    if let Entry::Vacant(slot) = rates.attention_batch_per_second.entry(wanted.ubatch) {
-        slot.insert(rate(wanted.ubatch, wanted.machine.threads_batch)?);
+    let Some(ubatch) = wanted.ubatch else {
+        return Ok(());
+    };
+    if let Entry::Vacant(slot) = rates.attention_batch_per_second.entry(ubatch) {
+        slot.insert(rate(ubatch, on(wanted, wanted.machine.threads_batch))?);
     }
     Ok(())
 }
@@ -148,19 +168,32 @@ fn measure_storage(wanted: &Wanted, rates: &mut Calibration) -> Result<()> {
     pump.warm(|time, bytes| bytes >= WARM_BYTES_MAX || time > WARM_TIME_MAX)?;
     let alone = pump.run(|time, _| time > COPY_TIME)?;
     rates.storage_bytes_per_second = Some(alone);
-    let Some(kind) = wanted.kinds.iter().find(|kind| is_measurable(**kind)) else {
+    let kind = wanted.kinds.iter().find(|kind| is_measurable(**kind));
+    // Where a device computes it hardly minds what is read.
+    let Some(kind) = kind.filter(|_| wanted.device.is_none()) else {
         return Ok(());
     };
-    let (work, _) = matrices(*kind, 1, machine.threads)?;
-    rates.contention_decode = Some(both(&mut pump, alone, work)?);
-    let (work, _) = matrices(*kind, wanted.ubatch, machine.threads_batch)?;
-    rates.contention_prefill = Some(both(&mut pump, alone, work)?);
+    let one = on(wanted, machine.threads);
+    let matrices = one.matrices(*kind, 1)?;
+    rates.contention_decode = Some(both(&mut pump, alone, one, matrices, BOTH_TIME)?);
+    if let Some(ubatch) = wanted.ubatch {
+        let batch = on(wanted, machine.threads_batch);
+        let matrices = batch.matrices(*kind, ubatch)?;
+        rates.contention_prefill = Some(both(&mut pump, alone, batch, matrices, BOTH_TIME)?);
+    }
     Ok(())
 }
 
-/// Copies and computes at once.
-fn both(pump: &mut Pump, copy_alone: f64, mut work: Workload) -> Result<Contention> {
-    let compute_alone = 1.0 / seconds(&mut work)?;
+/// Copies and computes at once, for so long.
+pub(super) fn both(
+    pump: &mut Pump,
+    copy_alone: f64,
+    on: On,
+    matrices: Matrices,
+    time: Duration,
+) -> Result<Contention> {
+    let Matrices { mut work, .. } = matrices;
+    let compute_alone = 1.0 / on.seconds(&mut work)?;
     let (stop, runs) = (AtomicBool::new(false), AtomicU64::new(0));
     let (copied, computed) = std::thread::scope(|scope| {
         let computing = scope.spawn(|| {
@@ -176,8 +209,11 @@ fn both(pump: &mut Pump, copy_alone: f64, mut work: Workload) -> Result<Contenti
                 started.elapsed().as_secs_f64(),
             )
         });
-        // A batch may take long: at least one is to be computed while something is copied.
-        let copied = pump.run(|time, _| time > BOTH_TIME && runs.load(Ordering::Relaxed) > 0);
+        // A batch may take long: at least one is to be computed while something is copied;
+        // one that fails is not waited for.
+        let copied = pump.run(|so_far, _| {
+            so_far > time && (runs.load(Ordering::Relaxed) > 0 || computing.is_finished())
+        });
         stop.store(true, Ordering::Relaxed);
         (copied, computing.join())
     });
@@ -193,6 +229,6 @@ fn both(pump: &mut Pump, copy_alone: f64, mut work: Workload) -> Result<Contenti
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a rate")]
-fn per_second(count: u64, seconds: f64) -> f64 {
+pub(super) fn per_second(count: u64, seconds: f64) -> f64 {
     count as f64 / seconds.max(1e-9)
 }

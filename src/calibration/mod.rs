@@ -1,18 +1,23 @@
 //! How fast this machine is: rates that were measured here, never assumed.
 //!
 //! ```text
+//!  machine.rs    whose rates they are
 //!  store.rs      the file in the cache folder: found, read, judged, written
-//!  copies.rs     storage and memory, through the copy engine that a run uses
-//!  products.rs   matrices, attention and nodes on ggml's CPU backend
+//!  copies.rs     storage, memory and a device's link, through the engine that a run uses
+//!  products.rs   matrices, attention and nodes, on ggml's CPU backend or a device's
+//!  link.rs       what a run on a device needs besides
 //!  observed.rs   what runs have seen of the storage since
 //!  measure.rs    which rates are wanted, and those of copying and computing at once
 //! ```
 //!
-//! A rate is of one machine, one number of threads, and of the file system that the model
-//! lies on. A link to a device and the device itself would be further rates of the same
-//! kinds: the arena is host memory here, and the CPU computes.
+//! A rate is of one machine, one number of threads, of the file system that the model lies
+//! on, and of what computes: the processor, or a device. Where a device does, the rates of
+//! matrices, attention and nodes are the device's, copying is copying over its link, and
+//! [`LinkRates`] has what a run on a device needs besides.
 
 mod copies;
+mod link;
+mod machine;
 mod measure;
 pub mod observed;
 mod products;
@@ -23,8 +28,14 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::machine::{Device, Machine, Run, machine};
 pub use self::measure::measure;
-use crate::planner::cost::Rate;
+use crate::ggml::InnerDevice;
+use crate::ggml::workload::{is_measurable, kind_name};
+use crate::planner::cost::{Rate, transfer_seconds};
+
+/// Types of matrices that the processor is measured with where a device computes.
+const PROCESSOR_KINDS_MAX: usize = 3;
 
 /// The number of this format; another one is measured anew.
 pub const FORMAT: u32 = 1;
@@ -62,33 +73,17 @@ pub struct Calibration {
     pub node_seconds: f64,
     /// Seconds that an element of a node takes.
     pub element_seconds: f64,
-    /// Copying while tokens are computed one by one; null where storage is.
+    /// Copying (from storage, or over the link to a device) while tokens are computed one by
+    /// one; null where it was not measured.
     pub contention_decode: Option<Contention>,
-    /// Copying while a batch is computed; null where storage is.
+    /// Copying while a batch is computed; null where it was not measured.
     pub contention_prefill: Option<Contention>,
+    /// What a run on a device needs besides; absent where the processor computes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<LinkRates>,
     /// Runs that have corrected the rate of the storage since it was measured.
     #[serde(default)]
     pub observed_runs: u32,
-}
-
-/// What a calibration is of; another one is measured anew.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Machine {
-    /// The processor's name.
-    pub processor: String,
-    /// Threads that the system offers this process.
-    pub processors: u32,
-    /// Threads that compute tokens one by one.
-    pub threads: u32,
-    /// Threads that compute batches.
-    pub threads_batch: u32,
-    /// Threads that copy.
-    pub copy_threads: u32,
-    /// The file system that the model lies on.
-    pub file_system: String,
-    /// Whether files are read past the page cache.
-    pub direct: bool,
 }
 
 /// How fast matrices of one type are multiplied with.
@@ -99,6 +94,40 @@ pub struct KindRates {
     pub bytes_per_second: f64,
     /// By a batch, by its size in tokens: elements x tokens per second.
     pub products_per_second: BTreeMap<u32, f64>,
+}
+
+/// What a run on a device needs beside the rates of what computes: its link, and the processor
+/// that may compute what is cold.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkRates {
+    /// Bytes per second into the device's memory from pinned memory; null where none can be
+    /// pinned.
+    pub pinned_bytes_per_second: Option<f64>,
+    /// The same from ordinary memory.
+    pub pageable_bytes_per_second: f64,
+    /// The processor's products by one token, by type of matrix: bytes of it per second.
+    pub processor_bytes_per_second: BTreeMap<String, f64>,
+    /// Copying over the link while the processor multiplies: both draw on one memory.
+    pub processor_contention: Contention,
+    /// Seconds from the device to the processor and back, with next to nothing to compute.
+    pub handover_seconds: f64,
+}
+
+impl LinkRates {
+    /// Bytes per second of what streams: it is kept in pinned memory where there is any.
+    pub fn bytes_per_second(&self) -> f64 {
+        self.pinned_bytes_per_second
+            .unwrap_or(self.pageable_bytes_per_second)
+    }
+
+    /// The processor's rate for a type; the slowest known one for a type that was not
+    /// measured.
+    pub fn processor(&self, name: &str) -> Option<f64> {
+        let all = &self.processor_bytes_per_second;
+        let slowest = || all.values().copied().min_by(f64::total_cmp);
+        all.get(name).copied().or_else(slowest)
+    }
 }
 
 /// How much slower copying and computing are beside each other.
@@ -130,22 +159,69 @@ pub struct Wanted {
     pub model: PathBuf,
     /// ggml's numbers of the types of its matrices, the largest sum of bytes first.
     pub kinds: Vec<u32>,
-    /// Tokens of a batch.
-    pub ubatch: u32,
+    /// Tokens of a batch; None: no rates of batches are wanted.
+    pub ubatch: Option<u32>,
     /// Elements of an attention head.
     pub head: u32,
+    /// The device that computes; None: the processor.
+    pub device: Option<InnerDevice>,
+}
+
+impl Wanted {
+    /// The types that the processor is measured with where a device computes: the largest.
+    fn kinds_of_processor(&self) -> impl Iterator<Item = u32> {
+        let kinds = self.kinds.iter().copied();
+        kinds
+            .filter(|kind| is_measurable(*kind))
+            .take(PROCESSOR_KINDS_MAX)
+    }
 }
 
 impl Calibration {
     /// Whether everything that is wanted is there.
     pub fn has(&self, wanted: &Wanted) -> bool {
         let of_kind = |kind: &u32| {
-            let name = crate::ggml::workload::kind_name(*kind);
+            let name = kind_name(*kind);
             let rates = name.and_then(|name| self.kinds.get(name));
-            rates.is_some_and(|rates| rates.products_per_second.contains_key(&wanted.ubatch))
+            let has_batch = |rates: &KindRates| {
+                let mut ubatch = wanted.ubatch.iter();
+                ubatch.all(|tokens| rates.products_per_second.contains_key(tokens))
+            };
+            rates.is_some_and(has_batch)
         };
+        let mut ubatch = wanted.ubatch.iter();
         wanted.kinds.iter().all(of_kind)
-            && self.attention_batch_per_second.contains_key(&wanted.ubatch)
+            && ubatch.all(|tokens| self.attention_batch_per_second.contains_key(tokens))
+            && (wanted.device.is_none() || self.has_link(wanted))
+    }
+
+    fn has_link(&self, wanted: &Wanted) -> bool {
+        let of_processor = |kind: u32| {
+            let known = self.link.as_ref().zip(kind_name(kind));
+            known.is_some_and(|(link, name)| link.processor_bytes_per_second.contains_key(name))
+        };
+        self.link.is_some()
+            && (wanted.ubatch.is_none() || self.contention_prefill.is_some())
+            && wanted.kinds_of_processor().all(of_processor)
+    }
+
+    /// Seconds until so many bytes are where they are computed with, with nothing beside: from
+    /// storage; or over the link to a device, for which those that have room in `keep_bytes`
+    /// of memory are read once. None when a rate is not known.
+    pub fn travel_seconds(&self, bytes: u64, keep_bytes: u64) -> Option<f64> {
+        let storage = |bytes| {
+            let rate = self.storage_bytes_per_second?;
+            Some(transfer_seconds(bytes, rate))
+        };
+        let Some(link) = &self.link else {
+            return storage(bytes);
+        };
+        let crossing = transfer_seconds(bytes, link.bytes_per_second());
+        match bytes.saturating_sub(keep_bytes) {
+            0 => Some(crossing),
+            // Both go on at the same time.
+            read => Some(crossing.max(storage(read)?)),
+        }
     }
 
     /// The rates of a type; those of the slowest known one for a type that cannot be
@@ -157,54 +233,4 @@ impl Calibration {
         };
         self.kinds.get(name).or_else(slowest)
     }
-}
-
-/// The machine as it is now, for a model that lies at `model`.
-pub fn machine(
-    model: &std::path::Path,
-    threads: (u32, u32),
-    copy_threads: u32,
-    direct: bool,
-) -> Machine {
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    Machine {
-        processor: processor_name(),
-        processors: u32::try_from(processors).unwrap_or(u32::MAX),
-        threads: threads.0,
-        threads_batch: threads.1,
-        copy_threads,
-        file_system: file_system(model),
-        direct,
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn processor_name() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let line = text.lines().find(|line| line.starts_with("model name"));
-    let name = line.and_then(|line| line.split_once(':'));
-    name.map_or_else(
-        || std::env::consts::ARCH.to_owned(),
-        |(_, name)| name.trim().to_owned(),
-    )
-}
-
-#[cfg(not(target_os = "linux"))]
-fn processor_name() -> String {
-    std::env::consts::ARCH.to_owned()
-}
-
-#[cfg(unix)]
-fn file_system(path: &std::path::Path) -> String {
-    use std::os::unix::fs::MetadataExt;
-    let device = std::fs::metadata(path).map_or(0, |meta| meta.dev());
-    format!("device {device}")
-}
-
-#[cfg(not(unix))]
-fn file_system(path: &std::path::Path) -> String {
-    let first = path.components().next();
-    first.map_or_else(String::new, |part| {
-        part.as_os_str().to_string_lossy().into_owned()
-    })
 }

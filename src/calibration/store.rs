@@ -1,6 +1,6 @@
 //! The file in the cache folder: found, read, judged, written.
 //!
-//! One file for each machine, number of threads and file system. What is there and does not
+//! One file for each machine, number of threads, file system and device that computes. What is there and does not
 //! fit (another processor, another version, older than 30 days, damaged) is measured anew;
 //! what cannot be written is used all the same, and said.
 
@@ -50,7 +50,8 @@ pub fn cache_folder() -> Option<PathBuf> {
 
 /// The name of the file for a machine: a hash of what it is.
 fn file_name(machine: &Machine) -> String {
-    let text = format!("{machine:?}");
+    // As it was named before a device could be a part of it: what was measured holds.
+    let text = format!("{machine:?}").replace(", device: None }", " }");
     // FNV-1a: the name only has to differ for different machines.
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -144,25 +145,35 @@ pub fn read(
 fn is_sound(found: &Calibration) -> bool {
     let kinds = found.kinds.values().flat_map(|kind| {
         let batches = kind.products_per_second.values();
-        batches.chain(std::iter::once(&kind.bytes_per_second))
+        batches
+            .chain(std::iter::once(&kind.bytes_per_second))
+            .copied()
     });
-    let contentions = [&found.contention_decode, &found.contention_prefill];
+    let link = found.link.as_ref();
+    let contentions = [found.contention_decode, found.contention_prefill];
+    let beside = link.map(|link| link.processor_contention);
+    let contentions = contentions.into_iter().chain(std::iter::once(beside));
     let slowdowns = contentions
-        .into_iter()
         .flatten()
-        .flat_map(|both| [&both.copy_slowdown, &both.compute_slowdown]);
+        .flat_map(|both| [both.copy_slowdown, both.compute_slowdown]);
+    let of_link = link.into_iter().flat_map(|link| {
+        let rates = link.processor_bytes_per_second.values().copied();
+        let others = [link.pageable_bytes_per_second, link.handover_seconds];
+        rates.chain(link.pinned_bytes_per_second).chain(others)
+    });
     let others = [
-        &found.memory_bytes_per_second,
-        &found.attention_per_second,
-        &found.node_seconds,
-        &found.element_seconds,
+        found.memory_bytes_per_second,
+        found.attention_per_second,
+        found.node_seconds,
+        found.element_seconds,
     ];
     let mut all = kinds
         .chain(slowdowns)
-        .chain(found.attention_batch_per_second.values())
-        .chain(&found.storage_bytes_per_second)
+        .chain(found.attention_batch_per_second.values().copied())
+        .chain(found.storage_bytes_per_second)
+        .chain(of_link)
         .chain(others);
-    all.all(|rate| rate.is_finite() && *rate > 0.0)
+    all.all(|rate| rate.is_finite() && rate > 0.0)
 }
 
 /// Writes the file in one piece: a reader finds the old one or the new one.

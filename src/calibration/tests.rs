@@ -1,7 +1,10 @@
 use std::collections::BTreeMap;
 
-use super::super::{Contention, KindRates};
+use async_device::{AsyncDevice, Options};
+
+use super::super::{Contention, Device, KindRates};
 use super::*;
+use crate::ggml::InnerDevice;
 
 pub fn machine() -> Machine {
     Machine {
@@ -12,6 +15,7 @@ pub fn machine() -> Machine {
         copy_threads: 2,
         file_system: "device 1".into(),
         direct: true,
+        device: None,
     }
 }
 
@@ -40,6 +44,7 @@ pub fn calibration() -> Calibration {
             compute_slowdown: 1.2,
         }),
         contention_prefill: None,
+        link: None,
         observed_runs: 0,
     }
 }
@@ -49,8 +54,9 @@ fn wanted() -> Wanted {
         machine: machine(),
         model: PathBuf::from("/nonexistent"),
         kinds: vec![ggml_sys::GGML_TYPE_Q8_0],
-        ubatch: 512,
+        ubatch: Some(512),
         head: 64,
+        device: None,
     }
 }
 
@@ -120,7 +126,7 @@ fn what_is_known_is_not_measured() {
     assert_eq!(rates, fresh);
     assert!(notices.is_empty());
     let other_batch = Wanted {
-        ubatch: 64,
+        ubatch: Some(64),
         ..wanted()
     };
     assert!(!rates.has(&other_batch));
@@ -130,4 +136,124 @@ fn what_is_known_is_not_measured() {
 fn an_unknown_type_is_as_slow_as_the_slowest() {
     let rates = calibration();
     assert_eq!(rates.kind("iq1_m"), rates.kind("q8_0"));
+}
+
+#[test]
+fn files_keep_the_names_that_they_had_before_devices() {
+    // FNV-1a of the text that `Machine` had then.
+    let then = "Machine { processor: \"a processor\", processors: 4, threads: 2, \
+                threads_batch: 4, copy_threads: 2, file_system: \"device 1\", direct: true }";
+    let hash = then.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    assert_eq!(
+        file_name(&machine()),
+        format!("calibration-{hash:016x}.json")
+    );
+    let on_device = Machine {
+        device: Some(Device {
+            name: "CUDA0".into(),
+            description: "a GPU".into(),
+            memory_bytes: 1 << 30,
+        }),
+        ..machine()
+    };
+    assert_ne!(file_name(&on_device), file_name(&machine()));
+    let text = serde_json::to_string(&machine()).unwrap();
+    assert!(!text.contains("device\":{"), "{text}");
+}
+
+#[test]
+fn rates_of_a_host_do_not_do_for_a_device() {
+    let test_device = AsyncDevice::new(Options::default()).unwrap();
+    let device = inner(&test_device);
+    let of_device = Wanted {
+        device: Some(device),
+        ..wanted()
+    };
+    assert!(calibration().has(&wanted()));
+    assert!(!calibration().has(&of_device));
+}
+
+fn inner(device: &AsyncDevice) -> InnerDevice {
+    InnerDevice::of_test(device.raw()).unwrap()
+}
+
+#[test]
+fn a_device_and_its_link_are_measured_and_kept() {
+    let test_device = AsyncDevice::new(Options {
+        pinned: true,
+        ..Options::default()
+    })
+    .unwrap();
+    let device = inner(&test_device);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rates.json");
+    let model = folder.path().join("model");
+    std::fs::write(&model, vec![7; 1 << 20]).unwrap();
+    let machine = Machine {
+        device: Some(Device::of(device)),
+        ..machine()
+    };
+    let mut wanted = Wanted {
+        machine: machine.clone(),
+        model,
+        ubatch: None,
+        device: Some(device),
+        ..wanted()
+    };
+    let origin = Origin {
+        file: Some(path.clone()),
+        anew: false,
+    };
+    let mut seen = Vec::new();
+    let (found, notices) = rates(&wanted, &origin, |what| seen.push(what.to_owned())).unwrap();
+    assert!(notices.is_empty(), "{notices:?}");
+    let link = found.link.as_ref().unwrap();
+    assert!(link.pinned_bytes_per_second.is_some_and(|rate| rate > 0.0));
+    assert!(link.processor("q8_0").is_some_and(|rate| rate > 0.0));
+    assert!(found.contention_decode.is_some() && found.contention_prefill.is_none());
+    assert!(seen.iter().any(|what| what.contains("link")), "{seen:?}");
+    assert_eq!(test_device.take_complaints(), Vec::<String>::new());
+    // A second run measures nothing, and a plan only what it lacks: batches.
+    let measured = |what: &str| panic!("'{what}' was measured");
+    let (again, _) = rates(&wanted, &origin, measured).unwrap();
+    assert_eq!(again.date, found.date);
+    wanted.ubatch = Some(4);
+    let (more, _) = rates(&wanted, &origin, |_| ()).unwrap();
+    let unchanged = |rates: &Calibration| {
+        let link = rates.link.as_ref().unwrap();
+        (link.handover_seconds * 1e9).round()
+    };
+    assert_eq!(unchanged(&more), unchanged(&found));
+    assert!(more.contention_prefill.is_some());
+    assert!(more.kinds["q8_0"].products_per_second.contains_key(&4));
+    let kept = read(&path, &machine, now()).unwrap().unwrap();
+    assert_eq!(kept.kinds.keys().collect::<Vec<_>>(), ["q8_0"]);
+    assert!(kept.contention_prefill.is_some() && kept.has(&wanted));
+    let left = test_device.counters();
+    assert_eq!((left.buffers, left.streams, left.events), (0, 0, 0));
+}
+
+#[test]
+fn a_device_without_room_for_the_probe_is_a_sentence() {
+    let test_device = AsyncDevice::new(Options {
+        memory_bytes: 64 << 20,
+        ..Options::default()
+    })
+    .unwrap();
+    let device = inner(&test_device);
+    let wanted = Wanted {
+        machine: Machine {
+            device: Some(Device::of(device)),
+            ..machine()
+        },
+        device: Some(device),
+        ..wanted()
+    };
+    let error = measure(&wanted, None, |_| ()).unwrap_err().to_string();
+    assert!(
+        error.contains("ASYNC0") && error.contains("64 MiB"),
+        "{error}"
+    );
 }

@@ -5,7 +5,6 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Parser;
-use indicatif::ProgressBar;
 
 use super::size::show_bytes;
 use super::subcommand::{print, print_json, quieten, resolve, say, split};
@@ -15,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::forecast::advice::{choice, for_speed, show_speed};
 use crate::forecast::record::Forecast;
 use crate::forecast::{Subject, table};
-use crate::ggml::InnerDevice;
 use crate::llama;
+use crate::session::progress::Measuring;
 
 /// Budgets up to this are printed in KiB.
 const SMALL_BYTES: u64 = 64 << 20;
@@ -105,9 +104,9 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
             tokens,
         );
     }
-    let rates = match flags.no_speed || !has_speed(&flags, &subject)? {
+    let rates = match flags.no_speed {
         true => None,
-        false => Some(calibrate(&flags, &subject)?),
+        false => calibrate_if_possible(&flags, &subject)?,
     };
     if let (Some(speed), Some(rates)) = (flags.for_speed, &rates) {
         let bytes = for_speed(&subject, rates, speed, tokens)?;
@@ -121,24 +120,17 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
     }
 }
 
-/// Whether the speed of what computes can be foretold: the processor's can.
-fn has_speed(flags: &PlanFlags, subject: &Subject) -> Result<bool> {
-    let Some(device) = subject.paging.inner.map(InnerDevice::name) else {
-        return Ok(true);
-    };
-    if flags.for_speed.is_some() {
-        return Err(Error::NotBuilt(format!(
-            "'--for-speed' is built for the processor alone, and '{device}' would compute; add \
-             --device none"
-        )));
+/// The machine's rates. A device may have no memory left to measure with, or fail: then there
+/// are none, and a plan without speeds.
+fn calibrate_if_possible(flags: &PlanFlags, subject: &Subject) -> Result<Option<Calibration>> {
+    match calibrate(flags, subject) {
+        Ok(rates) => Ok(Some(rates)),
+        Err(error) if subject.paging.inner.is_some() && flags.for_speed.is_none() => {
+            say(&format!("{error}; the plan foretells no speed"));
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
-    if !flags.no_speed {
-        say(&format!(
-            "'{device}' computes: memory is planned, and speed is foretold for the processor \
-             alone; for that, add --device none"
-        ));
-    }
-    Ok(false)
 }
 
 /// The answer to a question for one budget.
@@ -185,24 +177,14 @@ fn calibrate(flags: &PlanFlags, subject: &Subject) -> Result<Calibration> {
         file: flags.calibration.clone(),
         anew: flags.recalibrate,
     };
-    let bar = std::io::stderr()
-        .is_terminal()
-        .then(ProgressBar::new_spinner);
-    let progress = |what: &str| {
-        if let Some(bar) = &bar {
-            bar.set_message(format!("measuring this machine: {what}"));
-            bar.tick();
-        }
-    };
-    let found = store::rates(&subject.wanted(), &origin, progress);
-    if let Some(bar) = &bar {
-        bar.finish_and_clear();
-    }
+    let bar = Measuring::new(std::io::stderr().is_terminal());
+    let found = store::rates(&subject.wanted(), &origin, |what| bar.say(what));
+    bar.end();
     let (rates, notices) = found?;
     for notice in notices {
         say(&notice);
     }
-    if rates.storage_bytes_per_second.is_none() {
+    if rates.storage_bytes_per_second.is_none() && rates.link.is_none() {
         say(
             "the model's file has no bytes to read, so the storage was not measured: speeds are \
              known only where nothing travels",

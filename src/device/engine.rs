@@ -34,11 +34,8 @@ pub struct Chosen {
 /// `Failed` when a thread or memory is refused, or the device fails.
 pub fn choose(inner: InnerDevice, config: &PagingConfig, takes_notes: bool) -> Result<Chosen> {
     let mut lacks: Vec<String> = waits_of(inner).into_iter().collect();
-    let room = match config.faults.keep_bytes_max {
-        Some(bytes) => bytes,
-        None => share_of(available_bytes(), KEEP_SHARE),
-    };
-    let room = Arc::new(Room::new(room));
+    let bytes = config.faults.keep_bytes_max.unwrap_or_else(keep_bytes);
+    let room = Arc::new(Room::new(bytes));
     if inner.is_host() || !inner.is_asynchronous() || takes_notes {
         return Ok(Chosen {
             engine: host_engine(config)?,
@@ -88,8 +85,17 @@ fn host_engine(config: &PagingConfig) -> Result<Box<dyn CopyEngine>> {
     Ok(Box::new(engine))
 }
 
-/// What copies to a device: its driver where we know that, else ggml.
-fn link_to(
+/// Host memory that may keep what is streamed to a device, in bytes, as things are now.
+pub fn keep_bytes() -> u64 {
+    share_of(available_bytes(), KEEP_SHARE)
+}
+
+/// What copies to a device: its driver where we know that, else ggml; why not the driver
+/// goes to `lacks`.
+///
+/// # Errors
+/// A sentence, when the device gives no second backend.
+pub fn link_to(
     inner: InnerDevice,
     lacks: &mut Vec<String>,
 ) -> std::result::Result<Box<dyn Link>, String> {

@@ -42,6 +42,8 @@ use self::rehearsal::Notebook;
 pub use self::report::Report;
 use self::report::{Change, Reason};
 use self::shared::Shared;
+pub(crate) use self::engine::{keep_bytes, link_to};
+pub(crate) use self::shared::is_direct;
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
 pub use crate::pager::engine_host::Faults;
@@ -233,6 +235,12 @@ impl PagedDevice {
     /// (`Cold::Stream`).
     pub fn set_host_share(&self, share: f64) {
         self.shared.set_host_share(share);
+    }
+
+    /// Bytes of the weights without room in the inner device's memory that the processor can
+    /// compute with in decode, and how many layers have such.
+    pub fn cold_weights(&self) -> (u64, u32) {
+        self.shared.cold_weights()
     }
 
     /// Has the budget cover a draft model of `bytes`, which stays in memory beside the

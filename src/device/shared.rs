@@ -349,6 +349,14 @@ impl Shared {
         !self.inner.is_host() && self.config.cold != Cold::Stream
     }
 
+    /// Bytes of the cold weights that the processor can compute with, and their layers.
+    pub fn cold_weights(&self) -> (u64, u32) {
+        match self.computes_on_host() {
+            true => self.paged().pager.copyable(),
+            false => (0, 0),
+        }
+    }
+
     /// Has the processor compute this part, 0 to 1, of the cold weights that it can.
     pub fn set_host_share(&self, share: f64) {
         self.paged().pager.set_host_share(share);
@@ -437,6 +445,14 @@ fn open_model(config: &PagingConfig) -> Result<(ModelIndex, bool)> {
     })?;
     let direct = index.is_direct();
     Ok((index, direct))
+}
+
+/// Whether a run with these settings reads the model's files past the page cache.
+///
+/// # Errors
+/// `Failed` when the model's header cannot be read.
+pub fn is_direct(config: &PagingConfig) -> Result<bool> {
+    open_model(config).map(|(_, direct)| direct)
 }
 
 /// Where the spill file goes: `--spill-dir`, else TMPDIR, else a folder that lies on a

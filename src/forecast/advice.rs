@@ -1,11 +1,12 @@
 //! Which budget for what: the smallest one, one for a speed, one for a context; and what
 //! more of it would bring.
 
-use super::{Speed, Step, Subject, speed};
+use super::{Speed, Step, Subject, shares, speed};
 use crate::calibration::Calibration;
 use crate::cli::size::show_bytes;
 use crate::error::{Error, Result};
 use crate::pager::outlook::Outlook;
+use crate::planner::cold::Shares;
 
 /// Budgets are found to this many bytes, those of small models to fewer.
 const GRAIN_BYTES: u64 = 1 << 20;
@@ -24,6 +25,9 @@ pub struct Choice {
     pub decode: Option<Speed>,
     /// A batch from an empty context on.
     pub prefill: Option<Speed>,
+    /// Which share of the cold weights is the processor's; None where no device computes, or
+    /// nothing that is cold can be the processor's.
+    pub shares: Option<Shares>,
 }
 
 /// What a budget brings when the context holds `tokens`.
@@ -43,10 +47,12 @@ pub fn choice(
     let early = subject.outlook(budget_bytes, batch.min(tokens))?;
     let step = Step::Prefill { tokens: batch };
     let prefill = rates.and_then(|rates| speed(subject, &early, rates, step));
+    let shares = rates.and_then(|rates| shares(subject, &outlook, rates, tokens));
     Ok(Choice {
         outlook,
         decode,
         prefill,
+        shares,
     })
 }
 

@@ -9,10 +9,11 @@
 
 pub mod advice;
 pub mod record;
+pub mod revision;
 mod speed;
 pub mod table;
 
-use crate::calibration::{self, Wanted};
+use crate::calibration::{Run, Wanted};
 use crate::cli::Config;
 use crate::device::rehearsal::{Notes, Rehearsal};
 use crate::device::{Budget, PagingConfig};
@@ -24,7 +25,8 @@ use crate::planner::Placement;
 use crate::session::demo::DemoModel;
 use crate::telemetry::memory::share_of;
 
-pub use self::speed::{Speed, Step, pass_bytes, speed};
+pub(crate) use self::speed::{COLD_ROLES, NODES_BY_LAYER};
+pub use self::speed::{Speed, Step, pass_bytes, shares, speed};
 
 /// llama.cpp reads rows of the KV cache up to a multiple of this many.
 const ROWS_PADDING: usize = 256;
@@ -43,8 +45,8 @@ pub struct Subject {
     pub experts: (u64, u64),
     /// How it would be paged.
     pub paging: PagingConfig,
-    /// Threads: by one token, and by batches.
-    pub threads: (u32, u32),
+    /// What names the machine whose rates it would go by.
+    pub run: Run,
     rehearsal: Rehearsal,
     // The demo's model has no file but this.
     _demo: Option<DemoModel>,
@@ -67,14 +69,13 @@ impl Subject {
         };
         let experts = rehearsal.index().experts();
         let facts = llama::rehearse(config.params, &rehearsal, &config.model_name)?;
-        let count = |threads: i32| u32::try_from(threads).unwrap_or(1).max(1);
         Ok(Self {
             name: config.model_name,
             architecture,
             facts,
             notes: rehearsal.notes(),
             experts,
-            threads: (count(settings.n_threads), count(settings.n_threads_batch)),
+            run: Run::new(&paging, &settings),
             paging,
             rehearsal,
             _demo: config.demo,
@@ -153,13 +154,6 @@ impl Subject {
 
     /// What has to be measured for a forecast.
     pub fn wanted(&self) -> Wanted {
-        let copy_threads = u32::try_from(self.paging.prefetch_threads).unwrap_or(1);
-        let machine = calibration::machine(
-            &self.paging.model,
-            self.threads,
-            copy_threads,
-            self.is_direct(),
-        );
         let mut kinds: Vec<(u32, u64)> = Vec::new();
         for matrix in self.matrices().filter(|matrix| matrix.rows > 1) {
             match kinds.iter_mut().find(|(kind, _)| *kind == matrix.kind) {
@@ -171,11 +165,12 @@ impl Subject {
         // Small vectors that are no matrices have types too.
         kinds.retain(|(kind, _)| is_measurable(*kind));
         Wanted {
-            machine,
+            machine: self.run.machine(self.is_direct()),
             model: self.paging.model.clone(),
             kinds: kinds.into_iter().map(|(kind, _)| kind).collect(),
-            ubatch: self.batch_tokens(),
+            ubatch: Some(self.batch_tokens()),
             head: self.facts.n_embd / self.facts.n_head.max(1),
+            device: self.run.device(),
         }
     }
 
@@ -238,3 +233,6 @@ pub fn memory(subject: &Subject, outlook: &Outlook) -> Memory {
         beside_bytes: subject.facts.host_compute_bytes + subject.facts.host_context_bytes,
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

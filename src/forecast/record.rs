@@ -11,6 +11,7 @@ use crate::ggml::workload::kind_name;
 use crate::pager::GroupKey;
 use crate::pager::outlook::Outlook;
 use crate::planner::Placement;
+use crate::planner::cold::Shares;
 
 /// What `plan --json` prints.
 #[derive(Clone, Debug, Serialize)]
@@ -47,6 +48,9 @@ pub struct Forecast {
     pub decode: Option<Speed>,
     /// A batch from an empty context on.
     pub prefill: Option<Speed>,
+    /// The weights that have no room in a device's memory, by who computes with them; null
+    /// where no device computes, or nothing is cold that the processor may compute with.
+    pub cold: Option<Cold>,
     /// By layer, in the order of a pass.
     pub layers: Vec<Layer>,
     /// By role, the largest first.
@@ -55,6 +59,36 @@ pub struct Forecast {
     pub budgets: Vec<Neighbour>,
     /// When this machine was measured; null without speeds.
     pub calibrated: Option<String>,
+}
+
+/// Cold weights, and how fast one token is by who computes with them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Cold {
+    /// The share of them, 0 to 1, that the processor would compute with: with `--cold auto` the
+    /// one with which a token is fastest.
+    pub share: f64,
+    /// Tokens per second with that share.
+    pub tokens_per_second: f64,
+    /// Tokens per second when all of them cross the link.
+    pub stream_tokens_per_second: f64,
+    /// Tokens per second when the processor computes all that it may.
+    pub processor_tokens_per_second: f64,
+    /// Tokens per second when everything cold is the processor's and nothing crosses the link,
+    /// as stock llama.cpp places it.
+    pub static_tokens_per_second: f64,
+}
+
+impl Cold {
+    fn new(shares: &Shares) -> Self {
+        let per_second = |seconds: f64| 1.0 / seconds.max(1e-9);
+        Self {
+            share: shares.chosen.share,
+            tokens_per_second: per_second(shares.chosen.seconds),
+            stream_tokens_per_second: per_second(shares.stream_seconds),
+            processor_tokens_per_second: per_second(shares.processor_seconds),
+            static_tokens_per_second: per_second(shares.static_seconds),
+        }
+    }
 }
 
 /// A layer, and where its bytes are.
@@ -110,6 +144,8 @@ pub struct Neighbour {
     pub prefill_tokens_per_second: Option<f64>,
     /// Decoding, compared with the budget in question.
     pub decode_ratio: Option<f64>,
+    /// The share of the cold weights that is the processor's; see `cold`.
+    pub cold_share: Option<f64>,
 }
 
 impl Forecast {
@@ -131,10 +167,11 @@ impl Forecast {
             let ratio = rate(&other).zip(rate(&chosen));
             Some(Neighbour {
                 budget_bytes: bytes,
-                pass_bytes: pass_bytes(subject, &other.outlook, 1),
+                pass_bytes: travelling(subject, &other),
                 decode_tokens_per_second: rate(&other),
                 prefill_tokens_per_second: other.prefill.map(|speed| speed.tokens_per_second),
                 decode_ratio: ratio.map(|(other, chosen)| other / chosen),
+                cold_share: other.shares.map(|shares| shares.chosen.share),
             })
         };
         let budgets = advice::neighbours(subject, budget_bytes, tokens);
@@ -146,8 +183,8 @@ impl Forecast {
             context_tokens: facts.n_ctx,
             depth_tokens: tokens,
             ubatch_tokens: subject.batch_tokens(),
-            threads: subject.threads.0,
-            threads_batch: subject.threads.1,
+            threads: subject.run.threads().0,
+            threads_batch: subject.run.threads().1,
             direct: subject.is_direct(),
             budget_bytes,
             budget_bytes_min: subject.minimum_bytes(tokens),
@@ -155,12 +192,19 @@ impl Forecast {
             memory: memory(subject, &chosen.outlook),
             decode: chosen.decode,
             prefill: chosen.prefill,
+            cold: chosen.shares.as_ref().map(Cold::new),
             layers: layers(&chosen.outlook),
             roles: roles(subject, &chosen.outlook),
             budgets: budgets.into_iter().filter_map(neighbour).collect(),
             calibrated: rates.map(|rates| rates.date.clone()),
         })
     }
+}
+
+/// Bytes that travel for one token.
+fn travelling(subject: &Subject, choice: &Choice) -> u64 {
+    let decode = choice.decode.map(|speed| speed.pass_bytes);
+    decode.unwrap_or_else(|| pass_bytes(subject, &choice.outlook, 1))
 }
 
 fn layers(outlook: &Outlook) -> Vec<Layer> {

@@ -1,15 +1,25 @@
-//! From a plan and the machine's rates to seconds, by the terms of `planner::cost`.
+//! From a plan and the machine's rates to seconds, by the terms of `planner::cost` and, where
+//! a device computes, of `planner::cold`.
 
 use super::Subject;
-use crate::calibration::{Calibration, Contention};
+use crate::calibration::{Calibration, Contention, LinkRates};
+use crate::device::rehearsal::Matrix;
+use crate::device::{Cold, keep_bytes};
+use crate::ggml::InnerDevice;
 use crate::ggml::workload::kind_name;
-use crate::pager::outlook::Outlook;
+use crate::pager::GroupKey;
+use crate::pager::outlook::{Outlook, Placed};
 use crate::planner::Placement;
+use crate::planner::cold::{self, Choice, Load, Rates, Shares};
 use crate::planner::cost::{self, Pair};
+use crate::telemetry::memory::share_of;
+
+/// How the names begin of weights that the processor may compute with beside a device.
+pub const COLD_ROLES: &str = "ffn_";
 
 /// Nodes of a layer's graph that are no matrix products: norms, rotations, additions,
 /// activation, writing the cache.
-const NODES_BY_LAYER: u64 = 14;
+pub const NODES_BY_LAYER: u64 = 14;
 /// Elements that are touched beside a matrix product for each element of its output.
 const ELEMENTS_BY_OUTPUT: u64 = 2;
 
@@ -68,9 +78,12 @@ pub fn speed(
     let passes = tokens_all.div_ceil(batch);
     let used_share = cost::experts_share(batch, subject.experts.0, subject.experts.1);
     let pass_bytes = pass_bytes(subject, outlook, batch);
+    if let (Step::Decode { tokens }, Some(_)) = (step, &rates.link) {
+        return decode_on_device(subject, outlook, rates, tokens);
+    }
     let copy_seconds = match pass_bytes {
         0 => 0.0,
-        bytes => cost::transfer_seconds(bytes, rates.storage_bytes_per_second?),
+        bytes => rates.travel_seconds(bytes, keep_bytes())?,
     };
     let compute = |rows: u64| match batch {
         1 => decode_seconds(subject, rates, rows, used_share),
@@ -125,10 +138,187 @@ fn pass_seconds(
         compute_seconds,
         compute_slowdown: contention.map_or(1.0, |both| both.compute_slowdown),
     };
-    match subject.paging.prefetch {
+    match overlaps(subject) {
         true => cost::overlap(&pair),
         false => cost::in_turn(&pair),
     }
+}
+
+/// Whether copies go on while something computes.
+fn overlaps(subject: &Subject) -> bool {
+    let device = subject.paging.device_with_memory();
+    subject.paging.prefetch && device.is_none_or(InnerDevice::is_asynchronous)
+}
+
+/// How fast one token is on a device, with the share of the cold weights for the processor
+/// that the run would have.
+fn decode_on_device(
+    subject: &Subject,
+    outlook: &Outlook,
+    rates: &Calibration,
+    tokens: usize,
+) -> Option<Speed> {
+    let (load, cold_rates) = cold(subject, outlook, rates, tokens)?;
+    let (timed_load, timed_rates) = timed(subject, &load, &cold_rates);
+    let Choice { share, seconds } = choice(subject, &timed_load, &timed_rates);
+    let free = Rates {
+        link: f64::INFINITY,
+        ..cold_rates
+    };
+    let streamed = 1.0 - share;
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "bytes of a model, at least zero"
+    )]
+    let bytes = load.must_bytes + (load.may_bytes as f64 * streamed) as u64;
+    Some(Speed {
+        tokens_per_second: 1.0 / seconds.max(1e-9),
+        pass_bytes: bytes,
+        pass_seconds: seconds,
+        copy_seconds: match bytes {
+            0 => 0.0,
+            bytes => rates.travel_seconds(bytes, keep_bytes())?,
+        },
+        compute_seconds: cold::seconds(&load, &free, share),
+    })
+}
+
+/// The share that a run would have, by `--cold`.
+fn choice(subject: &Subject, load: &Load, rates: &Rates) -> Choice {
+    let at = |share| Choice {
+        share,
+        seconds: cold::seconds(load, rates, share),
+    };
+    match subject.paging.cold {
+        Cold::Cpu => at(1.0),
+        Cold::Stream => at(0.0),
+        Cold::Auto => cold::best(load, rates),
+    }
+}
+
+/// The same as it goes: without overlap where there is none.
+fn timed(subject: &Subject, load: &Load, rates: &Rates) -> (Load, Rates) {
+    match overlaps(subject) {
+        true => (*load, *rates),
+        false => cold::in_turn(load, rates),
+    }
+}
+
+/// The shares there are of the cold weights for the processor, where a device computes, and
+/// something is cold that the processor may compute with.
+pub fn shares(
+    subject: &Subject,
+    outlook: &Outlook,
+    rates: &Calibration,
+    tokens: usize,
+) -> Option<Shares> {
+    let (load, rates) = cold(subject, outlook, rates, tokens)?;
+    let (load, rates) = timed(subject, &load, &rates);
+    (load.may_bytes > 0).then(|| Shares {
+        chosen: choice(subject, &load, &rates),
+        ..cold::shares(&load, &rates)
+    })
+}
+
+/// What is cold where a device computes, and how fast that goes.
+fn cold(
+    subject: &Subject,
+    outlook: &Outlook,
+    rates: &Calibration,
+    tokens: usize,
+) -> Option<(Load, Rates)> {
+    let link = rates.link.as_ref()?;
+    let crossing = pass_bytes(subject, outlook, 1);
+    let may = candidates(subject, outlook);
+    let may_bytes = may.bytes.min(crossing);
+    let used_share = cost::experts_share(1, subject.experts.0, subject.experts.1);
+    let (products, other_seconds) =
+        decode_parts(subject, rates, subject.rows(tokens) as u64, used_share)?;
+    let effective = match crossing {
+        0 => link.bytes_per_second(),
+        bytes => units(bytes) / rates.travel_seconds(bytes, keep_bytes())?.max(1e-12),
+    };
+    let load = Load {
+        may_bytes,
+        must_bytes: crossing - may_bytes,
+        resident_bytes: products.bytes.saturating_sub(crossing),
+        other_seconds,
+        segments: may.layers,
+    };
+    let contention = link.processor_contention;
+    let cold_rates = Rates {
+        link: effective,
+        processor: may.processor_rate(link)?,
+        device: products.rate(),
+        link_slowdown: contention.copy_slowdown,
+        processor_slowdown: contention.compute_slowdown,
+        segment_seconds: link.handover_seconds,
+    };
+    Some((load, cold_rates))
+}
+
+/// The cold weights that the processor may compute with.
+struct Candidates {
+    bytes: u64,
+    /// Layers that have such.
+    layers: u32,
+    kinds: Vec<(u32, u64)>,
+}
+
+impl Candidates {
+    /// Bytes per second of the processor's products with them.
+    fn processor_rate(&self, link: &LinkRates) -> Option<f64> {
+        let mut seconds = 0.0;
+        for (kind, bytes) in &self.kinds {
+            seconds += cost::matrix_seconds(*bytes, link.processor(kind_name(*kind)?)?);
+        }
+        // Where there are none the rate is of no use.
+        let all = link.processor_bytes_per_second.values().copied();
+        match self.bytes {
+            0 => Some(all.fold(1.0, f64::max)),
+            bytes => Some(units(bytes) / seconds.max(1e-12)),
+        }
+    }
+}
+
+fn candidates(subject: &Subject, outlook: &Outlook) -> Candidates {
+    let mut found = Candidates {
+        bytes: 0,
+        layers: 0,
+        kinds: Vec::new(),
+    };
+    if outlook.streamed_bytes() == 0 {
+        return found;
+    }
+    let is_one = |(tensor, matrix): &(&Placed, &Matrix)| {
+        tensor.placement == Placement::Streamed
+            && !tensor.state
+            && matrix.slices <= 1
+            && tensor
+                .role
+                .split('.')
+                .any(|part| part.starts_with(COLD_ROLES))
+    };
+    let all = outlook.tensors.iter().zip(&subject.notes.paged);
+    let mut groups: Vec<GroupKey> = Vec::new();
+    for (tensor, matrix) in all.filter(is_one) {
+        found.bytes += tensor.bytes;
+        groups.push(tensor.group);
+        match found
+            .kinds
+            .iter_mut()
+            .find(|(kind, _)| *kind == matrix.kind)
+        {
+            Some((_, bytes)) => *bytes += tensor.bytes,
+            None => found.kinds.push((matrix.kind, tensor.bytes)),
+        }
+    }
+    groups.sort_unstable();
+    groups.dedup();
+    found.layers = u32::try_from(groups.len()).unwrap_or(u32::MAX);
+    found
 }
 
 /// Bytes of experts that a pass fetches into the cache.
@@ -144,24 +334,63 @@ fn missed_bytes(outlook: &Outlook, used_share: f64) -> u64 {
     missed
 }
 
+/// Products by one token: what they read, and how long they take.
+struct Products {
+    bytes: u64,
+    seconds: f64,
+}
+
+impl Products {
+    /// Bytes per second.
+    fn rate(&self) -> f64 {
+        units(self.bytes.max(1)) / self.seconds.max(1e-12)
+    }
+}
+
 fn decode_seconds(
     subject: &Subject,
     rates: &Calibration,
     rows: u64,
     used_share: f64,
 ) -> Option<f64> {
-    let mut seconds = 0.0;
+    let (products, others) = decode_parts(subject, rates, rows, used_share)?;
+    Some(products.seconds + others)
+}
+
+/// The products with weights, and the seconds of all else.
+fn decode_parts(
+    subject: &Subject,
+    rates: &Calibration,
+    rows: u64,
+    used_share: f64,
+) -> Option<(Products, f64)> {
+    let mut products = Products {
+        bytes: 0,
+        seconds: 0.0,
+    };
     for matrix in subject.matrices().filter(|matrix| matrix.rows > 1) {
         let rate = rates.kind(kind_name(matrix.kind)?)?;
         let whole = cost::matrix_seconds(matrix.bytes, rate.bytes_per_second);
-        seconds += whole * if matrix.slices > 1 { used_share } else { 1.0 };
+        let (bytes, part) = match matrix.slices > 1 {
+            true => (share_of(matrix.bytes, used_share), used_share),
+            false => (matrix.bytes, 1.0),
+        };
+        products.bytes += bytes;
+        products.seconds += whole * part;
     }
+    let mut seconds = 0.0;
     for (width, most) in caches(subject) {
         let rate = rates.attention_per_second;
         seconds += cost::attention_seconds(1, rows.min(most), width, rate);
     }
     let nodes = u64::from(subject.facts.n_layer) * NODES_BY_LAYER;
-    Some(seconds + cost::nodes_seconds(nodes, rates.node_seconds, 0, 0.0))
+    seconds += cost::nodes_seconds(nodes, rates.node_seconds, 0, 0.0);
+    Some((products, seconds))
+}
+
+#[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
+fn units(count: u64) -> f64 {
+    count as f64
 }
 
 fn batch_seconds(subject: &Subject, rates: &Calibration, batch: u64, rows: u64) -> Option<f64> {

@@ -217,27 +217,47 @@ fn speeds(text: &mut String, forecast: &Forecast) {
         text.push_str(&line(speed, what));
         any = true;
     }
+    if let Some(cold) = &forecast.cold {
+        let percent = 100.0 * cold.share;
+        let _ = writeln!(
+            text,
+            "cold     the processor computes {percent:.0} % of the cold weights that it can: {} \
+             tokens/s; all over the link {}, all on the processor {}",
+            show_speed(Some(cold.tokens_per_second)),
+            show_speed(Some(cold.stream_tokens_per_second)),
+            show_speed(Some(cold.processor_tokens_per_second)),
+        );
+    }
     if any {
         text.push('\n');
     }
 }
 
 fn budgets(forecast: &Forecast) -> Table {
-    let head = ["budget", "travels", "prefill/s", "decode/s", "decode x"];
-    let mut table = table(&head, &[0, 1, 2, 3, 4]);
+    let has_shares = forecast
+        .budgets
+        .iter()
+        .any(|other| other.cold_share.is_some());
+    let mut head = vec!["budget", "travels", "prefill/s", "decode/s", "decode x"];
+    head.extend(has_shares.then_some("CPU's"));
+    let mut table = table(&head, &[0, 1, 2, 3, 4, 5]);
     for other in &forecast.budgets {
         let ratio = match other.decode_ratio {
             Some(_) if other.budget_bytes == forecast.budget_bytes => "this".to_owned(),
             Some(ratio) => format!("{ratio:.2}"),
             None => "-".to_owned(),
         };
-        table.add_row([
+        let mut row = vec![
             show_bytes(other.budget_bytes),
             show_bytes(other.pass_bytes),
             show_speed(other.prefill_tokens_per_second),
             show_speed(other.decode_tokens_per_second),
             ratio,
-        ]);
+        ];
+        let share = |share: f64| format!("{:.0} %", 100.0 * share);
+        let share = other.cold_share.map_or_else(|| "-".to_owned(), share);
+        row.extend(has_shares.then_some(share));
+        table.add_row(row);
     }
     table
 }

@@ -194,6 +194,24 @@ impl DeviceBuffer {
         }
     }
 
+    /// Copies `from` to its start, and waits for the end: nobody else knows the buffer.
+    ///
+    /// # Panics
+    /// When it is smaller.
+    pub fn write_all(&mut self, from: &[u8]) {
+        // SAFETY: the buffer is borrowed by us alone.
+        unsafe { self.write(0, from) };
+    }
+
+    /// Copies its first bytes into `to`, and waits for the end: nobody else knows the buffer.
+    ///
+    /// # Panics
+    /// When it is smaller.
+    pub fn read_all(&mut self, to: &mut [u8]) {
+        // SAFETY: the buffer is borrowed by us alone.
+        unsafe { self.read(0, to) };
+    }
+
     /// Fills `bytes` bytes from `offset` on with `value`, and waits for the end.
     ///
     /// # Safety

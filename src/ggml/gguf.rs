@@ -24,6 +24,15 @@ pub struct TensorEntry {
     pub kind: u32,
 }
 
+/// Numbers of a model's architecture, as far as its header has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ModelFacts {
+    /// Elements of an attention head.
+    pub head: Option<u32>,
+    /// Experts that a token uses of a layer, and how many there are.
+    pub experts: Option<(u64, u64)>,
+}
+
 /// The header of one GGUF file.
 #[derive(Debug)]
 pub struct Header {
@@ -144,6 +153,21 @@ impl Header {
                 u64::try_from(unsafe { sys::gguf_get_val_i32(raw, index) }).ok()
             }
             _ => None,
+        }
+    }
+
+    /// Numbers of the model's architecture.
+    pub fn facts(&self) -> ModelFacts {
+        let architecture = self.text(c"general.architecture").unwrap_or_default();
+        let number = |key: &str| {
+            let key = CString::new(format!("{architecture}.{key}")).ok()?;
+            self.number(&key).filter(|number| *number > 0)
+        };
+        let heads = number("embedding_length").zip(number("attention.head_count"));
+        let head = number("attention.key_length").or(heads.map(|(width, heads)| width / heads));
+        ModelFacts {
+            head: head.and_then(|head| u32::try_from(head).ok()),
+            experts: number("expert_used_count").zip(number("expert_count")),
         }
     }
 

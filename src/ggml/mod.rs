@@ -12,7 +12,7 @@ pub mod workload;
 
 pub use buffer::{BufferOwner, DeviceBuffer, HostBuffer, RawBuffer};
 pub use event::{Event, Events, Fence};
-pub use gguf::{Header, TensorEntry};
+pub use gguf::{Header, ModelFacts, TensorEntry};
 pub use graph::Graph;
 pub use inner::{InnerBackend, InnerDevice};
 pub use tensor::Tensor;

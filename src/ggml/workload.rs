@@ -6,18 +6,45 @@ use std::ptr::NonNull;
 use ggml_sys as sys;
 use memmap2::MmapMut;
 
-use super::{Graph, HostBuffer, InnerBackend, InnerDevice};
+use super::{DeviceBuffer, Graph, HostBuffer, InnerBackend, InnerDevice, RawBuffer};
 
-/// A graph on the CPU, with the memory of its tensors.
+/// Bytes that are written to a tensor at once.
+const FILL_BYTES: usize = 4 << 20;
+
+/// A graph on a device, with the memory of its tensors.
 #[derive(Debug)]
 pub struct Workload {
     // Before the context: nothing of a graph outlives it.
     graph: NonNull<sys::ggml_cgraph>,
     backend: InnerBackend,
     context: NonNull<sys::ggml_context>,
-    // The description of the memory goes before the memory.
-    _buffer: HostBuffer,
-    _memory: MmapMut,
+    _memory: Memory,
+}
+
+/// What the tensors lie in.
+#[derive(Debug)]
+enum Memory {
+    /// The machine's: the description of the memory goes before the memory.
+    Host {
+        buffer: HostBuffer,
+        _memory: MmapMut,
+    },
+    /// A device's own.
+    Device(DeviceBuffer),
+}
+
+impl Memory {
+    fn raw(&self) -> RawBuffer {
+        match self {
+            Self::Host { buffer, .. } => buffer.as_ptr(),
+            Self::Device(buffer) => buffer.as_ptr(),
+        }
+    }
+
+    fn base(&self) -> *mut u8 {
+        // SAFETY: the buffer is live.
+        unsafe { sys::ggml_backend_buffer_get_base(self.raw()) }.cast()
+    }
 }
 
 // SAFETY: context, buffer and graph belong to this object alone and are not tied to a thread.
@@ -61,6 +88,19 @@ pub enum Work {
     },
 }
 
+impl Work {
+    /// What it is, for messages.
+    fn name(self) -> String {
+        match self {
+            Self::Matrices { kind, .. } => {
+                format!("matrices of type {}", kind_name(kind).unwrap_or("unknown"))
+            }
+            Self::Attention { head, .. } => format!("attention with heads of {head} elements"),
+            Self::Nodes { .. } => "additions".to_owned(),
+        }
+    }
+}
+
 /// The name of an element type, as llama.cpp prints it; None for a number that is none.
 pub fn kind_name(kind: u32) -> Option<&'static str> {
     let kind = sys::ggml_type::from(kind);
@@ -90,11 +130,21 @@ pub fn row_bytes(kind: u32, columns: u64) -> Option<u64> {
 }
 
 impl Workload {
-    /// Makes the graph and fills its matrices; `threads` compute it.
+    /// Makes the graph on ggml's CPU device and fills its matrices; `threads` compute it.
     ///
     /// # Errors
     /// A sentence, when memory runs out or the type is none that is computed with.
     pub fn new(work: Work, threads: usize) -> Result<Self, String> {
+        Self::on(InnerDevice::cpu()?, work, threads)
+    }
+
+    /// Makes the graph on `inner`, in its own memory where it has such, and fills its
+    /// matrices; `threads` compute it where it is the CPU.
+    ///
+    /// # Errors
+    /// A sentence, when memory runs out, the type is none that is computed with, or the device
+    /// does not compute such a graph.
+    pub fn on(inner: InnerDevice, work: Work, threads: usize) -> Result<Self, String> {
         let params = sys::ggml_init_params {
             mem_size: 1 << 20,
             mem_buffer: std::ptr::null_mut(),
@@ -104,21 +154,29 @@ impl Workload {
         let context = NonNull::new(unsafe { sys::ggml_init(params) });
         let context = context.ok_or("ggml could not make a context")?;
         let context = Context(context);
-        let inner = InnerDevice::cpu()?;
         let backend = inner.backend()?;
-        let threads = i32::try_from(threads).unwrap_or(1).max(1);
-        // SAFETY: a live CPU backend.
-        unsafe { sys::ggml_backend_cpu_set_n_threads(backend.as_ptr(), threads) };
+        if inner.is_cpu() {
+            let threads = i32::try_from(threads).unwrap_or(1).max(1);
+            // SAFETY: a live CPU backend.
+            unsafe { sys::ggml_backend_cpu_set_n_threads(backend.as_ptr(), threads) };
+        }
         // SAFETY: the context is live.
         let graph = NonNull::new(unsafe { sys::ggml_new_graph(context.raw()) });
         let graph = graph.ok_or("ggml could not make a graph")?;
         let leaves = context.build(work, graph.as_ptr());
-        let (buffer, memory) = context.allocate(inner)?;
+        // SAFETY: the graph is live, and nobody changes it.
+        if let Some(graph) = unsafe { Graph::from_raw(graph.as_ptr()) } {
+            for node in (0..graph.node_count()).map(|index| graph.node(index)) {
+                if !inner.supports(node) {
+                    return Err(format!("{} does not compute {}", inner.name(), work.name()));
+                }
+            }
+        }
+        let memory = context.allocate(inner)?;
         let workload = Self {
             graph,
             backend,
             context: context.into_raw(),
-            _buffer: buffer,
             _memory: memory,
         };
         for leaf in leaves {
@@ -166,8 +224,9 @@ impl Context {
         raw
     }
 
-    /// Memory for all tensors, of large pages where the system has them, as an arena's is.
-    fn allocate(&self, inner: InnerDevice) -> Result<(HostBuffer, MmapMut), String> {
+    /// Memory for all tensors: the device's own, else the machine's, of large pages where the
+    /// system has them, as an arena's is.
+    fn allocate(&self, inner: InnerDevice) -> Result<Memory, String> {
         let alignment = inner.arena_alignment();
         let mut places = Vec::new();
         let mut total = 0;
@@ -182,24 +241,24 @@ impl Context {
             // SAFETY: context and tensor are live.
             tensor = unsafe { sys::ggml_get_next_tensor(self.raw(), tensor) };
         }
-        let no_memory = |error| format!("there is no memory to measure with ({error})");
-        let mut memory = MmapMut::map_anon(total.max(1)).map_err(no_memory)?;
-        #[cfg(target_os = "linux")]
-        {
-            // Advice only: a kernel without large pages refuses, and nothing is lost.
-            let _ = memory.advise(memmap2::Advice::HugePage);
-        }
-        let start = memory.as_mut_ptr();
-        // SAFETY: the memory is handed out together with the buffer, and dropped after it;
-        // a mapping begins at a page.
-        let buffer = unsafe { HostBuffer::over(start, total) }?;
+        let memory = match inner.is_host() {
+            true => host_memory(total)?,
+            false => {
+                let mib = total >> 20;
+                let buffer = DeviceBuffer::new(inner, total);
+                Memory::Device(buffer.map_err(|why| {
+                    format!("{} has no {mib} MiB to measure with ({why})", inner.name())
+                })?)
+            }
+        };
+        let start = memory.base();
         for (tensor, offset) in places {
             let place = start.wrapping_add(offset).cast();
             // SAFETY: the place is inside the buffer, with room for the tensor, which has
             // none yet.
-            unsafe { sys::ggml_backend_tensor_alloc(buffer.as_ptr(), tensor, place) };
+            unsafe { sys::ggml_backend_tensor_alloc(memory.raw(), tensor, place) };
         }
-        Ok((buffer, memory))
+        Ok(memory)
     }
 
     fn tensor(&self, kind: sys::ggml_type, extents: [i64; 3]) -> Raw {
@@ -272,6 +331,24 @@ impl Drop for Context {
     }
 }
 
+/// `total` bytes of the machine's memory, and their description.
+fn host_memory(total: usize) -> Result<Memory, String> {
+    let no_memory = |error| format!("there is no memory to measure with ({error})");
+    let mut memory = MmapMut::map_anon(total.max(1)).map_err(no_memory)?;
+    #[cfg(target_os = "linux")]
+    {
+        // Advice only: a kernel without large pages refuses, and nothing is lost.
+        let _ = memory.advise(memmap2::Advice::HugePage);
+    }
+    // SAFETY: the memory is handed out together with the buffer, and dropped after it;
+    // a mapping begins at a page.
+    let buffer = unsafe { HostBuffer::over(memory.as_mut_ptr(), total) }?;
+    Ok(Memory::Host {
+        buffer,
+        _memory: memory,
+    })
+}
+
 /// Fills a tensor with one row of ordinary values, again and again.
 fn fill(tensor: Raw) -> Result<(), String> {
     // SAFETY: a live tensor of a context, with memory.
@@ -310,12 +387,13 @@ fn fill(tensor: Raw) -> Result<(), String> {
     }
     // SAFETY: the tensor is live.
     let total = unsafe { sys::ggml_nbytes(tensor) };
-    let data = shape.data.cast::<u8>();
-    for start in (0..total).step_by(row.max(1)) {
-        let length = row.min(total - start);
-        // SAFETY: the tensor's memory has `total` bytes, and nobody else uses it yet.
-        let to = unsafe { std::slice::from_raw_parts_mut(data.wrapping_add(start), length) };
-        to.copy_from_slice(&bytes[..length]);
+    // Many rows at once: a device takes long for each single copy.
+    let rows = (FILL_BYTES / row.max(1)).clamp(1, total.div_ceil(row.max(1)));
+    let block = bytes.repeat(rows);
+    for start in (0..total).step_by(block.len().max(1)) {
+        let length = block.len().min(total - start);
+        // SAFETY: the tensor has `total` bytes in a live buffer, and nobody else uses it yet.
+        unsafe { sys::ggml_backend_tensor_set(tensor, block.as_ptr().cast(), start, length) };
     }
     Ok(())
 }

@@ -195,6 +195,13 @@ impl Pager {
         }
     }
 
+    /// Bytes of the weights that the processor may compute with, and the layers that have such.
+    pub fn copyable(&self) -> (u64, u32) {
+        let layers = self.layers_to_copy();
+        let bytes = layers.iter().map(|layer| layer.bytes).sum();
+        (bytes, u32::try_from(layers.len()).unwrap_or(u32::MAX))
+    }
+
     /// The layers that have weights which may be copied, in the order of a pass.
     fn layers_to_copy(&self) -> Vec<Layer> {
         let mut found: Vec<(GroupKey, TensorId, u64)> = Vec::new();

@@ -33,6 +33,7 @@
 //! A token uses a few of a layer's experts. When not everything fits, expert tensors are
 //! neither resident nor streamed but share a cache of single experts: see `experts`.
 
+pub mod cold;
 pub mod cost;
 mod experts;
 mod search;

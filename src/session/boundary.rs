@@ -6,14 +6,16 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::closing::Beginning;
+use super::cold::{self, Shares};
 use super::signal;
 use crate::cli::size::{read_budget, show_bytes};
 use crate::device::report::Reason;
 use crate::device::{Budget, PagedDevice};
 use crate::error::Result;
+use crate::forecast::revision;
 use crate::llama::{Drafting, Token, log};
 use crate::telemetry::drafts::Tally;
 use crate::telemetry::memory::{ProcessReader, Reader, share_of};
@@ -31,6 +33,8 @@ pub(crate) struct Boundary {
     readers: Option<(Reader, ProcessReader)>,
     /// What drafting counts; None without it.
     drafts: Option<Arc<Tally>>,
+    /// Which cold weights the processor computes with; None where that is not ours to choose.
+    shares: Option<Shares>,
     /// The first token's moment; None before it, and without paging.
     pub(super) beginning: Option<Beginning>,
 }
@@ -56,8 +60,14 @@ impl Boundary {
             metrics,
             readers: metrics.is_on().then(readers),
             drafts: None,
+            shares: None,
             beginning: None,
         }
+    }
+
+    /// Has the share of the cold weights chosen that the processor computes with.
+    pub fn choose_shares(&mut self, shares: Option<Shares>) {
+        self.shares = shares;
     }
 
     /// Has records tell of what drafting does.
@@ -75,6 +85,11 @@ impl Boundary {
         device.map(PagedDevice::take_changes);
         self.note_changes(device);
         self.metrics.begin(prompt_tokens, report);
+        if let (Some(shares), Some(device)) = (&mut self.shares, device)
+            && let Some(decision) = shares.begin(device)
+        {
+            self.tell_share(device, &decision);
+        }
         self.complain();
     }
 
@@ -101,10 +116,30 @@ impl Boundary {
             self.metrics.token(token, || facts(readers, device, drafts));
             self.complain();
         }
+        let alone = self.drafts.is_none();
+        if let (Some(shares), Some(device)) = (&mut self.shares, device)
+            && let Some(decision) = shares.token(device, Instant::now(), alone)
+        {
+            self.tell_share(device, &decision);
+        }
+    }
+
+    fn tell_share(&self, device: &PagedDevice, decision: &revision::Decision) {
+        let Some(shares) = self.shares.as_ref().and_then(Shares::shares) else {
+            return;
+        };
+        if self.metrics.is_on() {
+            self.metrics.share(decision, &shares);
+        }
+        let (bytes, _) = device.cold_weights();
+        log::info(format!("{}\n", cold::sentence(decision, &shares, bytes)));
     }
 
     /// The user has typed for so long: no token took that time.
-    pub fn waited(&self, time: Duration) {
+    pub fn waited(&mut self, time: Duration) {
+        if let Some(shares) = &mut self.shares {
+            shares.pause();
+        }
         self.metrics.waited(time);
     }
 

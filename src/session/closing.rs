@@ -1,11 +1,10 @@
 //! What closes a run: the three lines of the show of `--demo`; elsewhere one line, when
 //! transfers bound the run, that says so and what would help.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use super::output;
-use crate::calibration;
+use crate::calibration::Run;
 use crate::calibration::observed::{self, Observed};
 use crate::cli::Config;
 use crate::cli::size::show_bytes;
@@ -81,24 +80,14 @@ impl Beginning {
 }
 
 /// What this machine's rates can learn from a run: how fast its storage is.
-pub(super) struct Lesson {
-    model: PathBuf,
-    threads: (u32, u32),
-    copy_threads: u32,
-}
+pub(super) struct Lesson(Run);
 
 impl Lesson {
     /// Of the run that `config` describes; None where it says nothing of the rate at which a
     /// model is read ahead into the machine's memory.
     pub fn new(config: &Config) -> Option<Self> {
         let paging = config.paging.as_ref().filter(|paging| paging.prefetch)?;
-        let count = |threads: i32| u32::try_from(threads).unwrap_or(1).max(1);
-        let settings = &config.settings;
-        Some(Self {
-            model: paging.model.clone(),
-            threads: (count(settings.n_threads), count(settings.n_threads_batch)),
-            copy_threads: u32::try_from(paging.prefetch_threads).unwrap_or(1),
-        })
+        Some(Self(Run::new(paging, &config.settings)))
     }
 
     /// Teaches it, if a generation of `tokens` tokens since `beginning` waited for storage.
@@ -112,8 +101,7 @@ impl Lesson {
         if !is_plain || tokens < TOKENS_MIN || waited < WAITED_SHARE_MIN * seconds {
             return;
         }
-        let direct = device.is_direct();
-        let machine = calibration::machine(&self.model, self.threads, self.copy_threads, direct);
+        let machine = self.0.machine(device.is_direct());
         let seen = Observed {
             bytes: after.traffic.storage_bytes - before.traffic.storage_bytes,
             seconds: after.traffic.storage_seconds - before.traffic.storage_seconds,

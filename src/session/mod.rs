@@ -2,6 +2,7 @@
 
 pub(crate) mod boundary;
 mod closing;
+pub mod cold;
 mod completion;
 mod conversation;
 pub mod demo;
@@ -21,6 +22,7 @@ mod tests;
 
 use boundary::{Boundary, Paging};
 
+use crate::calibration;
 use crate::chat;
 use crate::cli::{Config, Mode};
 use crate::device::PagedDevice;
@@ -63,7 +65,13 @@ fn boundary(config: &mut Config) -> Boundary {
         },
         governor: None,
     });
-    Boundary::new(paging, config.metrics)
+    let mut boundary = Boundary::new(paging, config.metrics);
+    // Before the model takes the memory that is measured with.
+    boundary.choose_shares(config.paging.as_ref().and_then(|paging| {
+        let run = calibration::Run::new(paging, &config.settings);
+        cold::Shares::of_run(paging, &run, config.progress)
+    }));
+    boundary
 }
 
 /// Chats at the terminal.

@@ -79,6 +79,33 @@ impl Loading {
     }
 }
 
+/// What is measured before the model is loaded, on a line of its own.
+pub struct Measuring(Option<ProgressBar>);
+
+impl Measuring {
+    /// Shows nothing until something is measured, and nothing at all unless `shows`.
+    pub fn new(shows: bool) -> Self {
+        Self(shows.then(ProgressBar::new_spinner))
+    }
+
+    /// Shows what is measured.
+    pub fn say(&self, what: &str) {
+        if let Some(bar) = &self.0 {
+            signal::set_bars(1);
+            bar.set_message(format!("measuring this machine: {what}"));
+            bar.tick();
+        }
+    }
+
+    /// Takes the line away.
+    pub fn end(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+            signal::set_bars(0);
+        }
+    }
+}
+
 /// Draws a bar for each file that is downloaded from now on.
 pub fn show_downloads() {
     let all = MultiProgress::new();

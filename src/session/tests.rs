@@ -6,12 +6,17 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
+use async_device::{AsyncDevice, Options};
 use serde_json::Value;
 
 use super::boundary::{Boundary, Paging};
+use super::cold::Shares;
 use super::{completion, loading};
+use crate::calibration;
 use crate::cli::{self, Command};
-use crate::device::{PagedDevice, Report};
+use crate::device::{Cold, PagedDevice, Report};
+use crate::forecast::tests::by_hand;
+use crate::ggml::InnerDevice;
 use crate::llama;
 use crate::telemetry::memory::Level;
 use crate::telemetry::metrics::Metrics;
@@ -84,6 +89,12 @@ impl Run {
 
 /// Completes by the demo model with the flags of `line`, under the pressure of `series`.
 fn run(line: &str, series: &[u64]) -> Run {
+    run_on(None, line, series)
+}
+
+/// The same on a device, where there is one: with rates of a link and of a processor, in
+/// bytes per second, by which cold weights are shared.
+fn run_on(device: Option<(&AsyncDevice, f64, f64)>, line: &str, series: &[u64]) -> Run {
     // Standard output is the test runner's: nothing is shown.
     let line = format!("--demo -no-cnv -p Once -t 1 -s 5 -c 256 -ub 16 --log-disable {line}");
     llama::log::start();
@@ -95,7 +106,14 @@ fn run(line: &str, series: &[u64]) -> Run {
     let Command::Run(request) = command else {
         panic!("nothing to print is asked for");
     };
-    let config = request.resolve(metrics).unwrap();
+    let mut config = request.resolve(metrics).unwrap();
+    let shares = device.map(|(device, link, processor)| {
+        let paging = config.paging.as_mut().unwrap();
+        paging.inner = InnerDevice::of_test(device.raw());
+        paging.cold = Cold::Auto;
+        let machine = calibration::Run::new(paging, &config.settings).machine(false);
+        Shares::by(by_hand(machine, link, processor), paging).unwrap()
+    });
     let paging = config.paging.as_ref().map(|_| Paging {
         budget_file: None,
         mem_pressure: config.mem_pressure,
@@ -103,6 +121,7 @@ fn run(line: &str, series: &[u64]) -> Run {
         governor: None,
     });
     let mut boundary = Boundary::new(paging, metrics);
+    boundary.choose_shares(shares);
     let (mut session, job, _demo) = loading::load(config).unwrap();
     boundary.begin(session.device(), job.prompt_tokens());
     completion::complete(&mut session, job, &mut boundary).unwrap();
@@ -245,4 +264,71 @@ fn without_paging_there_are_tokens_and_a_summary() {
     assert!(run.sum("cpu_memory_pressure") > 0.0);
     assert_eq!(run.sum("vram_total_mb"), 0.0);
     assert_eq!(run.summary()["bytes_storage"], 0);
+}
+
+const COLD: &str = "-n 150 --ignore-eos --dynamic-layers --paged-kv --vram-budget 1200K";
+
+#[test]
+fn a_run_that_is_slower_than_foretold_is_revised_once_and_writes_the_same() {
+    let expected = run(COLD, &[10]).tokens();
+    let device = AsyncDevice::new(Options::default()).unwrap();
+    // No machine is as fast as that.
+    let revised = run_on(Some((&device, 1e13, 1e13)), COLD, &[10]);
+    assert_eq!(revised.tokens(), expected);
+    let events = revised.of("share");
+    let word = |index: usize| events[index]["event"].as_str().unwrap();
+    let share = |index: usize| events[index]["share_after"].as_f64().unwrap();
+    assert_eq!((word(0), word(1)), ("chosen", "revised"));
+    let cause = events[1]["cause"].as_str().unwrap();
+    assert!(["processor", "link", "device"].contains(&cause), "{cause}");
+    let (observed, foretold) = (
+        events[1]["seconds_per_token_observed"].as_f64().unwrap(),
+        events[0]["seconds_per_token_predicted"].as_f64().unwrap(),
+    );
+    assert!(observed > foretold * 1.25, "{observed} {foretold}");
+    if share(1) < 1.0 {
+        assert_eq!((word(2), share(2)), ("tried", 1.0));
+        match word(3) {
+            "kept" => assert_eq!(share(3), share(1)),
+            other => assert_eq!((other, share(3)), ("given_up", 1.0)),
+        }
+        assert_eq!(events.len(), 4, "{events:?}");
+    } else {
+        assert_eq!(events.len(), 2, "{events:?}");
+    }
+    assert_eq!(device.take_complaints(), Vec::<String>::new());
+}
+
+#[test]
+fn a_run_as_fast_as_foretold_keeps_its_share() {
+    let device = AsyncDevice::new(Options::default()).unwrap();
+    for (link, processor) in [(1e3, 1.0), (1.0, 1e3), (1e3, 1e3)] {
+        let run = run_on(
+            Some((&device, link, processor)),
+            "-n 50 --dynamic-layers --paged-kv \
+            --vram-budget 1200K",
+            &[10],
+        );
+        let events = run.of("share");
+        // Nothing but choices: at the start, and when the plan has changed with the context.
+        assert!(
+            events.iter().all(|event| event["event"] == "chosen"),
+            "{events:?}"
+        );
+        assert!((1..4).contains(&events.len()), "{events:?}");
+        let share = events[0]["share_after"].as_f64().unwrap();
+        let report = run.report.unwrap();
+        // The device does as it was told.
+        assert_eq!(report.host_bytes > 0, share > 0.05, "{share}");
+        assert_eq!(share < 0.05, processor < link, "{share}");
+    }
+}
+
+#[test]
+fn other_runs_have_no_share() {
+    assert!(run(PAGED, &[10]).of("share").is_empty());
+    let all = AsyncDevice::new(Options::default()).unwrap();
+    let line = "-n 10 --dynamic-layers --paged-kv --vram-budget 100M";
+    let nothing_cold = run_on(Some((&all, 1e9, 1e9)), line, &[10]);
+    assert!(nothing_cold.of("share").is_empty());
 }

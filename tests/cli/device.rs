@@ -128,18 +128,33 @@ mod vulkan {
     }
 
     #[test]
-    fn a_plan_is_of_the_gpus_memory_and_foretells_no_speed() {
+    fn a_plan_is_of_the_gpus_memory_and_speed() {
         if !has_gpu() {
             return;
         }
-        let plan = run(&format!("plan -m {MODEL} --dynamic-layers -c 256"));
-        assert!(plan.status.success(), "{plan:?}");
-        assert!(
-            said(&plan).contains("'Vulkan0' computes"),
-            "{}",
-            said(&plan)
+        let folder = tempfile::tempdir().unwrap();
+        let rates = folder.path().join("rates.json");
+        let line = format!(
+            "plan -m {MODEL} --dynamic-layers -c 256 -ub 16 --vram-budget 60% --calibration {}",
+            rates.display()
         );
-        let asked = run(&format!("plan -m {MODEL} --dynamic-layers --for-speed 3"));
-        assert_refused(&asked, 3, &["'--for-speed'", "Vulkan0", "--device none"]);
+        let plan = run(&format!("{line} --json"));
+        assert!(plan.status.success(), "{plan:?}");
+        let said: serde_json::Value = serde_json::from_slice(&plan.stdout).unwrap();
+        let speed = said["decode"]["tokens_per_second"].as_f64().unwrap();
+        assert!(speed > 0.0, "{said}");
+        let share = said["cold"]["share"].as_f64().unwrap();
+        assert!((0.0..=1.0).contains(&share), "{said}");
+        let kept = std::fs::read_to_string(&rates).unwrap();
+        assert!(
+            kept.contains("Vulkan0") && kept.contains("handover_seconds"),
+            "{kept}"
+        );
+        // What was measured is read: the same speed again, to the digit.
+        let again = run(&format!("{line} --json"));
+        let again: serde_json::Value = serde_json::from_slice(&again.stdout).unwrap();
+        assert_eq!(again["calibrated"], said["calibrated"]);
+        let asked = run(&format!("{line} --for-speed {}", speed / 2.0));
+        assert!(asked.status.success(), "{asked:?}");
     }
 }

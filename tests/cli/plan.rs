@@ -50,6 +50,7 @@ fn write_rates(path: &Path, storage: f64) {
         element_seconds: 1e-15,
         contention_decode: Some(none),
         contention_prefill: Some(none),
+        link: None,
         observed_runs: 0,
     };
     store::write(path, &rates).unwrap();

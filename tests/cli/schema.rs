@@ -141,7 +141,7 @@ pub fn of<'a>(records: &'a [Value], kind: &str) -> Vec<&'a Value> {
 fn the_format_names_the_kinds_and_the_fields_that_were_agreed_on() {
     let kinds: Vec<_> = SCHEMA.keys().map(String::as_str).collect();
     let expected = [
-        "error", "evict", "load", "log", "plan", "pressure", "summary", "token",
+        "error", "evict", "load", "log", "plan", "pressure", "share", "summary", "token",
     ];
     assert_eq!(kinds, expected);
     let token = "type timestamp token prompt_tokens generated_tokens gpu_layers_active \

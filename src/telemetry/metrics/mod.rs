@@ -23,14 +23,16 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 pub use clock::timestamp;
-pub use record::{ErrorRecord, LogRecord, PressureRecord, Record};
+pub use record::{ErrorRecord, LogRecord, PressureRecord, Record, ShareRecord};
 pub use recorder::{Facts, Recorder};
 
 use super::memory::ProcessReader;
 use crate::device::Report;
 use crate::device::report::Change;
 use crate::error::Error;
+use crate::forecast::revision;
 use crate::llama::Token;
+use crate::planner::cold::Shares;
 
 /// The format as text, for tests and for the README.
 pub const FORMAT: &str = include_str!("format.md");
@@ -205,6 +207,13 @@ impl Metrics {
     pub fn pressure(&self, record: PressureRecord) {
         let mut state = self.lock();
         let record = state.recorder.pressure(record);
+        state.write(&record);
+    }
+
+    /// A decision about the cold weights.
+    pub fn share(&self, decision: &revision::Decision, shares: &Shares) {
+        let mut state = self.lock();
+        let record = state.recorder.share(decision, shares);
         state.write(&record);
     }
 

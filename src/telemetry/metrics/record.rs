@@ -7,6 +7,8 @@ use serde::Serialize;
 use super::clock;
 use crate::device::report::{Move, Reason, Report, Stalls, Traffic};
 use crate::error::Error;
+use crate::forecast::revision::{self, Cause, What};
+use crate::planner::cold::Shares;
 use crate::telemetry::pressure::{Action, Decision};
 
 /// A record of any kind.
@@ -24,6 +26,8 @@ pub enum Record {
     #[allow(missing_docs, reason = "see the format")]
     Pressure(PressureRecord),
     #[allow(missing_docs, reason = "see the format")]
+    Share(ShareRecord),
+    #[allow(missing_docs, reason = "see the format")]
     Error(ErrorRecord),
     #[allow(missing_docs, reason = "see the format")]
     Summary(Box<SummaryRecord>),
@@ -40,6 +44,7 @@ impl Record {
             Self::Evict(_) => "evict",
             Self::Load(_) => "load",
             Self::Pressure(_) => "pressure",
+            Self::Share(_) => "share",
             Self::Error(_) => "error",
             Self::Summary(_) => "summary",
             Self::Log(_) => "log",
@@ -173,6 +178,22 @@ record! {
         budget_before_bytes: u64,
         budget_after_bytes: u64,
         minimum_bytes: u64,
+    }
+}
+
+record! {
+    /// A decision about the cold weights.
+    ShareRecord {
+        event: &'static str,
+        cause: Option<&'static str>,
+        generated_tokens: u64,
+        share_before: f64,
+        share_after: f64,
+        seconds_per_token_predicted: f64,
+        seconds_per_token_observed: Option<f64>,
+        seconds_per_token_stream: f64,
+        seconds_per_token_processor: f64,
+        seconds_per_token_static: f64,
     }
 }
 
@@ -328,6 +349,34 @@ impl PressureRecord {
                 decision.after_bytes
             },
             minimum_bytes,
+        }
+    }
+}
+
+impl ShareRecord {
+    /// A decision, and what was to choose from, when so many tokens were generated.
+    pub fn new(generated_tokens: u64, decision: &revision::Decision, shares: &Shares) -> Self {
+        let (event, cause) = match decision.what {
+            What::Chosen => ("chosen", None),
+            What::Revised(Cause::Processor) => ("revised", Some("processor")),
+            What::Revised(Cause::Link) => ("revised", Some("link")),
+            What::Revised(Cause::Device) => ("revised", Some("device")),
+            What::Tried => ("tried", None),
+            What::GivenUp => ("given_up", None),
+            What::Kept => ("kept", None),
+        };
+        let seconds = |seconds: f64| round(seconds, 1e9);
+        Self {
+            event,
+            cause,
+            generated_tokens,
+            share_before: round(decision.share_before, 1e4),
+            share_after: round(decision.share_after, 1e4),
+            seconds_per_token_predicted: seconds(decision.predicted_seconds),
+            seconds_per_token_observed: decision.observed_seconds.map(seconds),
+            seconds_per_token_stream: seconds(shares.stream_seconds),
+            seconds_per_token_processor: seconds(shares.processor_seconds),
+            seconds_per_token_static: seconds(shares.static_seconds),
         }
     }
 }

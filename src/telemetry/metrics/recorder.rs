@@ -3,13 +3,15 @@
 
 use super::histogram::Histogram;
 use super::record::{
-    PlanRecord, PressureRecord, Record, SummaryRecord, TokenRecord, between, exit_word, mib,
-    move_record, ms, reason_word, round,
+    PlanRecord, PressureRecord, Record, ShareRecord, SummaryRecord, TokenRecord, between,
+    exit_word, mib, move_record, ms, reason_word, round,
 };
 use crate::device::Report;
 use crate::device::report::Change;
 use crate::error::Error;
+use crate::forecast::revision;
 use crate::llama::Token;
+use crate::planner::cold::Shares;
 use crate::telemetry::drafts::Drafts;
 use crate::telemetry::memory::Process;
 use crate::telemetry::prediction::{Passage, Rates};
@@ -199,6 +201,11 @@ impl Recorder {
     pub fn pressure(&mut self, record: PressureRecord) -> Record {
         self.pressure_decisions += 1;
         Record::Pressure(record)
+    }
+
+    /// A decision about the cold weights.
+    pub fn share(&self, decision: &revision::Decision, shares: &Shares) -> Record {
+        Record::Share(ShareRecord::new(self.generated_tokens, decision, shares))
     }
 
     /// How things stand at the end, so that the summary is complete.

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::device::report::{Move, Reason, Stalls, Traffic};
+use crate::planner::cold;
 use crate::telemetry::memory::{Level, Process};
 use crate::telemetry::pressure::{Action, Decision};
 
@@ -68,6 +69,21 @@ fn records() -> Vec<Record> {
     recorder.token(0.75, 11);
     records.push(recorder.close(&Facts::default()));
     records.push(recorder.pressure(PressureRecord::new(&decision, false, 0.85, 1)));
+    let rates = cold::Rates {
+        link: 1e9,
+        processor: 2e9,
+        device: 1e11,
+        link_slowdown: 1.0,
+        processor_slowdown: 1.0,
+        segment_seconds: 0.0,
+    };
+    let load = cold::Load {
+        may_bytes: 1 << 30,
+        segments: 3,
+        ..cold::Load::default()
+    };
+    let (revision, chosen) = revision::Revision::new(load, rates);
+    records.push(recorder.share(&chosen, &revision.shares()));
     records.push(Record::Error(ErrorRecord {
         sentence: "no".into(),
         exit_code: 1,

@@ -1,0 +1,333 @@
+//! `--cold auto`, in a run: the machine's rates are read or measured before the model takes a
+//! device's memory; when the generation begins they give the share of the cold weights that the
+//! processor computes with; and between tokens it is looked whether they hold.
+
+use std::time::Instant;
+
+use super::progress::Measuring;
+use crate::calibration::store::{self, Origin};
+use crate::calibration::{Calibration, Run, Wanted};
+use crate::cli::size::show_bytes;
+use crate::device::{self, Cold, PagedDevice, PagingConfig, Report};
+use crate::error::Result;
+use crate::forecast::advice::show_speed;
+use crate::forecast::revision::{Cause, Decision, Passage, Revision, What};
+use crate::forecast::{COLD_ROLES, NODES_BY_LAYER};
+use crate::ggml::workload::{is_measurable, kind_name};
+use crate::ggml::{Header, InnerDevice};
+use crate::llama::log;
+use crate::planner::cold::{self, Load, Rates};
+use crate::planner::cost;
+use crate::telemetry::memory::share_of;
+
+/// A type of which a model has less than this share is not measured.
+const KIND_SHARE_MIN: f64 = 0.005;
+/// Elements of an attention head, where the header does not say.
+const HEAD: u32 = 128;
+
+/// Bytes of matrices by their type, the most first.
+type Kinds = Vec<(u32, u64)>;
+
+/// What of a model's header matters here.
+#[derive(Clone, Debug, Default)]
+struct Matrices {
+    /// All in layers.
+    all: Kinds,
+    /// Those that the processor may compute with.
+    cold: Kinds,
+    /// Elements of an attention head.
+    head: u32,
+    /// The share of the experts that a token uses; 1 without experts.
+    used_share: f64,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Shares {
+    rates: Calibration,
+    matrices: Matrices,
+    /// Whether copies go on while the device computes.
+    overlaps: bool,
+    revision: Option<Revision>,
+    /// When the last token came, and how things stood then.
+    last: Option<(Instant, Report)>,
+}
+
+impl Shares {
+    /// For a run that leaves the choice to us, on a device with memory of its own; None for
+    /// any other, and, with a sentence, where the rates cannot be had. `shows`: what is
+    /// measured is shown.
+    pub fn of_run(paging: &PagingConfig, run: &Run, shows: bool) -> Option<Self> {
+        let device = paging.device_with_memory()?;
+        if paging.cold != Cold::Auto || !paging.weights {
+            return None;
+        }
+        match Self::measured(paging, run, device, shows) {
+            Ok(shares) => shares,
+            Err(error) => {
+                log::warn(format!(
+                    "{error}; the processor computes with all cold weights that it can, as with \
+                     --cold cpu\n"
+                ));
+                None
+            }
+        }
+    }
+
+    fn measured(
+        paging: &PagingConfig,
+        run: &Run,
+        device: InnerDevice,
+        shows: bool,
+    ) -> Result<Option<Self>> {
+        let matrices = Matrices::read(paging)?;
+        if matrices.cold.is_empty() {
+            return Ok(None);
+        }
+        let total: u64 = matrices.all.iter().map(|(_, bytes)| bytes).sum();
+        let kinds = matrices.all.iter();
+        let kinds = kinds.filter(|(kind, bytes)| {
+            is_measurable(*kind) && *bytes >= share_of(total, KIND_SHARE_MIN)
+        });
+        let wanted = Wanted {
+            machine: run.machine(device::is_direct(paging)?),
+            model: paging.model.clone(),
+            kinds: kinds.map(|(kind, _)| *kind).collect(),
+            // A short one: prompts are not foretold here.
+            ubatch: None,
+            head: matrices.head,
+            device: Some(device),
+        };
+        let bar = Measuring::new(shows);
+        let found = store::rates(&wanted, &Origin::default(), |what| bar.say(what));
+        bar.end();
+        let (rates, notices) = found?;
+        for notice in notices {
+            log::warn(format!("{notice}\n"));
+        }
+        let overlaps = paging.prefetch && device.is_asynchronous();
+        Ok(Some(Self::with(rates, matrices, overlaps)))
+    }
+
+    fn with(rates: Calibration, matrices: Matrices, overlaps: bool) -> Self {
+        Self {
+            rates,
+            matrices,
+            overlaps,
+            revision: None,
+            last: None,
+        }
+    }
+
+    /// For a model whose header is at hand, by known rates.
+    ///
+    /// # Errors
+    /// `Failed` when the header cannot be read.
+    pub fn by(rates: Calibration, paging: &PagingConfig) -> Result<Self> {
+        let device = paging.device_with_memory();
+        let overlaps = paging.prefetch && device.is_some_and(InnerDevice::is_asynchronous);
+        Ok(Self::with(rates, Matrices::read(paging)?, overlaps))
+    }
+
+    /// The model is loaded: chooses a share, if something is cold that the processor may
+    /// compute with.
+    pub fn begin(&mut self, device: &PagedDevice) -> Option<Decision> {
+        self.last = None;
+        self.look(device, &device.report())
+    }
+
+    /// Chooses anew, whatever was chosen and revised before.
+    pub fn begin_anew(&mut self, device: &PagedDevice) -> Option<Decision> {
+        self.revision = None;
+        self.begin(device)
+    }
+
+    /// What comes next was not generated without a break.
+    pub fn pause(&mut self) {
+        self.last = None;
+    }
+
+    /// A token was generated at `now`; `alone`: by a pass for it alone.
+    pub fn token(&mut self, device: &PagedDevice, now: Instant, alone: bool) -> Option<Decision> {
+        let report = device.report();
+        if let Some(decision) = self.look(device, &report) {
+            self.last = None;
+            return Some(decision);
+        }
+        let (then, before) = self.last.replace((now, report))?;
+        let revision = self.revision.as_mut().filter(|_| alone)?;
+        let passage = Passage {
+            seconds: now.saturating_duration_since(then).as_secs_f64(),
+            link_bytes: report.traffic.link_bytes - before.traffic.link_bytes,
+            link_seconds: report.traffic.link_seconds - before.traffic.link_seconds,
+            processor_bytes: report.host_bytes - before.host_bytes,
+            processor_seconds: report.host_seconds - before.host_seconds,
+        };
+        let decision = revision.token(&passage)?;
+        device.set_host_share(decision.share_after);
+        Some(decision)
+    }
+
+    /// What there was to choose from, in the state of the last decision.
+    pub fn shares(&self) -> Option<cold::Shares> {
+        self.revision.as_ref().map(Revision::shares)
+    }
+
+    /// Looks whether the plan has changed, and chooses anew if so.
+    fn look(&mut self, device: &PagedDevice, report: &Report) -> Option<Decision> {
+        let (load, rates) = self.load(device, report)?;
+        let decision = match &mut self.revision {
+            Some(revision) => revision.reload(load),
+            None if load.may_bytes == 0 => None,
+            None => {
+                let (revision, decision) = Revision::new(load, rates);
+                self.revision = Some(revision);
+                Some(decision)
+            }
+        }?;
+        device.set_host_share(decision.share_after);
+        Some(decision)
+    }
+
+    /// What is cold now, and how fast that goes.
+    fn load(&self, device: &PagedDevice, report: &Report) -> Option<(Load, Rates)> {
+        let link = self.rates.link.as_ref()?;
+        let (may_bytes, segments) = device.cold_weights();
+        let streamed = report.streamed_bytes.saturating_sub(may_bytes);
+        // Of experts a token reads a few.
+        let streamed = share_of(streamed, self.matrices.used_share);
+        let must_bytes = streamed + report.kv_streamed_bytes;
+        let rate_of_device = rate(&self.matrices.all, |name| {
+            Some(self.rates.kind(name)?.bytes_per_second)
+        })?;
+        let crossing = may_bytes + must_bytes;
+        let effective = match crossing {
+            0 => link.bytes_per_second(),
+            bytes => {
+                let seconds = self.rates.travel_seconds(bytes, device::keep_bytes())?;
+                units(bytes) / seconds.max(1e-12)
+            }
+        };
+        let nodes = u64::from(report.layers) * NODES_BY_LAYER;
+        let load = Load {
+            may_bytes,
+            must_bytes,
+            resident_bytes: share_of(report.resident_bytes, self.matrices.used_share),
+            // One token's attention reads the cache once.
+            other_seconds: cost::nodes_seconds(nodes, self.rates.node_seconds, 0, 0.0)
+                + cost::matrix_seconds(report.kv_resident_bytes, rate_of_device),
+            segments,
+        };
+        let contention = link.processor_contention;
+        let rates = Rates {
+            link: effective,
+            processor: rate(&self.matrices.cold, |name| link.processor(name))?,
+            device: rate_of_device,
+            link_slowdown: contention.copy_slowdown,
+            processor_slowdown: contention.compute_slowdown,
+            segment_seconds: link.handover_seconds,
+        };
+        Some(match self.overlaps {
+            true => (load, rates),
+            false => cold::in_turn(&load, &rates),
+        })
+    }
+}
+
+/// Bytes per second over matrices of several types.
+fn rate(kinds: &Kinds, of: impl Fn(&str) -> Option<f64>) -> Option<f64> {
+    let (mut bytes, mut seconds) = (0, 0.0);
+    for (kind, of_kind) in kinds {
+        bytes += of_kind;
+        seconds += cost::matrix_seconds(*of_kind, of(kind_name(*kind)?)?);
+    }
+    (bytes > 0).then(|| units(bytes) / seconds.max(1e-12))
+}
+
+impl Matrices {
+    fn read(paging: &PagingConfig) -> Result<Self> {
+        let headers = Header::read_all(&paging.model)?;
+        let mut found = Self {
+            head: HEAD,
+            used_share: 1.0,
+            ..Self::default()
+        };
+        for entry in headers.iter().flat_map(Header::tensors) {
+            let Some(name) = entry.name.strip_prefix("blk.") else {
+                continue;
+            };
+            let role = name.split_once('.').map_or("", |(_, role)| role);
+            if !role.ends_with(".weight") {
+                continue;
+            }
+            add(&mut found.all, entry.kind, entry.bytes);
+            if role.starts_with(COLD_ROLES) && !role.contains("_exps") && !role.contains("norm") {
+                add(&mut found.cold, entry.kind, entry.bytes);
+            }
+        }
+        for kinds in [&mut found.all, &mut found.cold] {
+            kinds.sort_by_key(|(kind, bytes)| (std::cmp::Reverse(*bytes), *kind));
+        }
+        if let Some(first) = headers.first() {
+            let facts = first.facts();
+            found.head = facts.head.unwrap_or(HEAD);
+            if let Some((used, count)) = facts.experts {
+                found.used_share = cost::experts_share(1, used, count);
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn add(kinds: &mut Kinds, kind: u32, bytes: u64) {
+    match kinds.iter_mut().find(|(known, _)| *known == kind) {
+        Some((_, sum)) => *sum += bytes,
+        None => kinds.push((kind, bytes)),
+    }
+}
+
+/// A decision as a line for the user.
+pub fn sentence(decision: &Decision, shares: &cold::Shares, may_bytes: u64) -> String {
+    let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+    let speed = |seconds: f64| show_speed(1.0 / seconds.max(1e-9));
+    let after = percent(decision.share_after);
+    let observed = decision.observed_seconds.map_or_else(String::new, speed);
+    match decision.what {
+        What::Chosen => format!(
+            "the processor computes with {after} of {} of cold weights, the others cross the \
+             link; foretold are {}, {} with all on the processor, {} with all over the link",
+            show_bytes(may_bytes),
+            speed(decision.predicted_seconds),
+            speed(shares.processor_seconds),
+            speed(shares.stream_seconds),
+        ),
+        What::Revised(cause) => {
+            let whose = match cause {
+                Cause::Processor => "the processor is",
+                Cause::Link => "the link is",
+                Cause::Device => "the device is",
+            };
+            format!(
+                "{whose} slower than it was measured to be ({observed}): the processor computes \
+                 with {after} of the cold weights from now on, and not with {}",
+                percent(decision.share_before)
+            )
+        }
+        What::Tried => format!(
+            "{observed} so far; for a while the processor computes with all cold weights that it \
+             can, to see whether that is faster"
+        ),
+        What::GivenUp => format!(
+            "it is ({observed}): the processor computes with all cold weights that it can from now \
+             on"
+        ),
+        What::Kept => format!(
+            "it is not ({observed}): the processor computes with {after} of the cold weights again"
+        ),
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
+fn units(count: u64) -> f64 {
+    count as f64
+}
