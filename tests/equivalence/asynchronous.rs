@@ -61,6 +61,7 @@ fn device(flavour: usize, seed: u64) -> AsyncDevice {
         seed,
         pinned: flavour.pinned,
         loose: flavour.loose,
+        captures: flavour.delays == Delays::Short,
         padded: true,
         ..Options::default()
     })
