@@ -11,6 +11,7 @@ pub mod advice;
 pub mod record;
 mod speed;
 pub mod table;
+pub mod ubatch;
 
 use crate::calibration::{self, Wanted};
 use crate::cli::Config;

@@ -37,6 +37,7 @@ pub mod cost;
 mod experts;
 mod search;
 mod spread;
+pub mod ubatch;
 
 /// Where the bytes of a tensor are between two uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
