@@ -10,7 +10,7 @@
 //! - [`experts`] looks at the cache of single experts.
 //! - [`rehearsal`] compares what is predicted of memory with what a run takes.
 //! - `cuda` has the link to CUDA's devices copy on a driver without a card.
-//! - `vulkan`, with the feature of that name, has a GPU compute.
+//! - `gpu`, with the features of CUDA and Vulkan, has a GPU compute.
 //! - [`order`] delays, refuses and fails copies.
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
@@ -21,9 +21,9 @@ mod drafting;
 mod equivalence;
 mod experts;
 mod files;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+mod gpu;
 mod harness;
 mod models;
 mod order;
 mod rehearsal;
-#[cfg(feature = "vulkan")]
-mod vulkan;

@@ -3,10 +3,14 @@
 use std::ffi::CString;
 use std::path::Path;
 
+use async_device::{AsyncDevice, Options};
 use rpaged::device::rehearsal::Rehearsal;
 use rpaged::device::{Budget, Cold, PagedDevice, PagingConfig, Storage};
+use rpaged::forecast::ubatch::{self, Given};
 use rpaged::llama::{self, Decoded, Params, Session};
+use rpaged::session::demo::DemoModel;
 
+use crate::harness::inner_of;
 use crate::models::{Model, prompt};
 
 const CONTEXT: usize = 512;
@@ -118,4 +122,66 @@ fn memory_is_what_a_run_takes_with_other_caches() {
         );
         compare(model, 60, 100, &["-fa", "off"]);
     }
+}
+
+/// With a device for tests that has memory of its own, and the demo's model.
+#[test]
+fn a_prompt_is_computed_in_fewer_passes_where_weights_cross_a_link() {
+    let demo = DemoModel::new().unwrap();
+    let path = Path::new(demo.path().to_str().unwrap());
+    let on = AsyncDevice::new(Options::default()).unwrap();
+    let half = PagingConfig {
+        inner: Some(inner_of(&on)),
+        ..config(path, 1_600_000)
+    };
+    let text = "Once upon a time, there was a little owl. ".repeat(12);
+    let raised = |paging: &PagingConfig, given: Given, more: &[&str]| {
+        let words = [&["-ub", "8", "-p", &text][..], more].concat();
+        let mut params = params(path, &words);
+        let mut settings = params.settings().unwrap();
+        let found = ubatch::raise(&mut params, &mut settings, paging, given, "demo").unwrap();
+        let after = params.settings().unwrap();
+        assert_eq!(
+            (settings.n_ubatch, settings.n_batch),
+            (after.n_ubatch, after.n_batch)
+        );
+        assert_eq!(found.is_some(), after.n_ubatch != 8, "{found:?}");
+        (after.n_ubatch, params)
+    };
+    let (ubatch, params) = raised(&half, Given::default(), &[]);
+    assert!(ubatch > 8, "{ubatch}");
+    let device = PagedDevice::new(half.clone()).unwrap();
+    let session = Session::new(params, Some(device), "demo").unwrap();
+    assert_eq!(i32::try_from(session.n_ubatch()).unwrap(), ubatch);
+    assert!(session.device().unwrap().report().streamed_bytes > 0);
+    drop(session);
+
+    let explicit = Given {
+        ubatch: true,
+        batch: false,
+    };
+    let batch = Given {
+        ubatch: false,
+        batch: true,
+    };
+    assert_eq!(raised(&half, explicit, &[]).0, 8);
+    assert_eq!(raised(&half, batch, &["-b", "16"]).0, 16);
+    assert_eq!(raised(&half, batch, &["-b", "8"]).0, 8);
+    assert_eq!(raised(&half, Given::default(), &["-p", "Once"]).0, 8);
+    let ample = PagingConfig {
+        budget: Budget::Bytes(1 << 30),
+        ..half.clone()
+    };
+    assert_eq!(
+        raised(&ample, Given::default(), &[]).0,
+        8,
+        "nothing streams"
+    );
+    let on_processor = PagingConfig {
+        inner: None,
+        ..half.clone()
+    };
+    assert_eq!(raised(&on_processor, Given::default(), &[]).0, 8);
+    let complaints = on.take_complaints();
+    assert!(complaints.is_empty(), "{complaints:?}");
 }

@@ -13,6 +13,7 @@ use super::support::{Support, support};
 use super::{Config, Mode, Request, values};
 use crate::device::{Budget, Faults, LAZY_BYTES_MIN, PagingConfig, Storage};
 use crate::error::{Error, Result};
+use crate::forecast;
 use crate::llama::{self, ModelFile, Params, Settings};
 use crate::session::demo::{self, DemoModel};
 use crate::session::progress;
@@ -97,7 +98,6 @@ impl Request {
         } else {
             path.display().to_string()
         };
-        let progress = !show && progress::can_be_shown();
         let paging = if paged {
             // From a configuration file; negative: 'auto' and 'all'.
             let layers = given.unwrap_or(u32::try_from(settings.n_gpu_layers).ok());
@@ -115,6 +115,7 @@ impl Request {
         } else {
             None
         };
+        self.raise_ubatch(paging.as_ref(), &mut params, &mut settings, &model_name)?;
         let device = paging.as_ref().and_then(PagingConfig::device_with_memory);
         Ok(Config {
             params,
@@ -122,13 +123,29 @@ impl Request {
             mode,
             paging,
             model_name,
-            progress,
+            progress: !show && progress::can_be_shown(),
             show,
             demo,
             mem_pressure: self.mem_pressure(device.is_some()),
             budget_file: self.own.vram_budget_file,
             metrics,
         })
+    }
+
+    /// Has more of a prompt computed at once, where that saves bytes over a link.
+    fn raise_ubatch(
+        &self,
+        paging: Option<&PagingConfig>,
+        params: &mut Params,
+        settings: &mut Settings,
+        name: &str,
+    ) -> Result<()> {
+        let Some(paging) = paging else { return Ok(()) };
+        let given = forecast::ubatch::Given {
+            batch: self.is_given("--batch-size"),
+            ubatch: self.is_given("--ubatch-size"),
+        };
+        forecast::ubatch::raise(params, settings, paging, given, name).map(drop)
     }
 
     /// Refuses what the words alone show to be wrong.

@@ -12,6 +12,7 @@ pub mod record;
 pub mod revision;
 mod speed;
 pub mod table;
+pub mod ubatch;
 
 use crate::calibration::{Run, Wanted};
 use crate::cli::Config;

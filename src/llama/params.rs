@@ -176,6 +176,29 @@ impl Params {
         unsafe { ggml_sys::rpaged_params_set_n_ctx(self.raw(), n_ctx) }
     }
 
+    /// Sets how many tokens are handed over at once, and how many of them computed at once.
+    pub fn set_batches(&mut self, n_batch: i32, n_ubatch: i32) {
+        // SAFETY:
+        // - the handle is alive as long as `self`, and borrowed alone.
+        unsafe { ggml_sys::rpaged_params_set_batches(self.raw(), n_batch, n_ubatch) }
+    }
+
+    /// The same values once more, without who is told of progress.
+    ///
+    /// # Errors
+    /// `Failed` when there is no memory for them.
+    pub fn copy(&self) -> Result<Self> {
+        // SAFETY:
+        // - the handle is alive as long as `self`.
+        let raw = unsafe { ggml_sys::rpaged_params_copy(self.raw()) };
+        NonNull::new(raw)
+            .map(|raw| Self {
+                raw,
+                progress: None,
+            })
+            .ok_or_else(|| bytes::failure("llama.cpp could not copy its parameters"))
+    }
+
     /// Says whether chat templates are read as such, not matched with known ones.
     pub fn set_jinja(&mut self, jinja: bool) {
         // SAFETY:

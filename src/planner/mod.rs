@@ -38,6 +38,7 @@ pub mod cost;
 mod experts;
 mod search;
 mod spread;
+pub mod ubatch;
 
 pub use self::spread::spread;
 

@@ -158,3 +158,32 @@ mod vulkan {
         assert!(asked.status.success(), "{asked:?}");
     }
 }
+
+/// Built with CUDA, on a machine that has no driver for it.
+#[cfg(feature = "cuda")]
+mod cuda_without_a_driver {
+    use super::*;
+
+    #[test]
+    fn the_program_starts_and_says_so_once() {
+        let listed = run("--list-devices");
+        if stdout(&listed).contains("\n  CUDA0: ") {
+            eprintln!("skipped: CUDA has a GPU here");
+            return;
+        }
+        assert!(listed.status.success(), "{listed:?}");
+        let output = complete("-n 4 -s 7 -c 256 --dynamic-layers");
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(
+            said.matches("CUDA gives no GPU here (").count(),
+            1,
+            "{said}"
+        );
+        assert!(!said.contains("ggml_cuda_init"), "{said}");
+        for line in ["--device CUDA0", "--device CUDA0 --dynamic-layers"] {
+            let output = complete(line);
+            assert_refused(&output, 2, &["--device CUDA0", "invalid device"]);
+        }
+    }
+}

@@ -61,6 +61,7 @@ pub fn device(flavour: usize, seed: u64) -> AsyncDevice {
         seed,
         pinned: flavour.pinned,
         loose: flavour.loose,
+        captures: flavour.delays == Delays::Short,
         padded: true,
         ..Options::default()
     })

@@ -5,6 +5,7 @@
 
 use super::case::{AXES, Case, Size, check_all, stock_repeats};
 use super::covering::{pairwise, product};
+use super::each_dense_model;
 use crate::harness::RunSpec;
 use crate::models::Model;
 
@@ -46,30 +47,7 @@ fn tiny_model_in_every_combination_of_settings() {
     check_all(cases);
 }
 
-#[test]
-fn dense_with_grouped_query_attention_in_q8_0() {
-    check_selection(Model::Dense);
-}
-
-#[test]
-fn dense_in_f16() {
-    check_selection(Model::DenseF16);
-}
-
-#[test]
-fn dense_in_q4_0() {
-    check_selection(Model::DenseQ4);
-}
-
-#[test]
-fn dense_in_q4_k() {
-    check_selection(Model::DenseQ4K);
-}
-
-#[test]
-fn tied_embeddings() {
-    check_selection(Model::Tied);
-}
+each_dense_model!(check_selection);
 
 #[test]
 fn model_in_three_files() {
@@ -79,21 +57,6 @@ fn model_in_three_files() {
 #[test]
 fn mixture_of_experts() {
     check_selection(Model::Experts);
-}
-
-#[test]
-fn sliding_window_attention() {
-    check_selection(Model::SlidingWindow);
-}
-
-#[test]
-fn biases_and_layer_norm() {
-    check_selection(Model::Biases);
-}
-
-#[test]
-fn fused_attention_matrix() {
-    check_selection(Model::FusedAttention);
 }
 
 #[test]

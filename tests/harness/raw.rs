@@ -21,7 +21,7 @@ pub enum Placement<'d> {
     /// llama.cpp's CPU backend, without repacking.
     Stock,
     /// Everything on a device of ggml's, unpaged.
-    #[cfg(feature = "vulkan")]
+    #[cfg(any(feature = "cuda", feature = "vulkan"))]
     Device(InnerDevice),
     /// Everything on the paged device.
     Paged(&'d PagedDevice),
@@ -84,7 +84,7 @@ impl<'d> LlamaModel<'d> {
         });
         let device = match placement {
             Placement::Stock => ptr::null_mut(),
-            #[cfg(feature = "vulkan")]
+            #[cfg(any(feature = "cuda", feature = "vulkan"))]
             Placement::Device(device) => device.as_ptr(),
             Placement::Paged(device) => device.raw(),
             Placement::On(device) => device.raw(),

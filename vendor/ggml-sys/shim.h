@@ -137,6 +137,9 @@ struct rpaged_settings {
 };
 int32_t rpaged_params_settings(const struct rpaged_params * params, struct rpaged_settings * out);
 void rpaged_params_set_n_ctx(struct rpaged_params * params, int32_t n_ctx);
+void rpaged_params_set_batches(struct rpaged_params * params, int32_t n_batch, int32_t n_ubatch);
+// Parameters of their own with the same values. NULL on failure.
+struct rpaged_params * rpaged_params_copy(const struct rpaged_params * params);
 
 enum rpaged_text {
     RPAGED_TEXT_MODEL_PATH,
@@ -176,6 +179,7 @@ struct rpaged_rehearsal {
     uint32_t n_ctx, n_batch, n_ubatch, n_ctx_train, n_layer, n_embd, n_head, n_head_kv, n_vocab;
     int32_t kv_type_k, kv_type_v; // ggml_type
     bool flash_attention;         // asked for, or not refused
+    uint32_t n_prompt;            // tokens of the prompt as it was given
 };
 // Loads the model and makes the context without memory: only the header is read, and each
 // buffer type is asked what it would take (`get_alloc_size_n`).

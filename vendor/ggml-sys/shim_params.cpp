@@ -487,6 +487,15 @@ extern "C" void rpaged_params_set_n_ctx(rpaged_params * handle, int32_t n_ctx) {
     handle->params.n_ctx = n_ctx;
 }
 
+extern "C" void rpaged_params_set_batches(rpaged_params * handle, int32_t n_batch, int32_t n_ubatch) {
+    handle->params.n_batch  = n_batch;
+    handle->params.n_ubatch = n_ubatch;
+}
+
+extern "C" rpaged_params * rpaged_params_copy(const rpaged_params * handle) {
+    return rpaged_guard<rpaged_params *>(nullptr, [&] { return new rpaged_params(*handle); });
+}
+
 extern "C" rpaged_bytes rpaged_params_text(const rpaged_params * handle, rpaged_text text) {
     return rpaged_guard(rpaged_bytes{}, [&] {
         const common_params & p = handle->params;

@@ -54,6 +54,10 @@ extern "C" int32_t rpaged_rehearse(rpaged_params * handle, rpaged_rehearsal * ou
         out->n_head_kv   = (uint32_t) llama_model_n_head_kv(model.get());
         out->n_vocab     = (uint32_t) llama_vocab_n_tokens(llama_model_get_vocab(model.get()));
         out->flash_attention = params.flash_attn_type != LLAMA_FLASH_ATTN_TYPE_DISABLED;
+        const llama_vocab * vocab = llama_model_get_vocab(model.get());
+        if (!params.prompt.empty() && llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_NONE) {
+            out->n_prompt = (uint32_t) common_tokenize(vocab, params.prompt, true, true).size();
+        }
         out->kv_type_k   = params.cache_type_k;
         out->kv_type_v   = params.cache_type_v;
         return RPAGED_OK;

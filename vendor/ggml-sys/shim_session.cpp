@@ -88,6 +88,18 @@ static void on_log(ggml_log_level level, const char * text, void * data) {
     if (STOPPING && (level == GGML_LOG_LEVEL_ERROR || level == GGML_LOG_LEVEL_WARN)) {
         return;
     }
+    // A machine without a driver has done nothing wrong: a line that says so will do, and what
+    // fails later is not blamed on it.
+    static const char NO_CUDA[] = "ggml_cuda_init: failed to initialize CUDA: ";
+    if (std::strncmp(text, NO_CUDA, sizeof(NO_CUDA) - 1) == 0) {
+        rpaged_guard(0, [&] {
+            const std::string reason = rpaged_one_line(text + sizeof(NO_CUDA) - 1);
+            const std::string line = "CUDA gives no GPU here (" + reason + ")\n";
+            common_log_default_callback(GGML_LOG_LEVEL_INFO, line.c_str(), data);
+            return 0;
+        });
+        return;
+    }
     if (level == GGML_LOG_LEVEL_ERROR) {
         rpaged_guard(0, [&] {
             const std::string line = rpaged_one_line(text);

@@ -66,22 +66,30 @@ const SPIRV: Tool = Tool {
 };
 
 fn main() {
-    if let Some(sentence) = missing_sentence(&missing_tools()) {
-        eprintln!("\n    {sentence}\n");
-        exit(1);
+    if is_known_host() {
+        let cuda = cfg!(feature = "cuda") && !has_nvcc();
+        let sentences = [
+            missing_sentence(&missing_tools()),
+            cuda.then(|| nvcc_sentence(&entries(Path::new("/usr/local")))),
+        ];
+        let sentences: Vec<String> = sentences.into_iter().flatten().collect();
+        if !sentences.is_empty() {
+            eprintln!("\n    {}\n", sentences.join("\n    "));
+            exit(1);
+        }
     }
     // A check that failed is run again anyway.
     println!("cargo::rerun-if-changed=build.rs");
 }
 
+/// Elsewhere (Windows, the BSDs, cross-compilation from them) tools are not found by name on
+/// the path, and Nix gives each build its own.
+fn is_known_host() -> bool {
+    cfg!(any(target_os = "linux", target_os = "macos")) && !Path::new("/nix/store").exists()
+}
+
 /// The tools that are surely not there.
 fn missing_tools() -> Vec<Tool> {
-    // Elsewhere (Windows, the BSDs, cross-compilation from them) tools are not found by
-    // name on the path, and Nix gives each build its own.
-    let known_host = cfg!(any(target_os = "linux", target_os = "macos"));
-    if !known_host || Path::new("/nix/store").exists() {
-        return Vec::new();
-    }
     let mut missing = Vec::new();
     if !is_set("CMAKE") && !on_path(&["cmake"]) {
         missing.push(CMAKE);
@@ -114,6 +122,43 @@ fn missing_for_vulkan() -> Vec<Tool> {
         missing.push(SPIRV);
     }
     missing
+}
+
+/// Whether CMake finds NVIDIA's compiler: where it is told to look, on the path, or in
+/// `CUDA_PATH`, and nowhere else.
+fn has_nvcc() -> bool {
+    let told = ["CUDACXX", "CMAKE_CUDA_COMPILER", "CMAKE_PREFIX_PATH"];
+    told.into_iter().any(is_set)
+        || on_path(&["nvcc"])
+        || env::var_os("CUDA_PATH").is_some_and(|root| nvcc_of(Path::new(&root)).is_file())
+}
+
+fn nvcc_of(root: &Path) -> PathBuf {
+    root.join("bin/nvcc")
+}
+
+/// What to do about a missing `nvcc`; `usual` are folders that a toolkit may be in.
+fn nvcc_sentence(usual: &[PathBuf]) -> String {
+    let named = |root: &&PathBuf| root.file_name().is_some_and(|name| name == "cuda");
+    let there: Vec<_> = usual
+        .iter()
+        .filter(|root| nvcc_of(root).is_file())
+        .collect();
+    // NVIDIA's installer has a link of this name lead to the newest.
+    match there.iter().find(|root| named(root)).or(there.first()) {
+        Some(root) => format!(
+            "`--features cuda` needs nvcc, which is in '{0}/bin', where CMake does not look: set \
+             `CUDA_PATH={0}`, and build again",
+            root.display()
+        ),
+        None => {
+            "`--features cuda` needs nvcc, NVIDIA's compiler, not found here: install the CUDA \
+                 toolkit (`apt install nvidia-cuda-toolkit` on Debian and Ubuntu, elsewhere from \
+                 https://developer.nvidia.com/cuda-downloads) and put its folder into CUDA_PATH, \
+                 or build without `--features cuda`"
+                .to_owned()
+        }
+    }
 }
 
 /// Whether a C++ compiler finds the header in one of the usual folders.
@@ -266,6 +311,22 @@ mod tests {
             has_header("stdio.h"),
             Path::new("/usr/include/stdio.h").is_file()
         );
+    }
+
+    #[test]
+    fn a_cuda_compiler_that_cmake_does_not_find_is_named() {
+        let folder = env::temp_dir().join(format!("preflight-cuda-{}", std::process::id()));
+        for version in ["cuda-12.4", "cuda"] {
+            std::fs::create_dir_all(folder.join(version).join("bin")).unwrap();
+        }
+        assert!(nvcc_sentence(&entries(&folder)).contains("cuda-downloads"));
+        std::fs::write(folder.join("cuda-12.4/bin/nvcc"), "").unwrap();
+        let sentence = nvcc_sentence(&entries(&folder));
+        assert!(sentence.contains("/cuda-12.4`"), "{sentence}");
+        std::fs::write(folder.join("cuda/bin/nvcc"), "").unwrap();
+        let sentence = nvcc_sentence(&entries(&folder));
+        assert!(sentence.contains("/cuda`"), "{sentence}");
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

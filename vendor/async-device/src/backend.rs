@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 
 use ggml_sys as sys;
 
+use crate::captures::{Captures, Launch};
 use crate::device::shared_of_device;
 use crate::driven::Driven;
-use crate::event::{Event, lock};
+use crate::event::{Event, Waiter, lock};
 use crate::executor::{Executor, HostBytes, Range, Work};
 use crate::guard::guard;
 use crate::shared::{Shared, count, discount};
@@ -36,6 +37,7 @@ enum Mode {
 struct Backend {
     shared: Arc<Shared>,
     mode: Mode,
+    captures: Mutex<Captures>,
 }
 
 const AT_ONCE: sys::ggml_backend_i = sys::ggml_backend_i {
@@ -90,6 +92,7 @@ pub unsafe extern "C" fn init(
         let context = Box::new(Backend {
             shared: Arc::clone(&shared),
             mode,
+            captures: Mutex::default(),
         });
         Ok(Box::into_raw(Box::new(sys::ggml_backend {
             guid: (&raw const GUID).cast_mut(),
@@ -161,14 +164,27 @@ unsafe extern "C" fn graph_compute(
     guard(&context.shared, sys::GGML_STATUS_FAILED, || {
         // SAFETY: ggml passes a live graph, lent for this call.
         let graph = unsafe { &*graph };
-        // SAFETY: as above.
-        let snapshot = unsafe { Snapshot::of(graph, &context.shared.space) }?;
-        context.submit(Work::Graph(snapshot))?;
+        context.submit(Work::Graph(context.launch_of(graph)?))?;
         Ok(sys::GGML_STATUS_SUCCESS)
     })
 }
 
 impl Backend {
+    /// Tells it from others.
+    fn id(&self) -> usize {
+        std::ptr::from_ref(self) as usize
+    }
+
+    /// What a launch of a live graph computes.
+    fn launch_of(&self, graph: &sys::ggml_cgraph) -> Result<Launch, String> {
+        // SAFETY: as promised by who launches it.
+        let copy = || unsafe { Snapshot::of(graph, &self.shared.space) };
+        match self.shared.options.captures {
+            true => lock(&self.captures).launch(graph, &self.shared.tally, copy),
+            false => copy().map(Launch::of),
+        }
+    }
+
     fn submit(&self, work: Work) -> Result<(), String> {
         match &self.mode {
             Mode::Queued { main, copies } => {
@@ -292,9 +308,9 @@ unsafe extern "C" fn cpy_tensor_async(
         }
         if !std::ptr::eq(from, to) {
             let event = Event::default();
-            let recording = event.record();
+            let recording = event.record(from.id());
             from.joined()?.record(Arc::clone(&recording));
-            to.joined()?.wait(recording);
+            to.joined()?.wait(recording, Waiter::Other);
         }
         to.submit(Work::Copy(source, target))?;
         Ok(true)
@@ -323,9 +339,13 @@ unsafe extern "C" fn event_record(backend: sys::ggml_backend_t, event: sys::ggml
             return Ok(());
         }
         // SAFETY: ours, of the same device.
-        let recording = unsafe { event_of(event) }.record();
-        context.joined()?.record(recording);
-        Ok(())
+        let event = unsafe { event_of(event) };
+        let is_waited_for = event.is_waited_for();
+        context.joined()?.record(event.record(context.id()));
+        match is_waited_for && context.shared.options.loose {
+            true => Err("an event is recorded anew while another backend waits for it".to_owned()),
+            false => Ok(()),
+        }
     });
 }
 
@@ -340,8 +360,9 @@ unsafe extern "C" fn event_wait(backend: sys::ggml_backend_t, event: sys::ggml_b
         }
         // SAFETY: ours, of the same device.
         if let Some(recording) = unsafe { event_of(event) }.newest() {
+            let waiter = recording.waiter(context.id());
             for stream in context.streams() {
-                stream.wait(Arc::clone(&recording));
+                stream.wait(Arc::clone(&recording), waiter);
             }
         }
         Ok(())

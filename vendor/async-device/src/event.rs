@@ -3,13 +3,26 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+/// Whose stream waits for a recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiter {
+    /// One of the backend that recorded.
+    Own,
+    /// Another's: nothing but the event orders the two.
+    Other,
+}
+
 /// A point in a stream, which comes once.
 #[derive(Debug, Default)]
 pub struct Recording {
     done: Mutex<bool>,
     came: Condvar,
-    // Streams that have not come past their wait for it.
+    // Streams that have not come past their wait for it, and those of them that are of
+    // other backends.
     waiting: AtomicUsize,
+    others: AtomicUsize,
+    // Which backend recorded; zero when nobody wants to know.
+    recorder: usize,
 }
 
 impl Recording {
@@ -19,14 +32,31 @@ impl Recording {
         self.came.notify_all();
     }
 
+    /// What a backend is that waits for it.
+    pub fn waiter(&self, backend: usize) -> Waiter {
+        match backend == self.recorder {
+            true => Waiter::Own,
+            false => Waiter::Other,
+        }
+    }
+
     /// A stream will wait for it.
-    pub fn join(&self) {
+    pub fn join(&self, waiter: Waiter) {
         self.waiting.fetch_add(1, Ordering::AcqRel);
+        self.others
+            .fetch_add(usize::from(waiter == Waiter::Other), Ordering::AcqRel);
     }
 
     /// That stream has come past its wait.
-    pub fn leave(&self) {
+    pub fn leave(&self, waiter: Waiter) {
         self.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.others
+            .fetch_sub(usize::from(waiter == Waiter::Other), Ordering::AcqRel);
+    }
+
+    /// Whether a stream has not come past its wait for it.
+    pub fn is_waited_for(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) > 0
     }
 
     /// Blocks until it has come; whether that took any waiting.
@@ -50,19 +80,29 @@ pub struct Event {
 }
 
 impl Event {
-    /// A new recording, for a stream to complete. Earlier ones stay with who waits for them.
-    pub fn record(&self) -> Arc<Recording> {
-        let recording = Arc::new(Recording::default());
+    /// A new recording, for a stream of that backend to complete. Earlier ones stay with
+    /// who waits for them.
+    pub fn record(&self, recorder: usize) -> Arc<Recording> {
+        let recording = Arc::new(Recording {
+            recorder,
+            ..Recording::default()
+        });
         let before = lock(&self.newest).replace(Arc::clone(&recording));
         lock(&self.earlier).extend(before);
         recording
     }
 
+    /// Whether a stream of another backend still waits for the newest recording.
+    pub fn is_waited_for(&self) -> bool {
+        let newest = lock(&self.newest);
+        let others = |recording: &Arc<Recording>| recording.others.load(Ordering::Acquire) > 0;
+        newest.as_ref().is_some_and(others)
+    }
+
     /// Takes earlier recordings back; whether a stream still waits for one.
     pub fn forget_earlier(&self) -> bool {
         let earlier = std::mem::take(&mut *lock(&self.earlier));
-        let waiting = |recording: &Arc<Recording>| recording.waiting.load(Ordering::Acquire) > 0;
-        earlier.iter().any(waiting)
+        earlier.iter().any(|recording| recording.is_waited_for())
     }
 
     /// The newest recording.
@@ -84,9 +124,9 @@ mod tests {
     fn a_wait_is_for_the_recording_of_its_time() {
         let event = Event::default();
         assert!(event.newest().is_none(), "never recorded: it has come");
-        let first = event.record();
+        let first = event.record(1);
         let waiting = event.newest().expect("just recorded");
-        let second = event.record();
+        let second = event.record(1);
         first.complete();
         assert!(!waiting.wait(), "the second recording is nothing to it");
         second.complete();
@@ -94,15 +134,33 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_behind_its_own_recording_is_no_other() {
+        let event = Event::default();
+        let first = event.record(7);
+        assert_eq!(
+            [7, 8].map(|backend| first.waiter(backend)),
+            [Waiter::Own, Waiter::Other]
+        );
+        first.join(Waiter::Own);
+        assert!(!event.is_waited_for());
+        first.join(Waiter::Other);
+        assert!(event.is_waited_for());
+        first.leave(Waiter::Other);
+        assert!(!event.is_waited_for());
+    }
+
+    #[test]
     fn an_earlier_recording_that_is_waited_for_is_found() {
         let event = Event::default();
-        let first = event.record();
-        first.join();
+        let first = event.record(1);
+        assert!(!event.is_waited_for());
+        first.join(Waiter::Other);
+        assert!(event.is_waited_for(), "as long as it is the newest");
         assert!(!event.forget_earlier(), "it is the newest");
-        event.record();
+        event.record(1);
         assert!(event.forget_earlier(), "taken back too early");
-        event.record();
+        event.record(1);
         assert!(!event.forget_earlier(), "nobody waits for the second");
-        first.leave();
+        first.leave(Waiter::Other);
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ggml_sys as sys;
 
+use crate::captures::Launch;
 use crate::memory::Memory;
 use crate::padding;
 use crate::random::Random;
@@ -32,7 +33,7 @@ unsafe impl Send for HostBytes {}
 /// What a stream can do besides waiting.
 pub enum Work {
     /// Computes a graph.
-    Graph(Snapshot),
+    Graph(Launch),
     /// Copies from the host.
     Write(Range, HostBytes),
     /// Copies to the host.
@@ -88,7 +89,7 @@ impl Executor {
     /// A sentence, when it uses what is freed, or ggml fails.
     pub fn run(&mut self, work: Work, shared: &Shared) -> Result<(), String> {
         match work {
-            Work::Graph(snapshot) => return self.compute(snapshot, shared),
+            Work::Graph(launch) => return launch.run(|graph| self.compute(graph, shared)),
             Work::Write(to, HostBytes(from)) => {
                 let at = place(&to)?;
                 // SAFETY: both have that many bytes, one on the device, one on the host.
@@ -109,12 +110,12 @@ impl Executor {
         Ok(())
     }
 
-    fn compute(&mut self, mut snapshot: Snapshot, shared: &Shared) -> Result<(), String> {
+    fn compute(&mut self, snapshot: &mut Snapshot, shared: &Shared) -> Result<(), String> {
         if snapshot.memories().iter().any(|memory| memory.is_freed()) {
             return Err("a graph uses a buffer that was freed since its launch".to_owned());
         }
         if shared.options.padded {
-            padding::check(&snapshot, &shared.tally)?;
+            padding::check(snapshot, &shared.tally)?;
         }
         let mut graph = snapshot.graph();
         // SAFETY:

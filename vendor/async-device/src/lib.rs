@@ -16,12 +16,14 @@
 //!  buffer.rs   buffer type and buffers           stream.rs    a thread and its queue
 //!  memory.rs   addresses, canaries, poison       executor.rs  does a piece of work
 //!  event.rs    recordings that one waits for     snapshot.rs  a graph as it was launched
-//!  padding.rs  what kernels read behind rows     guard.rs     no panic crosses
+//!  padding.rs  what kernels read behind rows     captures.rs  graphs that are replayed
 //!  platform.rs a driver that takes their place   driven.rs    its streams
+//!                                                guard.rs     no panic crosses
 //! ```
 
 mod backend;
 mod buffer;
+mod captures;
 mod device;
 mod driven;
 mod event;

@@ -43,14 +43,17 @@ pub struct Options {
     /// Promises no more than ggml-vulkan does at its worst. Copies into the device have a
     /// queue of their own on each backend: a graph comes after those before it, and nothing
     /// else is ordered but by events. Blocking for an event takes back what its earlier
-    /// recordings were made of: a stream that still waits for one is a complaint.
+    /// recordings were made of: a stream that still waits for one is a complaint, as is an
+    /// event that is recorded anew while another backend waits for it.
     pub loose: bool,
+    /// Captures graphs that do not change, and replays them, as ggml-cuda does.
+    pub captures: bool,
     /// Memory of the device, in bytes.
     pub memory_bytes: usize,
 }
 
 impl Default for Options {
-    /// Asynchronous, without delays, padding or pinned memory, 1 GiB of its own.
+    /// Asynchronous, without delays, padding, captures or pinned memory, 1 GiB of its own.
     fn default() -> Self {
         Self {
             asynchronous: true,
@@ -59,6 +62,7 @@ impl Default for Options {
             padded: false,
             pinned: false,
             loose: false,
+            captures: false,
             memory_bytes: 1 << 30,
         }
     }
@@ -71,6 +75,10 @@ pub struct Counters {
     pub graphs: u64,
     /// Asynchronous copies done.
     pub copies: u64,
+    /// Graphs captured, as part of a launch.
+    pub captures: u64,
+    /// Launches that replayed a capture.
+    pub replays: u64,
     /// Waits for an event that had not come when the stream got there.
     pub waits: u64,
     /// Rows of which the padding was looked at.
@@ -88,6 +96,8 @@ pub struct Counters {
 pub struct Tally {
     pub graphs: AtomicU64,
     pub copies: AtomicU64,
+    pub captures: AtomicU64,
+    pub replays: AtomicU64,
     pub waits: AtomicU64,
     pub paddings: AtomicU64,
     pub streams: AtomicU64,
@@ -181,6 +191,8 @@ impl Shared {
         Counters {
             graphs: of(&self.tally.graphs),
             copies: of(&self.tally.copies),
+            captures: of(&self.tally.captures),
+            replays: of(&self.tally.replays),
             waits: of(&self.tally.waits),
             paddings: of(&self.tally.paddings),
             buffers: self.space.count() as u64,

@@ -125,6 +125,11 @@ impl Snapshot {
         self.tensors.get(at / size_of::<sys::ggml_tensor>())
     }
 
+    /// Has it hold this memory, and gives back what it held before.
+    pub fn hold(&mut self, memories: Vec<Arc<Memory>>) -> Vec<Arc<Memory>> {
+        std::mem::replace(&mut self.memories, memories)
+    }
+
     /// The memory that it uses.
     pub fn memories(&self) -> &[Arc<Memory>] {
         &self.memories

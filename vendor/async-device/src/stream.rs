@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 
-use crate::event::Recording;
+use crate::event::{Recording, Waiter};
 use crate::executor::{Executor, Work};
 use crate::guard::guard;
 use crate::shared::{Shared, count};
@@ -12,7 +12,7 @@ use crate::shared::{Shared, count};
 enum Step {
     Do(Work),
     Complete(Arc<Recording>),
-    Await(Arc<Recording>),
+    Await(Arc<Recording>, Waiter),
 }
 
 /// The queue, and the thread at its end.
@@ -59,16 +59,16 @@ impl Stream {
     }
 
     /// Has whatever is queued from now on wait for `recording`.
-    pub fn wait(&self, recording: Arc<Recording>) {
-        recording.join();
-        self.push(Step::Await(recording));
+    pub fn wait(&self, recording: Arc<Recording>, waiter: Waiter) {
+        recording.join(waiter);
+        self.push(Step::Await(recording, waiter));
     }
 
     /// Has whatever is queued from now on come after what `other` has queued.
     pub fn follow(&self, other: &Self) {
         let recording = Arc::new(Recording::default());
         other.record(Arc::clone(&recording));
-        self.wait(recording);
+        self.wait(recording, Waiter::Own);
     }
 
     /// Waits until everything that was queued is done.
@@ -94,11 +94,11 @@ fn work(steps: &Receiver<Step>, mut executor: Executor, shared: &Shared) {
     for step in steps {
         match step {
             Step::Complete(recording) => recording.complete(),
-            Step::Await(recording) => {
+            Step::Await(recording, waiter) => {
                 if recording.wait() {
                     count(&shared.tally.waits);
                 }
-                recording.leave();
+                recording.leave(waiter);
             }
             Step::Do(work) => {
                 executor.dawdle();

@@ -1,16 +1,17 @@
-//! A GPU that Vulkan knows computes, in its own memory: the bits are those of stock
+//! A GPU that CUDA or Vulkan knows computes, in its own memory: the bits are those of stock
 //! llama.cpp on the same GPU.
 //!
-//! Where there is none, each test says so and passes. Mesa's lavapipe, a driver that
-//! computes on the processor, is one when `GGML_VK_VISIBLE_DEVICES` names it; see
-//! `.ci/vulkan`. Mixtures of experts are left out: ggml-vulkan itself crashes on lavapipe
-//! with them.
+//! Where there is none, each test says so and passes. `RPAGED_TEST_DEVICE` names another than
+//! the first. Mesa's lavapipe, a driver that computes on the processor, is one when
+//! `GGML_VK_VISIBLE_DEVICES` names it; see `.ci/vulkan`. With Vulkan, mixtures of experts are
+//! left out: ggml-vulkan itself crashes on lavapipe with them. See `.ci/cuda` for CUDA.
 #![allow(unsafe_code, reason = "asks ggml for its devices")]
 
 mod matrix;
 mod settings;
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use ggml_sys as sys;
@@ -22,7 +23,7 @@ use crate::harness::{Logits, Placement, RunSpec, assert_sound, difference, run, 
 use crate::models::Model;
 
 /// Those that ggml-vulkan computes on any driver.
-const MODELS: [Model; 8] = [
+const OF_VULKAN: [Model; 8] = [
     Model::Dense,
     Model::DenseF16,
     Model::DenseQ4,
@@ -33,16 +34,33 @@ const MODELS: [Model; 8] = [
     Model::Tiny,
 ];
 
-/// The first GPU that Vulkan knows; None, and a reason on standard error, without one.
+/// The models that are tested with.
+fn models(device: InnerDevice) -> Vec<Model> {
+    match of_vulkan(device) {
+        true => OF_VULKAN.into(),
+        false => Model::ALL.into(),
+    }
+}
+
+fn of_vulkan(device: InnerDevice) -> bool {
+    device.name().starts_with("Vulkan")
+}
+
+/// The GPU; None, and a reason on standard error, without one.
 fn gpu() -> Option<InnerDevice> {
-    // SAFETY:
-    // - the name ends with NUL.
-    let raw = unsafe { sys::ggml_backend_dev_by_name(c"Vulkan0".as_ptr()) };
-    // SAFETY:
-    // - null, or one of ggml's devices, which live as long as the process.
-    let device = unsafe { InnerDevice::from_raw(raw) };
+    let named = std::env::var("RPAGED_TEST_DEVICE").ok();
+    let names = named.map_or(vec!["CUDA0".into(), "Vulkan0".into()], |name| vec![name]);
+    let device = names.iter().find_map(|name| {
+        let name = CString::new(name.as_str()).unwrap();
+        // SAFETY:
+        // - the name ends with NUL.
+        let raw = unsafe { sys::ggml_backend_dev_by_name(name.as_ptr()) };
+        // SAFETY:
+        // - null, or one of ggml's devices, which live as long as the process.
+        unsafe { InnerDevice::from_raw(raw) }
+    });
     if device.is_none() {
-        eprintln!("skipped: Vulkan has no device here (see GGML_VK_VISIBLE_DEVICES)");
+        eprintln!("skipped: there is no {} here", names.join(" or "));
     }
     device
 }

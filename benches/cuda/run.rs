@@ -1,0 +1,164 @@
+//! One run of a program, which ends when its time is over, and what it took of the GPU.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// How often the GPU is asked what is in use.
+const SAMPLE: Duration = Duration::from_millis(250);
+
+/// What a run of a program left.
+pub struct Output {
+    /// None when a signal ended it.
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+    pub seconds: f64,
+    /// The most of the GPU's memory that was in use beyond what was before, in bytes.
+    pub vram_bytes: Option<u64>,
+}
+
+impl Output {
+    /// What it printed; an error with its last words when it failed.
+    pub fn printed(self) -> Result<Self> {
+        if self.code != Some(0) {
+            let lines = self.stderr.lines().filter(|line| !line.trim().is_empty());
+            let last: Vec<&str> = lines.rev().take(3).collect();
+            bail!("ended with {:?}: {}", self.code, last.join(" / "));
+        }
+        Ok(self)
+    }
+}
+
+/// Runs programs until a time is over.
+pub struct Runner {
+    folder: PathBuf,
+    end: Instant,
+    smi: Option<PathBuf>,
+}
+
+impl Runner {
+    /// Keeps what programs print in `folder` until the next one runs.
+    pub fn new(folder: &Path, end: Instant) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            end,
+            smi: find("nvidia-smi"),
+        }
+    }
+
+    /// The same, ending earlier.
+    pub fn until(&self, end: Instant) -> Self {
+        Self {
+            folder: self.folder.clone(),
+            end: end.min(self.end),
+            smi: self.smi.clone(),
+        }
+    }
+
+    /// Seconds that are left.
+    pub fn seconds_left(&self) -> f64 {
+        self.end
+            .saturating_duration_since(Instant::now())
+            .as_secs_f64()
+    }
+
+    /// Runs `program` with these words, for as long as there is time.
+    pub fn run<W: AsRef<OsStr>>(&self, program: &Path, words: &[W]) -> Result<Output> {
+        self.run_with(program, words, &[])
+    }
+
+    /// The same with these environment variables.
+    pub fn run_with<W: AsRef<OsStr>>(
+        &self,
+        program: &Path,
+        words: &[W],
+        variables: &[(&str, &str)],
+    ) -> Result<Output> {
+        ensure!(self.seconds_left() > 1.0, "no time was left for it");
+        let (stdout, stderr) = (
+            self.folder.join("last-output.txt"),
+            self.folder.join("last-log.txt"),
+        );
+        let before = self.vram_bytes();
+        let started = Instant::now();
+        let mut child = Command::new(program)
+            .args(words)
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(File::create(&stdout)?)
+            .stderr(File::create(&stderr)?)
+            .spawn()
+            .with_context(|| format!("could not start '{}'", program.display()))?;
+        let (mut peak, mut sampled) = (before, started);
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if Instant::now() > self.end {
+                child.kill()?;
+                child.wait()?;
+                bail!(
+                    "stopped after {:.0} s: its time was over",
+                    started.elapsed().as_secs_f64()
+                );
+            }
+            if sampled.elapsed() > SAMPLE {
+                peak = peak.max(self.vram_bytes());
+                sampled = Instant::now();
+            }
+            sleep(Duration::from_millis(5));
+        };
+        let text = |path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        Ok(Output {
+            code: status.code(),
+            stdout: text(stdout)?,
+            stderr: text(stderr)?,
+            seconds: started.elapsed().as_secs_f64(),
+            vram_bytes: peak
+                .zip(before)
+                .map(|(peak, before)| peak.saturating_sub(before)),
+        })
+    }
+
+    /// Bytes of the first GPU's memory in use, as the driver's own tool says.
+    fn vram_bytes(&self) -> Option<u64> {
+        let words = [
+            "--query-gpu=memory.used",
+            "--format=csv,noheader,nounits",
+            "-i",
+            "0",
+        ];
+        let output = Command::new(self.smi.as_ref()?).args(words).output().ok()?;
+        let mib: u64 = String::from_utf8(output.stdout).ok()?.trim().parse().ok()?;
+        Some(mib << 20)
+    }
+
+    /// The first GPU and its driver, in the words of the driver's own tool.
+    pub fn gpu(&self) -> Option<String> {
+        let words = [
+            "--query-gpu=name,driver_version,pcie.link.gen.max,pcie.link.width.max",
+            "--format=csv,noheader",
+            "-i",
+            "0",
+        ];
+        let output = Command::new(self.smi.as_ref()?).args(words).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        Some(text.trim().to_owned())
+    }
+}
+
+/// A program on the path, or in the CUDA toolkit.
+pub fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let toolkit = std::env::var_os("CUDA_PATH").map_or("/usr/local/cuda".into(), PathBuf::from);
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    folders.push(toolkit.join("bin"));
+    let paths = folders.into_iter().map(|folder| folder.join(name));
+    paths.into_iter().find(|path| path.is_file())
+}
