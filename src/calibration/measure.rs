@@ -44,7 +44,12 @@ pub fn measure(
     for kind in &wanted.kinds {
         if let Some(name) = kind_name(*kind).filter(|_| is_measurable(*kind)) {
             progress(&format!("matrices of type {name}"));
-            measure_kind(*kind, name, wanted, &mut rates)?;
+            let measured = measure_kind(*kind, name, wanted, &mut rates);
+            // A device need not compute with every type: the processor does then, and the
+            // slowest known rate stands for it.
+            if wanted.device.is_none() || rates.kinds.is_empty() {
+                measured?;
+            }
         }
     }
     progress("attention");

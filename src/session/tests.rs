@@ -296,6 +296,10 @@ fn a_run_that_is_slower_than_foretold_is_revised_once_and_writes_the_same() {
     } else {
         assert_eq!(events.len(), 2, "{events:?}");
     }
+    // The device does what was decided last; the unit is a layer, of which there are twelve.
+    let last = share(events.len() - 1);
+    let layers = f64::from(revised.report.unwrap().host_layers);
+    assert!((layers - 12.0 * last).abs() <= 1.0, "{layers} {last}");
     assert_eq!(device.take_complaints(), Vec::<String>::new());
 }
 
