@@ -5,7 +5,6 @@
 
 use super::case::{AXES, Case, Size, check_all, stock_repeats};
 use super::covering::{pairwise, product};
-use super::each_dense_model;
 use crate::harness::RunSpec;
 use crate::models::Model;
 
