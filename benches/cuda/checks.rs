@@ -9,6 +9,8 @@ use super::run::{Runner, find};
 
 /// A text whose tokens the demo's model knows.
 const PROMPT: &str = "Once upon a time, there was a";
+/// Tokens at once: so small a model is smaller than the scratch of more.
+const UBATCH: &str = "16";
 /// What ggml-cuda logs, whatever it was built with.
 const WARM: &str = "CUDA graph warmup complete";
 const RESET: &str = "CUDA graph warmup reset";
@@ -32,7 +34,7 @@ fn texts(options: &Options, runner: &Runner) -> Result<Value> {
     ensure!(!stock.trim().is_empty(), "stock wrote nothing");
     let mut different = Vec::new();
     let mut runs = 0;
-    for budget in ["30%", "60%", "200%"] {
+    for budget in &budgets(options, runner)? {
         for more in [
             &["--dynamic-layers"][..],
             &["--dynamic-layers", "--paged-kv"],
@@ -53,11 +55,37 @@ fn demo(options: &Options, runner: &Runner, more: &[&str]) -> Result<super::run:
     let words = [
         &["--demo", "-no-cnv", "--no-repack", "--temp", "0", "-s", "1"][..],
         &["--ignore-eos", "-c", "512", "-fa", "on", "-p", PROMPT],
-        &["--device", &options.device],
+        &["-ub", UBATCH, "-t", "1", "--device", &options.device],
         more,
     ];
     let output = runner.run(&options.program, &words.concat())?;
     output.printed().context("rpaged-cli --demo")
+}
+
+/// The smallest budget for the demo's model, one in between, and one for everything.
+fn budgets(options: &Options, runner: &Runner) -> Result<[String; 3]> {
+    let words = ["--demo", "-c", "512", "-fa", "on", "-ub", UBATCH];
+    let least = smallest(options, runner, &words)?;
+    let all = 8 << 20;
+    Ok([least, least + (1 << 20), least + all].map(|bytes| format!("{bytes}b")))
+}
+
+/// The smallest budget that runs with these flags, in bytes.
+pub fn smallest(options: &Options, runner: &Runner, flags: &[&str]) -> Result<u64> {
+    let fixed = [
+        "plan",
+        "--smallest",
+        "--json",
+        "--dynamic-layers",
+        "--paged-kv",
+    ];
+    let device = ["--device", options.device.as_str()];
+    let words = [&fixed[..], &device, flags].concat();
+    let text = runner.run(&options.program, &words)?.printed()?.stdout;
+    let answer: Value = serde_json::from_str(&text)?;
+    answer["budget_bytes"]
+        .as_u64()
+        .context("a plan without a budget")
 }
 
 /// The integration tests that have a GPU compute.
@@ -113,6 +141,7 @@ pub fn sanitizer(options: &Options, runner: &Runner) -> Result<Value> {
         }));
     };
     let program = options.program.to_string_lossy().into_owned();
+    let [_, budget, _] = budgets(options, runner)?;
     let words = [
         &["--tool", "memcheck", "--error-exitcode", "9", &program][..],
         &["--demo", "-no-cnv", "-p", PROMPT, "-n", "4", "-c", "256"],
@@ -122,7 +151,7 @@ pub fn sanitizer(options: &Options, runner: &Runner) -> Result<Value> {
             "--dynamic-layers",
             "--paged-kv",
         ],
-        &["--vram-budget", "60%"],
+        &["-ub", UBATCH, "--vram-budget", &budget],
     ];
     let output = runner.run(&checker, &words.concat())?;
     let errors = [&output.stdout, &output.stderr].map(|text| text.lines());
@@ -135,19 +164,19 @@ pub fn sanitizer(options: &Options, runner: &Runner) -> Result<Value> {
 /// Counts what ggml-cuda says of its graphs in a shorter and a longer run: the tokens between
 /// the two must capture nothing anew.
 pub fn graphs(options: &Options, runner: &Runner) -> Result<Value> {
-    let mut budgets = Vec::new();
     let mut ok = true;
-    for budget in ["30%", "60%", "200%"] {
+    let mut of_budgets = Vec::new();
+    for budget in &self::budgets(options, runner)? {
         let short = counts(options, runner, "24", budget)?;
         let long = counts(options, runner, "88", budget)?;
         let valid = long.warm > 0 && long.warm == short.warm && long.reset == short.reset;
         ok &= valid;
-        budgets.push(json!({
+        of_budgets.push(json!({
             "vram_budget": budget, "ok": valid,
             "at_24_tokens": short.json(), "at_88_tokens": long.json(),
         }));
     }
-    Ok(json!({"ok": ok, "budgets": budgets}))
+    Ok(json!({"ok": ok, "budgets": of_budgets}))
 }
 
 struct Counts {

@@ -10,6 +10,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+use super::checks::smallest;
 use super::model::{Made, make};
 use super::options::Options;
 use super::rig::measure::median_and_mad;
@@ -146,11 +147,18 @@ impl Rig<'_> {
         let path = self.model.path.to_string_lossy().into_owned();
         let fixed = ["bench", "-m", &path, "-r", "1", "-o", "jsonl"].map(str::to_owned);
         let device = ["-dev", &self.options.device, "-fa", "on"].map(str::to_owned);
-        let words = [&fixed[..], &device, tests, flags].concat();
+        let threads: Vec<String> = match self.options.smoke {
+            true => ["-t", "1"].map(str::to_owned).into(),
+            false => Vec::new(),
+        };
+        let words = [&fixed[..], &device, &threads, tests, flags].concat();
         let output = self.runner.run(&self.options.program, &words)?;
         let (vram_bytes, seconds) = (output.vram_bytes, output.seconds);
-        let text = output.printed().context(words.join(" "))?.stdout;
-        let rows: Vec<Row> = text.lines().filter_map(row).collect();
+        let rows: Vec<Row> = output.stdout.lines().filter_map(row).collect();
+        if rows.is_empty() {
+            // Tests that have no room fail alone; what is left counts.
+            output.printed().context(words.join(" "))?;
+        }
         ensure!(!rows.is_empty(), "no speeds from {}", words.join(" "));
         Ok(Measured {
             rows,
@@ -268,8 +276,18 @@ impl Rig<'_> {
         all.iter().flat_map(with).collect()
     }
 
+    /// The smallest budget for these many tokens with the smallest ubatch, in bytes.
+    fn smallest(&self, tokens: u64) -> Result<u64> {
+        let path = self.model.path.to_string_lossy();
+        let (tokens, ubatch) = (tokens.to_string(), self.work.ubatches[0].to_string());
+        let flags = ["-m", &*path, "-c", &tokens, "-ub", &ubatch, "-fa", "on"];
+        smallest(self.options, self.runner, &flags)
+    }
+
     fn budget(&self, percent: u64, compute: Option<&Measured>) -> Result<Value> {
-        let bytes = self.model.bytes * percent / 100;
+        let longest = self.work.depths[1] + self.work.generated + self.work.prompts[1];
+        // What the budget has to cover beside the weights may be more than the share.
+        let bytes = (self.model.bytes * percent / 100).max(self.smallest(longest)?);
         // Room for what is computed with, when all of the model is to stay.
         let budget = if percent >= 100 {
             "400%".to_owned()
@@ -309,9 +327,13 @@ impl Rig<'_> {
     fn long_context(&self) -> Result<Value> {
         let depth = self.work.depths[1];
         let words = self.decode_tests(&[depth]);
-        let budget = format!("{}b", self.model.bytes);
-        let ours = ["--vram-budgets", &budget].map(str::to_owned);
-        let stock = ["-ngl", "99", "-nkvo", "1", "-lm", "none"].map(str::to_owned);
+        let bytes = self
+            .model
+            .bytes
+            .max(self.smallest(depth + self.work.generated)?);
+        let (budget, ubatch) = (format!("{bytes}b"), self.work.ubatches[0].to_string());
+        let ours = ["--vram-budgets", &budget, "-ub", &ubatch].map(str::to_owned);
+        let stock = ["-ngl", "99", "-nkvo", "1", "-lm", "none", "-ub", &ubatch].map(str::to_owned);
         let (mut a, mut b) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             a.push(self.bench(&words, &ours)?);
@@ -326,7 +348,12 @@ impl Rig<'_> {
 }
 
 fn describe(placements: &[Placement; 2]) -> Value {
-    let one = |placement: &Placement| json!({"flags": placement.flags.join(" "), "vram_bytes": placement.vram_bytes});
+    let one = |Placement {
+                   flags, vram_bytes, ..
+               }: &Placement| {
+        let flags = flags.join(" ");
+        json!({"flags": flags, "vram_bytes": vram_bytes})
+    };
     json!({"prefill": one(&placements[0]), "decode": one(&placements[1])})
 }
 
