@@ -26,7 +26,6 @@ const MOST_USED: &[(Topic, &[(&str, &str)])] = &[
             ("--predict", "tokens to generate (-1: until the model ends)"),
             ("--reverse-prompt", "stop where this text comes"),
             ("--display-prompt", "whether to print the prompt too"),
-            ("--color", "colours: on, off or auto"),
         ],
     ),
     (

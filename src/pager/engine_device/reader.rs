@@ -112,12 +112,12 @@ impl Reader {
             if let Some(kind) = Kind::of(request.direction, &copy.from) {
                 // What comes from a file is counted where it is read, and on the link where
                 // it crosses that.
-                let is_read = matches!(copy.from, Source::File { .. });
+                let is_read = kind == Kind::Storage && !matches!(copy.to, Target::Device { .. });
                 let link = match (request.direction, kind) {
                     (Direction::In, _) => Kind::Link,
                     (Direction::Out, _) => Kind::WriteBack,
                 };
-                if !is_read || matches!(copy.to, Target::Device { .. }) {
+                if !is_read {
                     bytes[link as usize] += copy.bytes as u64;
                 }
             }
