@@ -257,7 +257,8 @@ fn engine_to(
         let engine = HostEngine::new(threads, Faults::default()).map_err(failed)?;
         return Ok((Box::new(engine), None));
     }
-    let (link, _) = link_to(device).map_err(failed)?;
+    // What it cannot do is said by the run that uses it.
+    let link = link_to(device, &mut Vec::new()).map_err(failed)?;
     let pinned = link.pinning().pinned(bytes).ok();
     let setup = Setup {
         workers: threads,

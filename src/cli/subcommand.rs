@@ -8,8 +8,9 @@ use clap::Parser;
 
 use super::{Command, Config, Request, flags, words};
 use crate::error::{Error, Result};
-use crate::llama::download::HeaderFolder;
+use crate::llama::download::{HeaderFolder, remove_headers};
 use crate::llama::{self, OptionInfo};
+use crate::session::signal;
 use crate::telemetry::metrics;
 
 /// The command line of a subcommand, taken apart.
@@ -106,6 +107,8 @@ pub fn resolve(
         request.own.paged_kv = true;
     }
     let headers = HeaderFolder::new();
+    signal::end_with(|_| remove_headers());
+    signal::install();
     let mut config = request.resolve(&metrics::RUN)?;
     let model = config.paging.as_ref().map(|paging| paging.model.as_path());
     let fetched = headers.as_ref().zip(model);

@@ -1,11 +1,10 @@
 //! The context in which everything on a device is done: the one that CUDA's runtime, and
 //! with it ggml, uses.
 
-use std::collections::BTreeMap;
 use std::ffi::{CString, c_int};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
-use cudarc::driver::sys::{CUcontext, CUdevice, CUdevice_attribute};
+use cudarc::driver::sys::{CUcontext, CUdevice};
 
 use super::driver::{Calls, Status, driver, is_fatal};
 
@@ -17,8 +16,6 @@ pub struct Context {
     device: CUdevice,
     name: String,
     lost: OnceLock<String>,
-    /// Registered host memory: where each range begins and ends.
-    registered: Mutex<BTreeMap<usize, usize>>,
 }
 
 // SAFETY: CUDA ties contexts to no thread: each makes them current for itself.
@@ -55,7 +52,6 @@ impl Context {
             device,
             name: name.to_owned(),
             lost: OnceLock::new(),
-            registered: Mutex::default(),
         }))
     }
 
@@ -113,37 +109,6 @@ impl Context {
             );
             self.lost.get_or_init(|| lost).clone()
         })
-    }
-
-    /// An attribute that is yes or no; no where the driver does not know it.
-    pub(super) fn has(&self, attribute: CUdevice_attribute) -> bool {
-        let mut value: c_int = 0;
-        // SAFETY: a place for the number, and a device.
-        let status = unsafe {
-            (self.calls.device_attribute)(&raw mut value, attribute as c_int, self.device)
-        };
-        status == 0 && value != 0
-    }
-
-    /// Registered host memory.
-    pub(super) fn registered(&self) -> MutexGuard<'_, BTreeMap<usize, usize>> {
-        let locked = self.registered.lock();
-        locked.unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How many of `bytes` bytes at a host address can be one copy: the driver refuses one
-    /// of which only a part lies in a registered range.
-    pub(super) fn piece(&self, address: usize, bytes: usize) -> usize {
-        let registered = self.registered();
-        let before = registered.range(..=address).next_back();
-        let end = match before.filter(|(_, end)| address < **end) {
-            Some((_, end)) => Some(*end),
-            None => registered
-                .range(address..address + bytes)
-                .next()
-                .map(|(start, _)| *start),
-        };
-        end.map_or(bytes, |end| bytes.min(end - address))
     }
 }
 

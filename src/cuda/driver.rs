@@ -5,8 +5,6 @@ use std::sync::OnceLock;
 
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUstream};
 
-use super::DeviceInfo;
-
 /// What a call gives back: 0 or an error code. No enumeration: a newer driver has codes
 /// that an older list lacks.
 pub type Status = c_int;
@@ -15,7 +13,7 @@ pub type Status = c_int;
 const VERSION_MIN: c_int = 12_000;
 
 /// What is said when there is no device.
-pub const NO_DEVICE: &str = "the CUDA driver has no device; it may be hidden by \
+const NO_DEVICE: &str = "the CUDA driver has no device; it may be hidden by \
                              CUDA_VISIBLE_DEVICES, or choose another with --device";
 
 const NOT_FOUND: &str = "there is no CUDA driver (libcuda.so.1) on this machine; install \
@@ -52,20 +50,10 @@ calls! {
     error_name = cuGetErrorName(Status, *mut *const c_char);
     /// The text of an error.
     error_text = cuGetErrorString(Status, *mut *const c_char);
-    /// The number of devices.
-    device_count = cuDeviceGetCount(*mut c_int);
     /// The device of an ordinal.
     device = cuDeviceGet(*mut CUdevice, c_int);
     /// The device at a place on the bus.
     device_by_bus_id = cuDeviceGetByPCIBusId(*mut CUdevice, *const c_char);
-    /// A device's name.
-    device_name = cuDeviceGetName(*mut c_char, c_int, CUdevice);
-    /// A device's place on the bus.
-    device_bus_id = cuDeviceGetPCIBusId(*mut c_char, c_int, CUdevice);
-    /// A device's memory, in bytes.
-    device_bytes = cuDeviceTotalMem_v2(*mut usize, CUdevice);
-    /// What a device can do.
-    device_attribute = cuDeviceGetAttribute(*mut c_int, c_int, CUdevice);
     /// Holds the context that CUDA's runtime uses too.
     retain = cuDevicePrimaryCtxRetain(*mut CUcontext, CUdevice);
     /// Lets go of it.
@@ -78,10 +66,6 @@ calls! {
     allocate_host = cuMemHostAlloc(*mut *mut c_void, usize, c_uint);
     /// Frees it.
     free_host = cuMemFreeHost(*mut c_void);
-    /// Pins memory that is there.
-    register_host = cuMemHostRegister_v2(*mut c_void, usize, c_uint);
-    /// Lets it be pageable again.
-    unregister_host = cuMemHostUnregister(*mut c_void);
     /// Queues a copy to the device.
     copy_in = cuMemcpyHtoDAsync_v2(CUdeviceptr, *const c_void, usize, CUstream);
     /// Queues a copy from the device.
@@ -107,8 +91,6 @@ calls! {
 pub struct Driver {
     /// Its functions.
     pub calls: Calls,
-    /// The CUDA version it is of: major and minor.
-    pub version: (i32, i32),
 }
 
 /// A function of the driver's by its name, which ends with a zero; None where it has none
@@ -151,9 +133,8 @@ impl Driver {
         calls.check("cuDriverGetVersion", unsafe {
             (calls.version)(&raw mut number)
         })?;
-        let version = (number / 1000, number % 1000 / 10);
         if number < VERSION_MIN {
-            let (major, minor) = version;
+            let (major, minor) = (number / 1000, number % 1000 / 10);
             return Err(format!(
                 "the CUDA driver is for CUDA {major}.{minor}, which is too old; install one \
                  for CUDA 12.0 or newer, or choose another device with --device"
@@ -164,44 +145,9 @@ impl Driver {
             100 => return Err(NO_DEVICE.to_owned()),
             status => calls.check("cuInit", status)?,
         }
-        Ok(Self { calls, version })
-    }
-
-    /// The number of devices.
-    ///
-    /// # Errors
-    /// A sentence, when the driver fails.
-    pub fn device_count(&self) -> Result<c_int, String> {
-        let mut count = 0;
-        // SAFETY: a place for the number.
-        let status = unsafe { (self.calls.device_count)(&raw mut count) };
-        self.calls.check("cuDeviceGetCount", status)?;
-        Ok(count)
-    }
-
-    /// What is known of the device of an ordinal.
-    ///
-    /// # Errors
-    /// A sentence, when the driver fails.
-    pub fn describe(&self, ordinal: c_int) -> Result<DeviceInfo, String> {
-        let calls = &self.calls;
-        let mut device = 0;
-        // SAFETY: a place for the number.
-        let status = unsafe { (calls.device)(&raw mut device, ordinal) };
-        calls.check("cuDeviceGet", status)?;
-        let mut bytes_total = 0;
-        // SAFETY: a place for the number, and a device.
-        let status = unsafe { (calls.device_bytes)(&raw mut bytes_total, device) };
-        calls.check("cuDeviceTotalMem", status)?;
-        Ok(DeviceInfo {
-            name: calls.text("cuDeviceGetName", calls.device_name, device)?,
-            bus_id: calls.text("cuDeviceGetPCIBusId", calls.device_bus_id, device)?,
-            bytes_total,
-        })
+        Ok(Self { calls })
     }
 }
-
-type Text = unsafe extern "C" fn(*mut c_char, c_int, CUdevice) -> Status;
 
 impl Calls {
     /// What a call says by its code.
@@ -213,16 +159,6 @@ impl Calls {
             return Ok(());
         }
         Err(format!("'{call}' gave '{}'", self.describe(status)))
-    }
-
-    fn text(&self, call: &str, function: Text, device: CUdevice) -> Result<String, String> {
-        let mut buffer = [0; 256];
-        // SAFETY: 256 bytes, and a device.
-        let status = unsafe { function(buffer.as_mut_ptr(), 256, device) };
-        self.check(call, status)?;
-        let bytes = buffer.iter().map(|byte| byte.cast_unsigned());
-        let bytes: Vec<u8> = bytes.take_while(|byte| *byte != 0).collect();
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// CUDA's text for an error, with its name and code.

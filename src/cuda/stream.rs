@@ -61,18 +61,13 @@ impl Stream {
     /// - `from` is valid for `bytes` bytes until the copy is done;
     /// - `to` is as many bytes of the device, and nobody else touches them meanwhile.
     pub unsafe fn copy_in(&self, to: usize, from: *const u8, bytes: usize) -> Result<(), String> {
-        let mut done = 0;
-        while done < bytes {
-            let from = from.wrapping_add(done);
-            let piece = self.context.piece(from as usize, bytes - done);
-            let to = (to + done) as CUdeviceptr;
-            // SAFETY: as the caller promises for the whole, of which this is a part.
-            self.context.within("cuMemcpyHtoDAsync", |calls| unsafe {
-                (calls.copy_in)(to, from.cast(), piece, self.raw)
-            })?;
-            done += piece;
+        if bytes == 0 {
+            return Ok(());
         }
-        Ok(())
+        // SAFETY: the caller's promise.
+        self.context.within("cuMemcpyHtoDAsync", |calls| unsafe {
+            (calls.copy_in)(to as CUdeviceptr, from.cast(), bytes, self.raw)
+        })
     }
 
     /// Queues a copy from the device; to pageable memory it is done on return.
@@ -85,18 +80,13 @@ impl Stream {
     ///   them meanwhile;
     /// - `from` is as many bytes of the device, which nobody writes meanwhile.
     pub unsafe fn copy_out(&self, to: *mut u8, from: usize, bytes: usize) -> Result<(), String> {
-        let mut done = 0;
-        while done < bytes {
-            let to = to.wrapping_add(done);
-            let piece = self.context.piece(to as usize, bytes - done);
-            let from = (from + done) as CUdeviceptr;
-            // SAFETY: as the caller promises for the whole, of which this is a part.
-            self.context.within("cuMemcpyDtoHAsync", |calls| unsafe {
-                (calls.copy_out)(to.cast(), from, piece, self.raw)
-            })?;
-            done += piece;
+        if bytes == 0 {
+            return Ok(());
         }
-        Ok(())
+        // SAFETY: the caller's promise.
+        self.context.within("cuMemcpyDtoHAsync", |calls| unsafe {
+            (calls.copy_out)(to.cast(), from as CUdeviceptr, bytes, self.raw)
+        })
     }
 
     /// Queues that bytes of the device become `value`.

@@ -308,8 +308,7 @@ impl PagedBackend {
     fn plan_host(&mut self, graph: Graph<'_>, paged: &mut Paged, shared: &Shared) {
         if let Some(host) = &self.host {
             let devices = host.devices(shared.inner);
-            self.host_plan
-                .rebuild(graph, paged, &mut self.scan, devices);
+            self.host_plan.rebuild(graph, paged, &self.scan, devices);
         }
     }
 
@@ -377,9 +376,6 @@ impl PagedBackend {
         }
         paged.compute_seconds += start.elapsed().as_secs_f64();
         self.translation.restore();
-        if let Some(host) = &mut self.host {
-            host.note_launched();
-        }
         paged.pager.write_back(self.schedule.writes(segment))?;
         paged.pager.unpin();
         Ok(status)

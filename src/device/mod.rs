@@ -8,6 +8,7 @@
 //!                  backend.rs  graph_compute: scan.rs ─► schedule.rs ─► launch, by segments
 //!                  experts.rs  which experts a segment reads
 //!                  host/       what of a graph the processor computes
+//!                  engine.rs   what copies, and what it cannot do
 //!                guard.rs      no panic crosses; what cannot be reported is recorded
 //!                    │
 //!                  pager         inner backend
@@ -18,6 +19,7 @@
 mod addresses;
 mod backend;
 mod buffer;
+mod engine;
 mod experts;
 mod guard;
 mod host;
@@ -36,11 +38,12 @@ use std::sync::Arc;
 
 use ggml_sys as sys;
 
+pub(crate) use self::engine::{keep_bytes, link_to};
 use self::rehearsal::Notebook;
 pub use self::report::Report;
 use self::report::{Change, Reason};
 use self::shared::Shared;
-pub(crate) use self::shared::{is_direct, keep_bytes, link_to};
+pub(crate) use self::shared::is_direct;
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
 pub use crate::pager::engine_host::Faults;

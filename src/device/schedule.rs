@@ -104,7 +104,7 @@ pub struct Nodes<'a> {
     pub count: usize,
     /// What its nodes use of streamed and cached tensors, ordered by node.
     pub uses: &'a [Use],
-    /// The nodes of the host segments, in order; no use is of any of them.
+    /// The nodes of the host segments, in order. What these use does not count.
     pub hosts: &'a [Range<usize>],
 }
 

@@ -10,6 +10,7 @@ use std::time::Instant;
 use ggml_sys as sys;
 
 use super::addresses::AddressMap;
+use super::engine;
 use super::interface::Interface;
 use super::rehearsal::Notebook;
 use super::report::{Change, Move, Reason};
@@ -17,21 +18,12 @@ use super::{Budget, Cold, PagingConfig, Report, Storage};
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
 use crate::pager::block::Arena;
-use crate::pager::engine::CopyEngine;
-use crate::pager::engine_device::link::Link;
-use crate::pager::engine_device::{CudaLink, DeviceEngine, GgmlLink, Setup};
-use crate::pager::engine_host::HostEngine;
 use crate::pager::model_index::ModelIndex;
-use crate::pager::room::Room;
-use crate::pager::storage::{Access, BLOCK_BYTES};
-use crate::pager::{CopyMemory, Pager, PagerConfig, StatesIn};
+use crate::pager::storage::Access;
+use crate::pager::{Pager, PagerConfig};
 use crate::planner::LookAhead;
 use crate::telemetry::memory::{available_bytes, share_of};
 use crate::telemetry::pressure::automatic_device_budget_now;
-
-/// How much of the memory that is available at the start may keep weights that are streamed
-/// to a device: the rest is for the page cache, the KV cache and others.
-const KEEP_SHARE: f64 = 0.5;
 
 /// The pager, and the addresses under which llama.cpp knows its tensors.
 #[derive(Debug)]
@@ -87,13 +79,16 @@ impl Shared {
         let (index, direct) = open_model(&config)?;
         let inner = config.inner.map_or_else(InnerDevice::cpu, Ok);
         let inner = inner.map_err(Error::Failed)?;
+        let arena = Arena::of(inner);
         let budget_bytes = match config.budget {
             Budget::Bytes(bytes) => bytes,
             Budget::ModelShare(share) => share_of(index.bytes(), share),
-            Budget::Auto if inner.is_host() => share_of(available_bytes(), 0.85),
-            Budget::Auto => automatic_device_budget_now(inner),
+            Budget::Auto => match arena {
+                Arena::Host => share_of(available_bytes(), 0.85),
+                Arena::Device(inner) => automatic_device_budget_now(inner),
+            },
         };
-        let engine = engine_for(inner, &config, &notebook)?;
+        let chosen = engine::choose(inner, &config, notebook.is_open())?;
         let pager_config = PagerConfig {
             budget_bytes,
             resident_groups_max: config.resident_layers_max,
@@ -102,25 +97,16 @@ impl Shared {
                 (true, layers) => LookAhead::Layers(layers),
             },
             pinned_layers: config.pinned_layers.clone(),
-            states_in: match inner.is_host() {
-                true => StatesIn::Folder(spill_folder(&config)),
-                false => StatesIn::Memory,
-            },
+            states_in: arena.states_in(|| spill_folder(&config)),
             poison: config.poison,
-            alignment: match direct && inner.is_host() {
-                true => BLOCK_BYTES,
-                false => inner.arena_alignment(),
-            },
+            alignment: arena.alignment(inner, direct),
             states_follow: config.kv,
             lock: config.lock,
-            arena: match inner.is_host() {
-                true => Arena::Host,
-                false => Arena::Device(inner),
-            },
+            arena,
         };
-        let mut pager = Pager::new(pager_config, engine.engine);
+        let mut pager = Pager::new(pager_config, chosen.engine);
         if !inner.is_host() && config.cold != Cold::Stream {
-            pager.keep_copies(engine.copies);
+            pager.keep_copies(chosen.copies);
         }
         let shared = Arc::new(Self {
             config,
@@ -155,9 +141,7 @@ impl Shared {
             .interface
             .set(made)
             .expect("a new device has no interface yet");
-        let notice = engine.notice.iter();
-        notice.for_each(|notice| shared.note_once(notice));
-        shared.note_slow_copies();
+        chosen.lacks.iter().for_each(|lack| shared.note_once(lack));
         shared.note_flags_without_meaning();
         Ok(shared)
     }
@@ -187,21 +171,6 @@ impl Shared {
                  this machine's memory"
             ));
         }
-    }
-
-    /// Tells of a device that cannot wait for copies by itself.
-    fn note_slow_copies(&self) {
-        if self.inner.is_host() || self.inner.is_asynchronous() {
-            return;
-        }
-        let lacks = match self.inner.props().caps.async_ {
-            false => "no launches that return at once",
-            true => "no events to wait for",
-        };
-        let name = self.inner.name();
-        self.note_once(&format!(
-            "copies to {name} do not overlap with what it computes: ggml has {lacks} for it"
-        ));
     }
 
     /// ggml's device struct.
@@ -463,72 +432,6 @@ struct Notices {
 /// A lock whose holder may have panicked: the device is marked as broken then.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn host_engine(config: &PagingConfig) -> Result<Box<dyn CopyEngine>> {
-    let engine = HostEngine::new(config.prefetch_threads, config.faults)
-        .map_err(|error| Error::Failed(format!("could not start a copy thread ({error})")))?;
-    Ok(Box::new(engine))
-}
-
-/// What copies between the backing store and the arena.
-struct Engine {
-    engine: Box<dyn CopyEngine>,
-    /// Where copies of weights in host memory come from.
-    copies: CopyMemory,
-    /// What is to be said of it.
-    notice: Option<String>,
-}
-
-fn engine_for(inner: InnerDevice, config: &PagingConfig, notebook: &Notebook) -> Result<Engine> {
-    let (workers, faults) = (config.prefetch_threads, config.faults);
-    let bytes = faults.keep_bytes_max.unwrap_or_else(keep_bytes);
-    let room = Arc::new(Room::new(bytes));
-    // A device that only takes notes copies nothing.
-    if inner.is_host() || !inner.is_asynchronous() || notebook.is_open() {
-        return Ok(Engine {
-            engine: host_engine(config)?,
-            copies: CopyMemory {
-                room,
-                pinning: None,
-            },
-            notice: None,
-        });
-    }
-    let (link, notice) = link_to(inner).map_err(Error::Failed)?;
-    let copies = CopyMemory {
-        room: Arc::clone(&room),
-        pinning: Some(link.pinning()),
-    };
-    let setup = Setup {
-        workers,
-        faults,
-        keep: room,
-    };
-    let engine = DeviceEngine::new(link, setup).map_err(Error::Failed)?;
-    Ok(Engine {
-        engine: Box::new(engine),
-        copies,
-        notice,
-    })
-}
-
-/// Host memory that may keep what is streamed to a device, in bytes, as things are now.
-pub fn keep_bytes() -> u64 {
-    share_of(available_bytes(), KEEP_SHARE)
-}
-
-/// What copies to a device, its driver where we know that, else ggml; and what is to be
-/// said of it.
-pub fn link_to(inner: InnerDevice) -> std::result::Result<(Box<dyn Link>, Option<String>), String> {
-    let mut notice = None;
-    if CudaLink::is_for(inner) {
-        match CudaLink::new(inner) {
-            Ok(link) => return Ok((Box::new(link), None)),
-            Err(why) => notice = Some(format!("copies go through ggml: {why}")),
-        }
-    }
-    Ok((Box::new(GgmlLink::new(inner)?), notice))
 }
 
 /// The model's tensors, and whether their files are read past the page cache: when they

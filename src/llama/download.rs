@@ -4,7 +4,7 @@
 use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::bytes;
 
@@ -34,28 +34,47 @@ pub fn watch(watcher: Watcher) {
     }
 }
 
-/// A folder for headers of models, removed with what is in it when it is dropped.
+/// Where headers go, as long as somebody wants them there.
+static HEADERS: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// Removes the headers that are there; for the end of the process, while another thread may
+/// be fetching them. What cannot be removed is left to the system's own cleaning.
+pub fn remove_headers() {
+    let folder = HEADERS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    let Some(folder) = folder else { return };
+    // A file that comes while the others are removed is there for the next time.
+    for _ in 0..10 {
+        if std::fs::remove_dir_all(&folder).is_ok() || !folder.exists() {
+            return;
+        }
+    }
+}
+
+/// A folder for headers of models, made when the first is fetched, and removed with what is
+/// in it when this is dropped.
 #[derive(Debug)]
 pub struct HeaderFolder(PathBuf);
 
 impl HeaderFolder {
-    /// Makes one. From now on, of a model that lies elsewhere and not in the cache, only the
-    /// header is fetched, into a file there that is otherwise a hole. None when there is no
-    /// place for it: models are downloaded whole then, as they are when their server gives
-    /// no parts of files.
+    /// From now on, of a model that lies elsewhere and not in the cache, only the header is
+    /// fetched, into a file of the folder that is otherwise a hole. Where there is no place
+    /// for it, or its server gives no parts of files, the model is downloaded whole. None
+    /// when the place cannot be told to llama.cpp.
     pub fn new() -> Option<Self> {
         let name = format!("rpaged-headers-{}", std::process::id());
         let path = std::env::temp_dir().join(name);
         let text = CString::new(path.to_str()?).ok()?;
-        std::fs::create_dir(&path).ok()?;
-        let folder = Self(path);
+        *HEADERS.lock().unwrap_or_else(PoisonError::into_inner) = Some(path.clone());
         // SAFETY:
         // - the text lives through the call, which copies it.
         unsafe { ggml_sys::rpaged_fetch_headers_into(text.as_ptr()) };
-        Some(folder)
+        Some(Self(path))
     }
 
-    /// The folder.
+    /// The folder, which is there once something was fetched.
     pub fn path(&self) -> &Path {
         &self.0
     }
@@ -63,8 +82,7 @@ impl HeaderFolder {
 
 impl Drop for HeaderFolder {
     fn drop(&mut self) {
-        // What cannot be removed is left to the system's own cleaning.
-        drop(std::fs::remove_dir_all(&self.0));
+        remove_headers();
     }
 }
 
@@ -86,4 +104,20 @@ unsafe extern "C" fn tell(
     // A panic must not unwind into C; a broken progress bar is no reason to stop.
     let call = AssertUnwindSafe(|| watcher(&address, bytes, total, state));
     drop(catch_unwind(call));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_nothing_was_fetched_into_is_not_there() {
+        let folder = HeaderFolder::new().unwrap();
+        assert!(!folder.path().exists());
+        std::fs::create_dir(folder.path()).unwrap();
+        std::fs::write(folder.path().join("m.gguf"), "GGUF").unwrap();
+        let path = folder.path().to_owned();
+        drop(folder);
+        assert!(!path.exists());
+    }
 }

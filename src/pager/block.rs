@@ -2,10 +2,13 @@
 //! A piece of the arena: resident tensors of one group, or the ring.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::StatesIn;
 use super::engine::{Source, Target};
 use super::memory::HostMemory;
+use super::storage::BLOCK_BYTES;
 use crate::ggml::{DeviceBuffer, HostBuffer, InnerDevice, RawBuffer};
 
 /// Whose memory the arena is made of.
@@ -32,8 +35,44 @@ pub enum Block {
 }
 
 impl Arena {
-    /// Whether the processor computes on it.
-    pub fn is_host(&self) -> bool {
+    /// The memory on which a device computes.
+    pub fn of(device: InnerDevice) -> Self {
+        match device.is_host() {
+            true => Self::Host,
+            false => Self::Device(device),
+        }
+    }
+
+    /// Alignment of tensors in it, in bytes, for the device that computes on it; `direct`:
+    /// when files are read past the page cache.
+    pub fn alignment(&self, device: InnerDevice, direct: bool) -> usize {
+        match self {
+            Self::Host if direct => BLOCK_BYTES,
+            Self::Host | Self::Device(_) => device.arena_alignment(),
+        }
+    }
+
+    /// Where states live that are streamed: `folder` is asked where that is a disk.
+    pub fn states_in(&self, folder: impl FnOnce() -> PathBuf) -> StatesIn {
+        match self {
+            Self::Host => StatesIn::Folder(folder()),
+            Self::Device(_) => StatesIn::Memory,
+        }
+    }
+
+    /// Whether files are read right into it: a weight lies in its blocks as in its file.
+    /// A copy over a link goes anywhere, and a device wants its own alignment.
+    pub fn is_read_into(&self) -> bool {
+        matches!(self, Self::Host)
+    }
+
+    /// Whether the device reads padding behind a tensor's own bytes.
+    pub fn has_padding(&self) -> bool {
+        matches!(self, Self::Device(_))
+    }
+
+    /// Whether a sparse block takes memory as it is written, and not all of it at once.
+    pub fn is_sparse(&self) -> bool {
         matches!(self, Self::Host)
     }
 

@@ -74,6 +74,35 @@ pub enum Target {
     },
 }
 
+/// An object and an offset in it. Two that live at the same time have different addresses,
+/// which tell them apart.
+fn place_in<T>(object: &Arc<T>, offset: u64) -> (usize, u64) {
+    (Arc::as_ptr(object).addr(), offset)
+}
+
+impl Source {
+    /// Which object the bytes lie in, and where; None when there are none.
+    pub(super) fn place(&self) -> Option<(usize, u64)> {
+        match self {
+            Self::File { file, offset } => Some(place_in(file, *offset)),
+            Self::Memory { memory, offset } => Some(place_in(memory, *offset as u64)),
+            Self::Device { memory, offset } => Some(place_in(memory, *offset as u64)),
+            Self::Pattern(_) => None,
+        }
+    }
+}
+
+impl Target {
+    /// Which object the bytes go to, and where in it.
+    pub(super) fn place(&self) -> (usize, u64) {
+        match self {
+            Self::File { file, offset } => place_in(file, *offset),
+            Self::Memory { memory, offset } => place_in(memory, *offset as u64),
+            Self::Device { memory, offset } => place_in(memory, *offset as u64),
+        }
+    }
+}
+
 /// One contiguous copy.
 #[derive(Clone, Debug)]
 pub struct Copy {

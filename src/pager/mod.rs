@@ -32,6 +32,8 @@ mod stores;
 #[cfg(test)]
 mod tests;
 mod transfers;
+#[cfg(test)]
+mod trial;
 pub mod usage;
 
 use std::collections::VecDeque;
@@ -297,11 +299,10 @@ impl Pager {
     /// How far from a multiple of the alignment the tensor begins.
     fn lead(&self, spec: &TensorSpec) -> usize {
         match &spec.backing {
-            Backing::Weight(location) if self.config.arena.is_host() => {
+            Backing::Weight(location) if self.config.arena.is_read_into() => {
                 let alignment = self.config.alignment as u64;
                 usize::try_from(location.offset % alignment).expect("less than the alignment")
             }
-            // A copy over a link goes anywhere, and a device wants its own alignment.
             Backing::Weight(_) | Backing::State { .. } => 0,
         }
     }
@@ -320,10 +321,9 @@ impl Pager {
     /// Bytes that a tensor takes of the budget.
     fn budget_bytes_of(&self, tensor: &PagedTensor) -> u64 {
         let bytes = match &tensor.state {
-            Some(state) if self.config.arena.is_host() => {
+            Some(state) if self.config.arena.is_sparse() => {
                 state.bytes_in_use().next_multiple_of(self.config.alignment)
             }
-            // A device gives all of a state's memory at once.
             _ => self.arena_bytes(&tensor.spec),
         };
         bytes as u64

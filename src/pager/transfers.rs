@@ -166,14 +166,14 @@ impl Pager {
     }
 
     /// What a device reads behind a tensor's own bytes, and expects to be zero: other
-    /// tensors have been in its place. Host memory has no such padding.
+    /// tensors have been in its place.
     pub(super) fn padding_of(
         &self,
         tensor: &PagedTensor,
         to: impl Fn(usize) -> Target,
     ) -> Option<Copy> {
         let (own, all) = (tensor.spec.span_bytes, tensor.spec.bytes);
-        let is_padded = !self.config.arena.is_host() && own < all;
+        let is_padded = self.config.arena.has_padding() && own < all;
         is_padded.then(|| Copy {
             from: Source::Pattern(0),
             to: to(own),
@@ -185,7 +185,7 @@ impl Pager {
     /// Whether the blocks around a weight in the arena are its own.
     pub(super) fn reads_whole_blocks(&self) -> bool {
         let alignment = self.config.alignment;
-        self.config.arena.is_host() && alignment.is_multiple_of(super::storage::BLOCK_BYTES)
+        self.config.arena.is_read_into() && alignment.is_multiple_of(super::storage::BLOCK_BYTES)
     }
 
     pub(super) fn submit_in(&mut self, copies: Vec<Copy>) -> Result<super::engine::Ticket> {

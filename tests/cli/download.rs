@@ -3,8 +3,9 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::{MODEL, assert_refused, program, stdout};
 
@@ -18,6 +19,8 @@ enum Manner {
     LacksBytes(usize),
     /// With this status, and nothing else.
     Status(u16),
+    /// Sends so many bytes of each answer, and nothing more for as long as the test runs.
+    StopsAfter(usize),
 }
 
 /// A server on this machine, for as long as the test runs.
@@ -88,6 +91,11 @@ fn answer(
     }
     match manner {
         Manner::CutsAfter(count) => stream.write_all(&body[..count.min(length)]),
+        Manner::StopsAfter(count) => {
+            stream.write_all(&body[..count.min(length)])?;
+            std::thread::park();
+            Ok(())
+        }
         _ => stream.write_all(body),
     }
 }
@@ -153,6 +161,28 @@ fn a_plan_fetches_the_header_alone() {
         let left = std::fs::read_dir(folder.path()).unwrap().count();
         assert_eq!(left, 0, "neither model nor header is left");
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_takes_the_folder_of_headers_away() {
+    let server = Server::start(Manner::StopsAfter(1000));
+    let [cache, temporary] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let is_empty = || temporary.path().read_dir().unwrap().next().is_none();
+    let mut command = Command::new(program().get_program());
+    command.env("LLAMA_CACHE", cache.path());
+    command.env("TMPDIR", temporary.path());
+    command.args(["inspect", "-mu", &server.address]);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    while is_empty() {
+        assert_eq!(child.try_wait().unwrap(), None, "it fetches a header");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let id = child.id().to_string();
+    let told = Command::new("kill").args(["-TERM", &id]).status().unwrap();
+    assert!(told.success());
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert!(is_empty(), "the folder was left behind");
 }
 
 #[test]

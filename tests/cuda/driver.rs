@@ -70,7 +70,6 @@ functions! {
 pub struct Counts {
     pub pinned: u64,
     pub pageable: u64,
-    pub registered: u64,
 }
 
 impl Driver {
@@ -91,7 +90,6 @@ impl Driver {
         Counts {
             pinned: counts[0],
             pageable: counts[1],
-            registered: counts[4],
         }
     }
 }

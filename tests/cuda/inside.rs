@@ -3,11 +3,10 @@
 
 use std::ffi::c_void;
 use std::ops::Range;
-use std::sync::Arc;
 
-use rpaged::cuda::{self, Context, Registration, Uses};
+use rpaged::cuda::Context;
 use rpaged::ggml::{DeviceBuffer, Event, InnerDevice};
-use rpaged::pager::engine_device::cuda_link::{Access, CudaLink};
+use rpaged::pager::engine_device::cuda_link::CudaLink;
 use rpaged::pager::engine_device::link::Link;
 use rpaged::pager::memory::HostMemory;
 
@@ -250,111 +249,6 @@ fn pinned_and_pageable() {
 
 #[test]
 #[ignore = "run by a test of the module above"]
-fn registered_in_pieces() {
-    if !is_inside() {
-        return;
-    }
-    let (driver, device, mut link, event) = setting();
-    let size = 100_000;
-    let buffer = DeviceBuffer::new(device, size).unwrap();
-    let memory = HostMemory::new(size + 20_000).unwrap();
-    let mut random = Random::new();
-    let mut expected = random.bytes(size + 20_000);
-    // SAFETY: nobody else knows the memory.
-    unsafe { memory.write(0, &expected) };
-    let context = Context::new("CUDA0", Some(BUS_ID), None).unwrap();
-    let start = memory.address(8192) as usize;
-    // The begin and the end are not registered; the link must know where pieces end.
-    let pinning = Arc::clone(link.cuda_pinning());
-    // SAFETY: the memory lives longer.
-    let registration = unsafe {
-        Registration::in_chunks(
-            pinning.context(),
-            start..start + 90_000,
-            Uses::ReadAndWrite,
-            8192,
-        )
-    };
-    let registration = registration.unwrap();
-    assert_eq!(registration.chunk_count(), 11);
-    assert_eq!(driver.counted().registered, 11);
-    for _ in 0..100 {
-        let range = random.range(size);
-        let at = random.below(size + 20_000 - range.len());
-        let host = memory.address(at);
-        // SAFETY: nobody else touches the memory until the link is drained.
-        unsafe { link.copy_in(&buffer, range.start, host, range.len()) }.unwrap();
-        // SAFETY: as above.
-        unsafe { link.fill(&buffer, range.clone(), 9) }.unwrap();
-        // SAFETY: as above.
-        unsafe { link.copy_out(&buffer, range.start, host, range.len()) }.unwrap();
-        expected[at..at + range.len()].fill(9);
-    }
-    drain(&mut link, &event);
-    let mut found = vec![0; size + 20_000];
-    // SAFETY: the link is drained.
-    unsafe { memory.read(0, &mut found) };
-    assert!(found == expected, "bytes differ");
-    drop(registration);
-    // The same range can be registered again: the first was given back.
-    // SAFETY: the memory lives longer.
-    let again = unsafe { Registration::new(&context, start..start + 90_000, Uses::Read) };
-    assert_eq!(again.unwrap().chunk_count(), 1);
-    drop((link, buffer, event));
-    assert_eq!(driver.violations(), "");
-}
-
-/// How the pinning has copies read 100,000 bytes.
-fn accessed(link: &CudaLink, memory: &HostMemory, uses: Uses, may_copy: bool) -> Access {
-    let start = memory.address(0) as usize;
-    // SAFETY: the memory outlives the access; nobody writes it.
-    unsafe {
-        link.cuda_pinning()
-            .access(start..start + 100_000, uses, may_copy)
-    }
-}
-
-#[test]
-#[ignore = "run by a test of the module above"]
-fn access_says_how() {
-    if !is_inside() {
-        return;
-    }
-    let (driver, _, link, event) = setting();
-    let memory = HostMemory::new(100_000).unwrap();
-    // SAFETY: nobody else knows the memory.
-    unsafe { memory.fill(0..100_000, 7) };
-    let refuses_all = std::env::var("FAKE_CUDA_REGISTER").unwrap() == "nothing";
-    for (uses, may_copy) in [
-        (Uses::Read, true),
-        (Uses::Read, false),
-        (Uses::ReadAndWrite, false),
-    ] {
-        match accessed(&link, &memory, uses, may_copy) {
-            Access::Registered(_) => assert!(!refuses_all),
-            Access::Copied(copy, sentence) => {
-                assert!(refuses_all && may_copy);
-                assert!(
-                    sentence.contains("'cuMemHostRegister of 1 MiB' gave"),
-                    "{sentence}"
-                );
-                let mut bytes = vec![0; 100_000];
-                // SAFETY: nobody writes it.
-                unsafe { copy.read(0, &mut bytes) };
-                assert!(copy.is_pinned() && bytes.iter().all(|byte| *byte == 7));
-            }
-            Access::Staged(sentence) => {
-                assert!(refuses_all && !may_copy);
-                assert!(sentence.contains("operation not supported"), "{sentence}");
-            }
-        }
-    }
-    drop((link, event));
-    assert_eq!(driver.violations(), "");
-}
-
-#[test]
-#[ignore = "run by a test of the module above"]
 fn without_pinned_memory() {
     if !is_inside() {
         return;
@@ -364,37 +258,10 @@ fn without_pinned_memory() {
     let expected = "CUDA0: 'cuMemHostAlloc of 3 MiB' gave 'out of memory \
                     (CUDA_ERROR_OUT_OF_MEMORY, 2)'";
     assert_eq!(refused, expected);
-    let memory = HostMemory::new(100_000).unwrap();
-    let Access::Staged(sentence) = accessed(&link, &memory, Uses::Read, true) else {
-        panic!("pinned, though that was refused");
-    };
-    let has = |text: &str| sentence.contains(text);
-    assert!(
-        has("cuMemHostRegister") && has("cuMemHostAlloc"),
-        "{sentence}"
-    );
     // It is no end: there is a little left.
     assert!(link.pinning().pinned(4096).is_ok());
     drop((link, event));
     assert_eq!(driver.violations(), "");
-}
-
-#[test]
-#[ignore = "run by a test of the module above"]
-fn two_devices() {
-    if !is_inside() {
-        return;
-    }
-    let info = cuda::available().unwrap();
-    assert_eq!(info.version, (13, 2));
-    let names: Vec<&str> = info
-        .devices
-        .iter()
-        .map(|device| device.name.as_str())
-        .collect();
-    assert_eq!(names, ["Fake GPU 0", "Fake GPU 1"]);
-    assert_eq!(info.devices[1].bus_id, "0000:02:00.0");
-    assert_eq!(info.devices[1].bytes_total, 1 << 30);
 }
 
 #[test]
@@ -431,11 +298,9 @@ fn refuses() {
     }
     let expected = std::env::var("EXPECTED").unwrap();
     for _ in 0..2 {
-        let sentence = cuda::available().unwrap_err();
-        assert!(sentence.contains(&expected), "{sentence}");
+        let refused = Context::new("CUDA0", Some(BUS_ID), Some(0)).unwrap_err();
+        assert!(refused.contains(&expected), "{refused}");
     }
-    let refused = Context::new("CUDA0", Some(BUS_ID), Some(0)).unwrap_err();
-    assert!(refused.contains(&expected), "{refused}");
 }
 
 #[test]

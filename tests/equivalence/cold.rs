@@ -321,3 +321,54 @@ fn failed_copy_is_a_sentence_and_the_next_run_is_right() {
     }
     assert!(failed > 10, "only {failed} faults struck a run");
 }
+
+/// A copy that failed to be filled is not computed with: the same tokens again are right.
+#[test]
+fn copies_whose_filling_failed_are_filled_again() {
+    let mut failed = 0;
+    for number in 0..40 {
+        let run = Run {
+            paging: Paging::Weights,
+            ..run_of(Model::Dense, 2 * number + 1, Size::Smallest)
+        };
+        let on = device(run.flavour, run.seed);
+        let config = PagingConfig {
+            cold: Cold::Cpu,
+            faults: Faults {
+                fail_request: Some(number),
+                ..Faults::default()
+            },
+            ..run.config(&on, run.budget_bytes())
+        };
+        let paged = PagedDevice::new(config).unwrap();
+        let Ok(loaded) = LlamaModel::of(&run.spec, Placement::Paged(&paged)) else {
+            continue;
+        };
+        let mut context = LlamaContext::new(&loaded, &run.spec).unwrap();
+        let mut logits = Logits::new();
+        // Without a prompt the copies are filled by the first token that computes with them.
+        let tokens = prompt(7, 12);
+        for (position, token) in (0..).zip(&tokens) {
+            let step = Step::feed(0, position, &[*token]);
+            let rows = run_steps(&mut context, std::slice::from_ref(&step));
+            let rows = rows.or_else(|_| {
+                failed += 1;
+                assert!(paged.take_error().is_some(), "{run:?}");
+                run_steps(&mut context, &[step])
+            });
+            logits.extend(rows.unwrap());
+        }
+        let steps = (0..).zip(&tokens);
+        let steps = steps.map(|(position, token)| Step::feed(0, position, &[*token]));
+        let spec = RunSpec {
+            steps: steps.collect(),
+            ..run.spec.clone()
+        };
+        assert_same(&stock(&spec), &logits, &run);
+        drop(context);
+        drop(loaded);
+        drop(paged);
+        assert_eq!(complaint(&on), None, "{run:?}");
+    }
+    assert!(failed > 10, "only {failed} requests failed");
+}

@@ -70,6 +70,15 @@ static bool fetch(const std::string & url, const std::string & token,
     return false;
 }
 
+// Makes the folder, once; not where somebody else has made one.
+static bool make_folder() {
+    static const bool made = [] {
+        std::error_code ignored;
+        return std::filesystem::create_directory(std::filesystem::u8path(FOLDER), ignored);
+    }();
+    return made;
+}
+
 // The model's files by address, and whether all of them are here already.
 static std::vector<std::string> addresses(const common_params & params, bool & are_here) {
     std::error_code ignored;
@@ -103,7 +112,7 @@ bool rpaged_get_headers(common_params & params) {
     try {
         bool are_here = false;
         const auto urls = addresses(params, are_here);
-        if (urls.empty() || are_here) {
+        if (urls.empty() || are_here || !make_folder()) {
             return false;
         }
         std::string first;

@@ -131,15 +131,9 @@ impl HostPlan {
         &self.items[segment.items.clone()]
     }
 
-    /// Finds the host segments of a graph that was scanned, and takes their uses out of the
-    /// scan: they are none of the ring.
-    pub fn rebuild(
-        &mut self,
-        graph: Graph<'_>,
-        paged: &mut Paged,
-        scan: &mut Scan,
-        devices: Devices,
-    ) {
+    /// Finds the host segments of a graph that was scanned. Between two of them is always a
+    /// node that the device computes.
+    pub fn rebuild(&mut self, graph: Graph<'_>, paged: &mut Paged, scan: &Scan, devices: Devices) {
         self.segments.clear();
         self.nodes.clear();
         self.items.clear();
@@ -158,13 +152,6 @@ impl HostPlan {
                 }
             }
         }
-        let on_host = |node: usize| {
-            let before = self.nodes.partition_point(|nodes| nodes.end <= node);
-            self.nodes
-                .get(before)
-                .is_some_and(|nodes| nodes.contains(&node))
-        };
-        scan.uses.retain(|used| !on_host(used.node));
     }
 }
 

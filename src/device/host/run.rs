@@ -20,9 +20,6 @@ pub struct HostComputer {
     backend: InnerBackend,
     scratch: Option<Block>,
     translation: Translation,
-    // What was copied to the device may not have arrived, and nothing was launched since
-    // that would wait for it.
-    is_writing: bool,
 }
 
 impl HostComputer {
@@ -37,7 +34,6 @@ impl HostComputer {
             backend: cpu.backend().map_err(Error::Failed)?,
             scratch: None,
             translation: Translation::default(),
-            is_writing: false,
         })
     }
 
@@ -63,7 +59,6 @@ impl HostComputer {
     /// # Errors
     /// `Memory` when it is not given.
     pub fn prepare(&mut self, plan: &HostPlan) -> Result<()> {
-        self.is_writing = false;
         let known = self.scratch.as_ref().map_or(0, Block::bytes);
         if plan.scratch_bytes > known {
             self.scratch = None;
@@ -76,19 +71,9 @@ impl HostComputer {
         Ok(())
     }
 
-    /// Notes that the device was given something to compute.
-    pub fn note_launched(&mut self) {
-        self.is_writing = false;
-    }
-
     /// Copies what the segment reads from the device's memory to the scratch memory, when
     /// the device has computed it: it has nothing to do when this returns.
-    pub fn read_inputs(&mut self, plan: &HostPlan, of: &HostSegment, device: &mut InnerBackend) {
-        if self.is_writing {
-            // Not every device has copies wait for each other.
-            device.synchronize();
-            self.is_writing = false;
-        }
+    pub fn read_inputs(&self, plan: &HostPlan, of: &HostSegment, device: &mut InnerBackend) {
         for item in plan.items(of) {
             let (Part::Input(address, buffer), Home::Scratch(at)) = (item.part, item.home) else {
                 continue;
@@ -99,7 +84,8 @@ impl HostComputer {
             let to = scratch.address(at);
             // SAFETY:
             // - the scratch memory is as large as the plan wants it (`prepare`), and nobody
-            //   else touches it: what was copied from it has arrived;
+            //   else touches it: between two host segments the device computes something, for
+            //   which what was copied from there had to arrive;
             // - the tensor lies there, and whoever computes it was launched before.
             unsafe { device.read_at((address, buffer), to, item.bytes) };
         }
@@ -140,7 +126,7 @@ impl HostComputer {
 
     /// Copies what others read of the results to where they expect it.
     pub fn write_results(
-        &mut self,
+        &self,
         graph: Graph<'_>,
         plan: &HostPlan,
         of: &HostSegment,
@@ -163,7 +149,6 @@ impl HostComputer {
             // - the scratch memory is not written before the device has nothing to do;
             // - the tensor's place is its own, and the device has nothing to do now.
             unsafe { device.write_at(to, from, item.bytes) };
-            self.is_writing = true;
         }
     }
 }

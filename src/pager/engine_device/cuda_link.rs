@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::super::memory::HostMemory;
 use super::super::storage::BLOCK_BYTES;
 use super::link::{Link, Pinning};
-use crate::cuda::{self, Context, Registration, Stream, Uses};
+use crate::cuda::{self, Context, Stream};
 use crate::ggml::{DeviceBuffer, Event, InnerDevice};
 
 /// What ggml-cuda calls its devices, before the ordinal.
@@ -27,19 +27,8 @@ pub struct CudaLink {
 
 /// Pinned memory of a device of CUDA's.
 #[derive(Debug)]
-pub struct CudaPinning {
+struct CudaPinning {
     context: Arc<Context>,
-}
-
-/// How copies read a range of memory that was there before.
-#[derive(Debug)]
-pub enum Access {
-    /// Where it is: it was pinned.
-    Registered(Registration),
-    /// From pinned memory with the same bytes; the sentence says why.
-    Copied(HostMemory, String),
-    /// Through memory of the driver's, which does not overlap; the sentence says why.
-    Staged(String),
 }
 
 impl CudaLink {
@@ -68,11 +57,6 @@ impl CudaLink {
             stream,
             pinning,
         })
-    }
-
-    /// Where pinned memory comes from, and what is there is pinned.
-    pub fn cuda_pinning(&self) -> &Arc<CudaPinning> {
-        &self.pinning
     }
 }
 
@@ -166,42 +150,5 @@ impl Pinning for CudaPinning {
         }
         // SAFETY: the pages are as large, ours alone, and freed with their owner.
         Ok(unsafe { HostMemory::pinned(address, bytes, pages) })
-    }
-}
-
-impl CudaPinning {
-    /// Where the memory is pinned.
-    pub fn context(&self) -> &Arc<Context> {
-        &self.context
-    }
-
-    /// Pins memory that is there, so that copies read it where it is. Where that is
-    /// refused, `may_copy` has pinned memory filled with the same bytes.
-    ///
-    /// # Safety
-    /// - the range is mapped, and as readable and writable as `uses` says, until what this
-    ///   gives is dropped;
-    /// - with `may_copy` nobody writes it until then.
-    pub unsafe fn access(&self, range: Range<usize>, uses: Uses, may_copy: bool) -> Access {
-        // SAFETY: the caller's promise.
-        let registered = unsafe { Registration::new(&self.context, range.clone(), uses) };
-        let why = match registered {
-            Ok(registration) => return Access::Registered(registration),
-            Err(why) => why,
-        };
-        let copy = may_copy.then(|| self.pinned(range.len()));
-        match copy {
-            Some(Ok(memory)) => {
-                // SAFETY: mapped, and written by nobody: the caller's promise.
-                let bytes =
-                    unsafe { std::slice::from_raw_parts(range.start as *const u8, range.len()) };
-                // SAFETY: the memory was made just now.
-                unsafe { memory.write(0, bytes) };
-                let sentence = format!("copied to pinned memory, not registered: {why}");
-                Access::Copied(memory, sentence)
-            }
-            Some(Err(error)) => Access::Staged(format!("copies do not overlap: {why}; {error}")),
-            None => Access::Staged(format!("copies do not overlap: {why}")),
-        }
     }
 }

@@ -40,7 +40,7 @@ mod words;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Sender, bounded, unbounded};
 
 use self::arrivals::Arrivals;
 pub use self::cuda_link::CudaLink;
@@ -51,9 +51,10 @@ use self::link::Link;
 use self::queue::Queue;
 use self::reader::Reader;
 use self::staging::Staging;
-use super::engine::{Copy, CopyEngine, Counters, Direction, Failure, Request, Ticket};
+use super::engine::{Copy, CopyEngine, Counters, Failure, Request, Ticket};
 use super::engine_host::progress::Progress;
-use super::engine_host::{Faults, HostEngine, RECYCLED_MAX};
+use super::engine_host::tickets::Tickets;
+use super::engine_host::{Faults, HostEngine};
 use super::memory::HostMemory;
 use super::room::Room;
 use super::storage::BLOCK_BYTES;
@@ -101,14 +102,9 @@ pub struct DeviceEngine {
     // None only while it is dropped.
     requests: Option<Sender<(Ticket, Request)>>,
     threads: Vec<JoinHandle<()>>,
-    progress: Arc<Progress>,
+    tickets: Tickets,
     reads: Arc<Progress>,
     arrivals: Arc<Arrivals>,
-    recycled: Receiver<Vec<Copy>>,
-    submitted: u64,
-    // The newest request that writes back; zero when there was none.
-    written_back: Ticket,
-    faults: Faults,
 }
 
 impl DeviceEngine {
@@ -132,7 +128,7 @@ impl DeviceEngine {
         let landings = Arc::new(Landings::default());
         let (requests, inbox) = unbounded();
         let (step_sender, steps) = bounded(STEPS_MAX);
-        let (recycle, recycled) = bounded(RECYCLED_MAX);
+        let (tickets, recycle) = Tickets::new(Arc::clone(&progress), faults);
         let (free_places, free) = bounded(tuning.places);
         let (failed_reads, failed) = unbounded();
         (0..tuning.places)
@@ -159,7 +155,7 @@ impl DeviceEngine {
             uploads_max: tuning.places / 2,
             landings,
             arrivals: Arc::clone(&arrivals),
-            progress: Arc::clone(&progress),
+            progress,
             recycle,
             faults,
         });
@@ -175,13 +171,9 @@ impl DeviceEngine {
         Ok(Self {
             requests: Some(requests),
             threads,
-            progress,
+            tickets,
             reads,
             arrivals,
-            recycled,
-            submitted: 0,
-            written_back: Ticket(0),
-            faults,
         })
     }
 }
@@ -220,57 +212,45 @@ fn faults_of_reads(faults: Faults) -> Faults {
 
 impl CopyEngine for DeviceEngine {
     fn submit(&mut self, request: Request) -> Result<Ticket, (String, Request)> {
-        let ticket = Ticket(self.submitted + 1);
-        if self.faults.refuse_request == Some(self.submitted) {
-            self.faults.refuse_request = None;
-            let sentence = "the copy engine refused a request, as it was told to";
-            return Err((sentence.to_owned(), request));
-        }
-        let direction = request.direction;
         let requests = self.requests.as_ref().expect("it is not being dropped");
-        if let Err(refused) = requests.send((ticket, request)) {
-            let state = self.progress.lock();
-            let sentence = state
-                .ended
-                .as_deref()
-                .unwrap_or("the copy thread has ended");
-            return Err((sentence.to_owned(), refused.0.1));
-        }
-        self.submitted += 1;
-        if direction == Direction::Out {
-            self.written_back = ticket;
-        }
-        Ok(ticket)
+        let ended = Arc::clone(self.tickets.progress());
+        self.tickets.submit(request, |ticket, request| {
+            requests.send((ticket, request)).map_err(|refused| {
+                let state = ended.lock();
+                let sentence = state.ended.as_deref();
+                let sentence = sentence.unwrap_or("the copy thread has ended");
+                (sentence.to_owned(), refused.0.1)
+            })
+        })
     }
 
     fn wait(&self, ticket: Ticket) -> Result<(), Failure> {
-        let state = self.progress.wait(ticket);
-        state.outcome(ticket, self.written_back)
+        self.tickets.wait(ticket)
     }
 
     fn arrival(&self, ticket: Ticket) -> Result<Option<Fence>, Failure> {
-        self.arrivals
-            .wait(&self.progress, ticket, self.written_back)
+        let (progress, written_back) = (self.tickets.progress(), self.tickets.written_back());
+        self.arrivals.wait(progress, ticket, written_back)
     }
 
     fn is_done(&self, ticket: Ticket) -> bool {
-        self.progress.is_settled(ticket)
+        self.tickets.is_done(ticket)
     }
 
     fn newest(&self) -> Ticket {
-        Ticket(self.submitted)
+        self.tickets.newest()
     }
 
     fn forget_failures(&mut self) -> Option<Failure> {
-        self.progress.lock().forget_failures(self.written_back)
+        self.tickets.forget_failures()
     }
 
     fn recycled(&mut self) -> Vec<Copy> {
-        self.recycled.try_recv().unwrap_or_default()
+        self.tickets.recycled()
     }
 
     fn counters(&self) -> Counters {
-        let counters = self.progress.lock().counters();
+        let counters = self.tickets.progress().lock().counters();
         Counters {
             // All that comes from files crosses the link, but for copies that have nothing
             // to do with the device, which nobody asks for.
@@ -281,7 +261,7 @@ impl CopyEngine for DeviceEngine {
     }
 
     fn notices(&mut self) -> Vec<String> {
-        let mut notices = std::mem::take(&mut self.progress.lock().notices);
+        let mut notices = std::mem::take(&mut self.tickets.progress().lock().notices);
         notices.append(&mut self.reads.lock().notices);
         notices
     }

@@ -3,7 +3,7 @@
 //! that is asked for, and copies between host memories.
 //!
 //! ```text
-//!  HostEngine       what the pager sees: submit, wait, counters
+//!  HostEngine       what the pager sees: submit, wait, counters; tickets.rs, its books
 //!    │ mailbox (crew.rs)                    ▲ progress.rs
 //!  Coordinator      one thread; takes requests in order, says when they are done
 //!    │ order.rs     which copies may be done now
@@ -26,18 +26,20 @@ mod ring;
 mod ring;
 #[cfg(test)]
 mod tests;
+pub(super) mod tickets;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, bounded, unbounded};
+use crossbeam_channel::unbounded;
 
 use self::coordinator::{Coordinator, Parts};
 use self::crew::{Event, Mailbox};
 pub use self::faults::Faults;
 use self::progress::Progress;
 use self::ring::Ring;
-use super::engine::{Copy, CopyEngine, Counters, Direction, Failure, Request, Ticket};
+use self::tickets::Tickets;
+use super::engine::{Copy, CopyEngine, Counters, Failure, Request, Ticket};
 use super::storage::BLOCK_BYTES;
 
 /// Copies are cut into pieces of this size. A fast disk reads no faster in larger ones,
@@ -46,8 +48,6 @@ const PIECE_BYTES: usize = 1 << 20;
 /// How many direct reads are under way at once. Two keep a disk busy if this thread is
 /// woken at once; these do so, too, for the milliseconds in which all cores compute.
 const READS_MAX: usize = 8;
-/// How many finished requests' vectors are kept for reuse.
-pub(super) const RECYCLED_MAX: usize = 64;
 
 /// Sizes that an engine works with; tests take small ones.
 #[derive(Clone, Copy, Debug)]
@@ -68,12 +68,7 @@ const TUNING: Tuning = Tuning {
 pub struct HostEngine {
     mailbox: Mailbox,
     coordinator: Option<JoinHandle<()>>,
-    progress: Arc<Progress>,
-    recycled: Receiver<Vec<Copy>>,
-    submitted: u64,
-    // The newest request that writes back; zero when there was none.
-    written_back: Ticket,
-    faults: Faults,
+    tickets: Tickets,
 }
 
 impl HostEngine {
@@ -89,8 +84,8 @@ impl HostEngine {
     fn tuned(workers: usize, faults: Faults, tuning: Tuning) -> std::io::Result<Self> {
         assert!(tuning.piece_bytes.is_multiple_of(BLOCK_BYTES) && tuning.piece_bytes > 0);
         let (events, inbox) = unbounded();
-        let (recycle, recycled) = bounded(RECYCLED_MAX);
         let progress = Arc::new(Progress::default());
+        let (tickets, recycle) = Tickets::new(Arc::clone(&progress), faults);
         // Not there in many containers: nobody is told, threads do the same.
         let ring = Ring::new(tuning.reads_max).ok().filter(|_| !faults.no_ring);
         let mailbox = Mailbox {
@@ -102,7 +97,7 @@ impl HostEngine {
             mailbox: mailbox.clone(),
             ring,
             recycle,
-            progress: Arc::clone(&progress),
+            progress,
             faults,
             tuning,
         };
@@ -113,11 +108,7 @@ impl HostEngine {
         Ok(Self {
             mailbox,
             coordinator: Some(coordinator),
-            progress,
-            recycled,
-            submitted: 0,
-            written_back: Ticket(0),
-            faults,
+            tickets,
         })
     }
 
@@ -128,59 +119,49 @@ impl HostEngine {
 
     /// What its threads tell, for those that wait for single requests elsewhere.
     pub(super) fn progress(&self) -> Arc<Progress> {
-        Arc::clone(&self.progress)
+        Arc::clone(self.tickets.progress())
     }
 }
 
 impl CopyEngine for HostEngine {
     fn submit(&mut self, request: Request) -> Result<Ticket, (String, Request)> {
-        let ticket = Ticket(self.submitted + 1);
-        if self.faults.refuse_request == Some(self.submitted) {
-            self.faults.refuse_request = None;
-            let sentence = "the copy engine refused a request, as it was told to";
-            return Err((sentence.to_owned(), request));
-        }
-        let direction = request.direction;
-        if let Err(event) = self.mailbox.post(Event::Submit(ticket, request)) {
-            let Event::Submit(_, request) = event else {
-                unreachable!("what was posted comes back");
-            };
-            return Err(("the copy thread has ended".to_owned(), request));
-        }
-        self.submitted += 1;
-        if direction == Direction::Out {
-            self.written_back = ticket;
-        }
-        Ok(ticket)
+        self.tickets.submit(request, |ticket, request| {
+            let posted = self.mailbox.post(Event::Submit(ticket, request));
+            posted.map_err(|event| {
+                let Event::Submit(_, request) = event else {
+                    unreachable!("what was posted comes back");
+                };
+                ("the copy thread has ended".to_owned(), request)
+            })
+        })
     }
 
     fn wait(&self, ticket: Ticket) -> Result<(), Failure> {
-        let state = self.progress.wait(ticket);
-        state.outcome(ticket, self.written_back)
+        self.tickets.wait(ticket)
     }
 
     fn is_done(&self, ticket: Ticket) -> bool {
-        self.progress.is_settled(ticket)
+        self.tickets.is_done(ticket)
     }
 
     fn newest(&self) -> Ticket {
-        Ticket(self.submitted)
+        self.tickets.newest()
     }
 
     fn forget_failures(&mut self) -> Option<Failure> {
-        self.progress.lock().forget_failures(self.written_back)
+        self.tickets.forget_failures()
     }
 
     fn recycled(&mut self) -> Vec<Copy> {
-        self.recycled.try_recv().unwrap_or_default()
+        self.tickets.recycled()
     }
 
     fn counters(&self) -> Counters {
-        self.progress.lock().counters()
+        self.tickets.progress().lock().counters()
     }
 
     fn notices(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.progress.lock().notices)
+        std::mem::take(&mut self.tickets.progress().lock().notices)
     }
 }
 

@@ -6,9 +6,7 @@
 //!          └──────── (blockers = 0) ──────┘
 //! ```
 
-use std::sync::Arc;
-
-use super::super::engine::{Copy, Source, Target};
+use super::super::engine::Copy;
 use super::super::storage::BLOCK_BYTES;
 
 /// How many copies may be under way or waiting at once. What is behind them waits too.
@@ -55,33 +53,9 @@ pub struct Footprint {
 
 impl Footprint {
     pub fn of(copy: &Copy) -> Self {
-        let reads = match &copy.from {
-            Source::File { file, offset } => {
-                Some(Extent::new(Arc::as_ptr(file).addr(), *offset, copy.bytes))
-            }
-            Source::Memory { memory, offset } => Some(Extent::new(
-                Arc::as_ptr(memory).addr(),
-                *offset as u64,
-                copy.bytes,
-            )),
-            Source::Device { memory, offset } => Some(Extent::new(
-                Arc::as_ptr(memory).addr(),
-                *offset as u64,
-                copy.bytes,
-            )),
-            Source::Pattern(_) => None,
-        };
-        let writes = match &copy.to {
-            Target::File { file, offset } => {
-                Extent::new(Arc::as_ptr(file).addr(), *offset, copy.bytes)
-            }
-            Target::Memory { memory, offset } => {
-                Extent::new(Arc::as_ptr(memory).addr(), *offset as u64, copy.bytes)
-            }
-            Target::Device { memory, offset } => {
-                Extent::new(Arc::as_ptr(memory).addr(), *offset as u64, copy.bytes)
-            }
-        };
+        let extent = |(object, start)| Extent::new(object, start, copy.bytes);
+        let reads = copy.from.place().map(extent);
+        let writes = extent(copy.to.place());
         let writes = if copy.whole_blocks {
             writes.with_whole_blocks()
         } else {

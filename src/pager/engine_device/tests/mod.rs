@@ -8,8 +8,9 @@ use async_device::Delays;
 
 use self::rig::*;
 use super::*;
-use crate::pager::engine::Source;
+use crate::pager::engine::{Direction, Source};
 use crate::pager::storage::Access;
+use crate::pager::trial::*;
 
 #[test]
 fn a_file_comes_in_pieces_and_goes_out_again() {

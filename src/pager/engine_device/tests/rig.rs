@@ -1,6 +1,5 @@
 //! A device of streams to test on, and a link to it that can be held up and broken.
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::ThreadId;
@@ -11,7 +10,7 @@ use super::super::link::{Link, Pinning};
 use super::super::*;
 use crate::ggml::{DeviceBuffer, Event, InnerDevice};
 use crate::pager::engine::{Source, Target};
-use crate::pager::storage::{Access, StoreFile};
+use crate::pager::trial::{MODEL_BYTES, Model, on_disk};
 
 /// Small places, so that small copies need many, and cuts at every kind of place.
 pub const SMALL: Tuning = Tuning {
@@ -19,9 +18,6 @@ pub const SMALL: Tuning = Tuning {
     places: 3,
     slab_bytes: 3 * BLOCK_BYTES,
 };
-
-/// Ends inside of a block.
-pub const MODEL_BYTES: usize = 90_123;
 
 /// What a link is to be like.
 #[derive(Clone, Debug, Default)]
@@ -246,63 +242,11 @@ pub fn setup(keep_bytes: u64) -> Setup {
     }
 }
 
-/// The n-th byte of the model's file.
-pub fn model_byte(index: usize) -> u8 {
-    u8::try_from(index * 31 % 251).unwrap()
-}
-
-/// A model's file in a folder that goes with it.
-pub struct Model {
-    folder: tempfile::TempDir,
-    path: PathBuf,
-}
-
-impl Model {
-    pub fn new(place: &Path, bytes: usize) -> Self {
-        let folder = tempfile::tempdir_in(place).unwrap();
-        let path = folder.path().join("model.gguf");
-        let content: Vec<u8> = (0..bytes).map(model_byte).collect();
-        std::fs::write(&path, content).unwrap();
-        Self { folder, path }
-    }
-
-    pub fn open(&self, access: Access) -> Arc<StoreFile> {
-        Arc::new(StoreFile::open(&self.path, access).unwrap())
-    }
-
-    pub fn spill(&self) -> Arc<StoreFile> {
-        Arc::new(StoreFile::spill(self.folder.path()).unwrap())
-    }
-}
-
-/// Where the build is: a disk.
-fn on_disk() -> PathBuf {
-    let program = std::env::current_exe().unwrap();
-    program.parent().unwrap().to_owned()
-}
-
-pub fn host_bytes(memory: &HostMemory) -> Vec<u8> {
+pub fn device_bytes(memory: &DeviceBuffer) -> Vec<u8> {
     let mut bytes = vec![0; memory.bytes()];
     // SAFETY: the engine has been drained, nobody writes.
     unsafe { memory.read(0, &mut bytes) };
     bytes
-}
-
-pub fn device_bytes(memory: &DeviceBuffer) -> Vec<u8> {
-    let mut bytes = vec![0; memory.bytes()];
-    // SAFETY: as above.
-    unsafe { memory.read(0, &mut bytes) };
-    bytes
-}
-
-pub fn from_file(file: &Arc<StoreFile>, offset: u64) -> Source {
-    let file = Arc::clone(file);
-    Source::File { file, offset }
-}
-
-pub fn from_memory(memory: &Arc<HostMemory>, offset: usize) -> Source {
-    let memory = Arc::clone(memory);
-    Source::Memory { memory, offset }
 }
 
 pub fn from_device(memory: &Arc<DeviceBuffer>, offset: usize) -> Source {
@@ -310,31 +254,7 @@ pub fn from_device(memory: &Arc<DeviceBuffer>, offset: usize) -> Source {
     Source::Device { memory, offset }
 }
 
-pub fn in_file(file: &Arc<StoreFile>, offset: u64) -> Target {
-    let file = Arc::clone(file);
-    Target::File { file, offset }
-}
-
-pub fn in_memory(memory: &Arc<HostMemory>, offset: usize) -> Target {
-    let memory = Arc::clone(memory);
-    Target::Memory { memory, offset }
-}
-
 pub fn in_device(memory: &Arc<DeviceBuffer>, offset: usize) -> Target {
     let memory = Arc::clone(memory);
     Target::Device { memory, offset }
-}
-
-pub fn request(direction: Direction, from: Source, to: Target, bytes: usize) -> Request {
-    let copies = vec![Copy {
-        from,
-        to,
-        bytes,
-        whole_blocks: false,
-    }];
-    Request {
-        direction,
-        copies,
-        after: None,
-    }
 }

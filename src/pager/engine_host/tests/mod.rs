@@ -2,11 +2,12 @@
 
 mod oracle;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::super::engine::{Source, Target};
+use super::super::engine::{Direction, Source};
 use super::super::memory::HostMemory;
 use super::super::storage::{Access, StoreFile};
+use super::super::trial::*;
 use super::*;
 
 /// Small pieces, so that small copies have many, and cuts at every kind of place.
@@ -15,52 +16,8 @@ const SMALL: Tuning = Tuning {
     reads_max: 3,
 };
 
-/// Ends inside of a block.
-const MODEL_BYTES: usize = 90_123;
-
 fn memory(bytes: usize) -> Arc<HostMemory> {
     Arc::new(HostMemory::new(bytes).unwrap())
-}
-
-fn bytes_of(memory: &HostMemory) -> Vec<u8> {
-    let mut bytes = vec![0; memory.bytes()];
-    // SAFETY: the engine has been drained, nobody writes.
-    unsafe { memory.read(0, &mut bytes) };
-    bytes
-}
-
-fn in_memory(memory: &Arc<HostMemory>, offset: usize) -> Target {
-    let memory = Arc::clone(memory);
-    Target::Memory { memory, offset }
-}
-
-fn from_memory(memory: &Arc<HostMemory>, offset: usize) -> Source {
-    let memory = Arc::clone(memory);
-    Source::Memory { memory, offset }
-}
-
-fn in_file(file: &Arc<StoreFile>, offset: u64) -> Target {
-    let file = Arc::clone(file);
-    Target::File { file, offset }
-}
-
-fn from_file(file: &Arc<StoreFile>, offset: u64) -> Source {
-    let file = Arc::clone(file);
-    Source::File { file, offset }
-}
-
-fn request(direction: Direction, from: Source, to: Target, bytes: usize) -> Request {
-    let copies = vec![Copy {
-        from,
-        to,
-        bytes,
-        whole_blocks: false,
-    }];
-    Request {
-        direction,
-        copies,
-        after: None,
-    }
 }
 
 fn fill(to: &Arc<HostMemory>, value: u8) -> Request {
@@ -71,41 +28,6 @@ fn fill(to: &Arc<HostMemory>, value: u8) -> Request {
 fn duplicate(from: &Arc<HostMemory>, to: &Arc<HostMemory>) -> Request {
     let from = from_memory(from, 0);
     request(Direction::Out, from, in_memory(to, 0), to.bytes())
-}
-
-/// The n-th byte of the model's file.
-fn model_byte(index: usize) -> u8 {
-    u8::try_from(index * 31 % 251).unwrap()
-}
-
-/// A model's file in a folder that goes with it.
-struct Model {
-    folder: tempfile::TempDir,
-    path: PathBuf,
-}
-
-impl Model {
-    fn new(place: &Path, bytes: usize) -> Self {
-        let folder = tempfile::tempdir_in(place).unwrap();
-        let path = folder.path().join("model.gguf");
-        let content: Vec<u8> = (0..bytes).map(model_byte).collect();
-        std::fs::write(&path, content).unwrap();
-        Self { folder, path }
-    }
-
-    fn open(&self, access: Access) -> Arc<StoreFile> {
-        Arc::new(StoreFile::open(&self.path, access).unwrap())
-    }
-
-    fn spill(&self) -> Arc<StoreFile> {
-        Arc::new(StoreFile::spill(self.folder.path()).unwrap())
-    }
-}
-
-/// Where the build is: a disk.
-fn on_disk() -> PathBuf {
-    let program = std::env::current_exe().unwrap();
-    program.parent().unwrap().to_owned()
 }
 
 /// A file system in memory, where there is one.
@@ -138,7 +60,7 @@ fn requests_run_in_order_with_any_number_of_workers() {
             engine.submit(duplicate(&a, &b)).unwrap();
         }
         engine.wait(engine.newest()).unwrap();
-        assert!(bytes_of(&b).iter().all(|&byte| byte == 19));
+        assert!(host_bytes(&b).iter().all(|&byte| byte == 19));
         let counters = engine.counters();
         assert_eq!(counters.write_back_bytes, 20 * (3 << 20));
         assert!(counters.write_back_seconds > 0.0);
@@ -191,8 +113,8 @@ fn a_failed_request_is_reported_and_later_ones_still_run() {
     assert!(still.is_err(), "a failure shows until it is forgotten");
     assert_eq!(engine.forget_failures(), None, "no write-back failed");
     assert!(engine.wait(later).is_ok());
-    assert_eq!(bytes_of(&a), [0; 100]);
-    assert_eq!(bytes_of(&b), [2; 100]);
+    assert_eq!(host_bytes(&a), [0; 100]);
+    assert_eq!(host_bytes(&b), [2; 100]);
     assert_eq!(engine.counters().failed, 1);
 }
 
@@ -222,7 +144,7 @@ fn dropping_the_engine_finishes_what_was_submitted() {
         }
         drop(engine);
         for to in to {
-            let found = bytes_of(&to);
+            let found = host_bytes(&to);
             assert!((0..1 << 20).all(|at| found[at] == model_byte(at)));
         }
     }
@@ -274,7 +196,7 @@ fn read_twice(faults: Faults, access: Access, whole_blocks: bool) -> (Option<Str
         request.copies[0].whole_blocks = whole_blocks;
         let ticket = engine.submit(request).unwrap();
         match engine.wait(ticket) {
-            Ok(()) => is_right &= bytes_of(&to) == (0..bytes).map(model_byte).collect::<Vec<_>>(),
+            Ok(()) => is_right &= host_bytes(&to) == (0..bytes).map(model_byte).collect::<Vec<_>>(),
             Err(failed) => {
                 assert_eq!((failed.ticket, failed.direction), (ticket, Direction::In));
                 failure = Some(failed.sentence);
@@ -344,7 +266,7 @@ fn what_waits_for_a_failed_read_still_runs() {
         assert!(engine.wait(ticket).is_err());
         engine.forget_failures();
         engine.wait(ticket).unwrap();
-        assert_eq!(bytes_of(&to), [3; MODEL_BYTES]);
+        assert_eq!(host_bytes(&to), [3; MODEL_BYTES]);
     }
 }
 
@@ -368,7 +290,7 @@ fn a_file_system_that_refuses_direct_reads_is_noticed_once() {
             let ticket = engine.submit(request).unwrap();
             engine.wait(ticket).unwrap();
             let expected: Vec<u8> = (0..MODEL_BYTES).map(model_byte).collect();
-            assert_eq!(bytes_of(&to), expected);
+            assert_eq!(host_bytes(&to), expected);
         }
         assert!(!file.is_direct());
         let notices = engine.notices();
@@ -553,7 +475,7 @@ fn a_coordinator_that_dies_waits_for_the_reads_under_way() {
         // SAFETY: nobody uses the memory.
         unsafe { to.fill(0..to.bytes(), 7) };
         std::thread::sleep(std::time::Duration::from_millis(20));
-        assert!(bytes_of(&to).iter().all(|&byte| byte == 7));
+        assert!(host_bytes(&to).iter().all(|&byte| byte == 7));
     }
 }
 
@@ -579,7 +501,7 @@ fn direct_reads_leave_the_page_cache_alone() {
             read.copies[0].whole_blocks = whole_blocks;
             let ticket = engine.submit(read).unwrap();
             engine.wait(ticket).unwrap();
-            let found = bytes_of(&to);
+            let found = host_bytes(&to);
             assert!((100..100 + bytes).all(|at| found[at] == model_byte(at)));
             assert_eq!(pages_in_cache(&cached), 0);
         }

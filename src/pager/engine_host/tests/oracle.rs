@@ -1,5 +1,7 @@
 //! Random requests with random faults, against a naive engine that does everything in order.
 
+use std::path::Path;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -172,7 +174,7 @@ impl World {
     fn check(&self) {
         let mut spill = vec![0; SPILL_BYTES];
         self.spill.read_exact_at(&mut spill, 0).unwrap();
-        let found = self.memories.iter().map(|memory| bytes_of(memory));
+        let found = self.memories.iter().map(|memory| host_bytes(memory));
         let expected = self.expected.iter().chain([&self.expected_spill]);
         for (found, expected) in found.chain([spill]).zip(expected) {
             let wrong = found
