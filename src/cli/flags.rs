@@ -68,9 +68,8 @@ pub struct OwnFlags {
     #[arg(value_parser = parse_layers, allow_hyphen_values = true)]
     pub pin_layers: Option<Layers>,
 
-    /// Who computes, in decode, with weights that a GPU's memory has no room for: cpu, where
-    /// they lie; stream: the GPU, to which they travel; auto: both, by what is faster
-    /// (default: auto). A prompt is computed by the GPU.
+    /// Who computes with weights that a GPU has no room for: cpu, stream (the GPU) or auto
+    /// (default: auto).
     ///
     /// rpaged-cli -m big.gguf -no-cnv -p "Hello" --dynamic-layers --device CUDA0 --cold cpu
     #[arg(long, value_name = "WHO", env = "LLAMA_ARG_COLD")]

@@ -118,27 +118,30 @@ impl<'a> Graph<'a> {
         // SAFETY: the graph is live, as promised to `from_raw`.
         let graph = unsafe { self.raw.as_ref() };
         let known = &graph.visited_hash_set;
-        if known.size == 0 || known.keys.is_null() || graph.use_counts.is_null() {
+        let parts = [
+            known.used.addr(),
+            known.keys.addr(),
+            graph.use_counts.addr(),
+        ];
+        if known.size == 0 || parts.contains(&0) {
             return None;
         }
-        // As in ggml's `ggml_hash_find`: addresses, and the places behind them.
+        // SAFETY: the set has a bit for each of its `size` places, 32 to a word.
+        let used = unsafe { std::slice::from_raw_parts(known.used, known.size.div_ceil(32)) };
+        // SAFETY: it has `size` places.
+        let keys = unsafe { std::slice::from_raw_parts(known.keys, known.size) };
+        // SAFETY: there is a count for each place.
+        let counts = unsafe { std::slice::from_raw_parts(graph.use_counts, known.size) };
+        // As in ggml's `ggml_hash_find`: at its address, or at a place behind.
         let key = tensor.as_ptr();
         let first = (key.addr() >> 4) % known.size;
-        let places = (first..known.size).chain(0..first);
-        for place in places {
-            // SAFETY: the set has a bit for each of its `size` places, 32 to a word.
-            let word = unsafe { *known.used.add(place / 32) };
-            if word & (1 << (place % 32)) == 0 {
-                return None;
-            }
-            // SAFETY: the set has `size` places.
-            if unsafe { *known.keys.add(place) } == key {
-                // SAFETY: there is a count for each place.
-                let count = unsafe { *graph.use_counts.add(place) };
-                return usize::try_from(count).ok();
-            }
+        let mut places = (first..known.size).chain(0..first);
+        let is_empty = |place: usize| used[place / 32] & (1 << (place % 32)) == 0;
+        let found = places.find(|place| is_empty(*place) || keys[*place] == key)?;
+        match is_empty(found) {
+            true => None,
+            false => usize::try_from(counts[found]).ok(),
         }
-        None
     }
 
     /// The nodes in `range` as a graph of their own, without an identity that a backend
@@ -200,6 +203,12 @@ mod tests {
             .collect();
         assert_eq!(graph.node_count(), 8);
         assert_eq!(seams, [2, 5]);
+        let all: Vec<Tensor<'_>> = (0..8).map(|index| graph.node(index)).collect();
+        for node in &all {
+            let sources = all.iter().flat_map(|reader| reader.sources());
+            let uses = sources.filter(|source| source == node).count();
+            assert_eq!(graph.use_count(*node), Some(uses));
+        }
         // SAFETY: made above, freed once; nothing of it is used any more.
         unsafe { sys::ggml_free(context) };
     }

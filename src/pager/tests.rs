@@ -134,14 +134,14 @@ impl Stage {
         };
         let pager = &self.pager;
         let bytes_of = |id, range: &Range<usize>| pager.ring_bytes_of(id, range);
-        let mut schedule = std::mem::take(&mut self.schedule);
-        let nodes = Nodes {
+        let graph = Nodes {
             count: 4 * LAYERS,
             uses: &uses,
             hosts: &[],
         };
+        let mut schedule = std::mem::take(&mut self.schedule);
         schedule
-            .rebuild(nodes, shape, bytes_of, |_| false)
+            .rebuild(graph, shape, bytes_of, |_| false)
             .expect("the ring holds what one node needs");
         let outcome = self.run(&schedule, seed, rows, prefetch, row);
         self.schedule = schedule;

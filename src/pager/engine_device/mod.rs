@@ -252,8 +252,8 @@ impl CopyEngine for DeviceEngine {
     fn counters(&self) -> Counters {
         let counters = self.tickets.progress().lock().counters();
         Counters {
-            // All that comes from files crosses the link, but for copies that have nothing
-            // to do with the device, which nobody asks for.
+            // What comes from files crosses the link, then or later: it comes into the arena
+            // as that.
             staged_bytes: counters.storage_bytes,
             storage_seconds: self.reads.lock().counters().storage_seconds,
             ..counters
