@@ -257,6 +257,7 @@ fn engine_to(
         let engine = HostEngine::new(threads, Faults::default()).map_err(failed)?;
         return Ok((Box::new(engine), None));
     }
+    // What it cannot do is said by the run that uses it.
     let link = link_to(device, &mut Vec::new()).map_err(failed)?;
     let pinned = link.pinning().pinned(bytes).ok();
     let setup = Setup {

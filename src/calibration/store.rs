@@ -1,8 +1,8 @@
 //! The file in the cache folder: found, read, judged, written.
 //!
-//! One file for each machine, number of threads, file system and device that computes. What is there and does not
-//! fit (another processor, another version, older than 30 days, damaged) is measured anew;
-//! what cannot be written is used all the same, and said.
+//! One file for each machine, number of threads, file system and device that computes. What
+//! is there and does not fit (another processor, another version, older than 30 days,
+//! damaged) is measured anew; what cannot be written is used all the same, and said.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -64,6 +64,11 @@ pub fn choose(inner: InnerDevice, config: &PagingConfig, takes_notes: bool) -> R
     })
 }
 
+/// Host memory that may keep what is streamed to a device, in bytes, as things are now.
+pub fn keep_bytes() -> u64 {
+    share_of(available_bytes(), KEEP_SHARE)
+}
+
 /// Why the device waits for copies, if it cannot have them come while it computes.
 fn waits_of(inner: InnerDevice) -> Option<String> {
     if inner.is_host() || inner.is_asynchronous() {
@@ -83,11 +88,6 @@ fn host_engine(config: &PagingConfig) -> Result<Box<dyn CopyEngine>> {
     let engine = HostEngine::new(config.prefetch_threads, config.faults)
         .map_err(|error| Error::Failed(format!("could not start a copy thread ({error})")))?;
     Ok(Box::new(engine))
-}
-
-/// Host memory that may keep what is streamed to a device, in bytes, as things are now.
-pub fn keep_bytes() -> u64 {
-    share_of(available_bytes(), KEEP_SHARE)
 }
 
 /// What copies to a device: its driver where we know that, else ggml; why not the driver

@@ -38,11 +38,11 @@ use std::sync::Arc;
 
 use ggml_sys as sys;
 
+pub(crate) use self::engine::{keep_bytes, link_to};
 use self::rehearsal::Notebook;
 pub use self::report::Report;
 use self::report::{Change, Reason};
 use self::shared::Shared;
-pub(crate) use self::engine::{keep_bytes, link_to};
 pub(crate) use self::shared::is_direct;
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
