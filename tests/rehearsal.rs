@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::path::Path;
 
 use rpaged::device::rehearsal::Rehearsal;
-use rpaged::device::{Budget, PagedDevice, PagingConfig, Storage};
+use rpaged::device::{Budget, Cold, PagedDevice, PagingConfig, Storage};
 use rpaged::llama::{self, Decoded, Params, Session};
 
 use crate::models::{Model, prompt};
@@ -40,6 +40,7 @@ fn config(path: &Path, budget: u64) -> PagingConfig {
         storage: Storage::Cached,
         lock: false,
         lazy_bytes_min: None,
+        cold: Cold::Stream,
         resident_layers_max: None,
         poison: false,
         faults: rpaged::device::Faults::default(),

@@ -7,7 +7,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
 
 use super::size::parse_budget;
-use crate::device::Budget;
+use crate::device::{Budget, Cold};
 use crate::error::{Error, Result};
 
 /// Layers beyond this number are a typing error: no model has so many.
@@ -67,6 +67,14 @@ pub struct OwnFlags {
     #[arg(long, value_name = "LIST", env = "LLAMA_ARG_PIN_LAYERS")]
     #[arg(value_parser = parse_layers, allow_hyphen_values = true)]
     pub pin_layers: Option<Layers>,
+
+    /// Who computes with weights that a GPU has no room for: cpu, stream (the GPU) or auto
+    /// (default: auto).
+    ///
+    /// rpaged-cli -m big.gguf -no-cnv -p "Hello" --dynamic-layers --device CUDA0 --cold cpu
+    #[arg(long, value_name = "WHO", env = "LLAMA_ARG_COLD")]
+    #[arg(value_parser = parse_cold, allow_hyphen_values = true)]
+    pub cold: Option<Cold>,
 
     /// Fetch the next layers while one computes (the default with paging).
     ///
@@ -286,7 +294,7 @@ impl OwnFlags {
                 "paging; add --dynamic-layers (weights), --paged-kv (KV cache) or both",
             ),
             (
-                &["--pin-layers"],
+                &["--pin-layers", "--cold"],
                 self.dynamic_layers,
                 "paged weights; add --dynamic-layers",
             ),
@@ -308,6 +316,16 @@ impl OwnFlags {
             }
         }
         Ok(())
+    }
+}
+
+/// Who computes with cold weights.
+fn parse_cold(text: &str) -> std::result::Result<Cold, String> {
+    match text.trim() {
+        "cpu" => Ok(Cold::Cpu),
+        "stream" => Ok(Cold::Stream),
+        "auto" => Ok(Cold::Auto),
+        _ => Err("it is one of cpu, stream and auto".to_owned()),
     }
 }
 
@@ -400,6 +418,7 @@ mod tests {
         for (args, missing) in [
             (&["--mem-pressure=0.5"][..], "--paged-kv"),
             (&["--pin-layers=1", "--paged-kv"], "--dynamic-layers"),
+            (&["--cold=cpu", "--paged-kv"], "--dynamic-layers"),
             (&["--kv-page-size=64", "--dynamic-layers"], "--paged-kv"),
             (&["--spill-dir=x", "--dynamic-layers"], "--paged-kv"),
             (&["--metrics-pretty"], "--metrics"),

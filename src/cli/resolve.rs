@@ -446,6 +446,7 @@ impl Request {
             spill_folder: own.spill_dir.clone(),
             storage: Storage::Auto,
             lock: false,
+            cold: own.cold.unwrap_or_default(),
             lazy_bytes_min: None,
             inner: None,
             resident_layers_max: None,

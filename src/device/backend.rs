@@ -6,20 +6,22 @@
 //! tensors of each segment translated to where the pager has their bytes.
 
 use std::ffi::{CStr, c_char, c_void};
-use std::ops::Range;
 use std::time::Instant;
 
 use ggml_sys as sys;
 
 use super::experts::Router;
 use super::guard::guard;
+use super::host::HostPlan;
+use super::host::run::HostComputer;
 use super::interface::shared_of_device;
 use super::report::Reason;
-use super::scan::{Scan, Touch};
-use super::schedule::{Schedule, Segment, Shape, TooLarge};
+use super::scan::Scan;
+use super::schedule::{Nodes, Schedule, Segment, Shape, TooLarge};
 use super::shared::{Paged, Shared};
+use super::translate::{Translation, touches_of};
 use crate::error::{Error, Result};
-use crate::ggml::{Events, Fence, Graph, InnerBackend, Tensor};
+use crate::ggml::{Events, Fence, Graph, InnerBackend};
 use crate::pager::{self, Pager};
 
 const NAME: &CStr = c"RPAGED0";
@@ -44,19 +46,15 @@ struct PagedBackend {
     scan: Scan,
     schedule: Schedule,
     router: Router,
-    moved: Vec<Moved>,
+    translation: Translation,
+    // What the processor computes of a graph, where the inner device is not the processor.
+    host: Option<HostComputer>,
+    host_plan: HostPlan,
     // llama.cpp's abort callback and its data, where the inner backend takes none.
     abort: Option<(AbortCallback, *mut c_void)>,
 }
 
 type AbortCallback = unsafe extern "C" fn(*mut c_void) -> bool;
-
-/// A tensor that was pointed elsewhere for a launch, and where it was before.
-struct Moved {
-    raw: *mut sys::ggml_tensor,
-    address: usize,
-    buffer: sys::ggml_backend_buffer_t,
-}
 
 const BACKEND: sys::ggml_backend_i = sys::ggml_backend_i {
     get_name: Some(backend_name),
@@ -97,7 +95,12 @@ pub unsafe extern "C" fn init(
             scan: Scan::default(),
             schedule: Schedule::default(),
             router: Router::default(),
-            moved: Vec::new(),
+            translation: Translation::default(),
+            host: shared
+                .computes_on_host()
+                .then(HostComputer::new)
+                .transpose()?,
+            host_plan: HostPlan::default(),
             abort: None,
         });
         Ok(Box::into_raw(Box::new(sys::ggml_backend {
@@ -133,18 +136,22 @@ unsafe extern "C" fn backend_free(backend: sys::ggml_backend_t) {
     drop(unsafe { Box::from_raw(backend) });
 }
 
-/// llama.cpp's thread count, passed on to the inner CPU backend, with the pool that has
-/// as many threads.
+/// llama.cpp's thread count, passed on to the CPU backend that computes, the inner one or
+/// that of host segments, with the pool that has as many threads.
 pub unsafe extern "C" fn set_n_threads(backend: sys::ggml_backend_t, count: i32) {
     // SAFETY: ours.
     let context = unsafe { context_of(backend) };
-    let inner = context.inner.as_ptr();
-    // SAFETY: the inner backend is a live CPU backend.
-    unsafe { sys::ggml_backend_cpu_set_n_threads(inner, count) };
     // SAFETY: `Shared` outlives all backends (contract of `PagedDevice`).
     let shared = unsafe { &*context.shared };
-    // SAFETY: the inner backend is a live CPU backend; null means a pool of its own.
-    unsafe { sys::ggml_backend_cpu_set_threadpool(inner, shared.threadpool(count)) };
+    let pool = shared.threadpool(count);
+    if shared.inner.is_cpu() {
+        // SAFETY: the inner backend is a CPU backend; the pool was attached for as long.
+        unsafe { context.inner.set_threads(count, pool) };
+    }
+    if let Some(host) = &mut context.host {
+        // SAFETY: as above.
+        unsafe { host.set_threads(count, pool) };
+    }
 }
 
 /// llama.cpp's abort callback, passed on to the inner CPU backend; other backends take none,
@@ -255,7 +262,10 @@ impl PagedBackend {
             if self.is_to_stop() {
                 return Ok(sys::GGML_STATUS_ABORTED);
             }
-            let status = self.run_segment(graph, index, paged, prefetch)?;
+            let status = match self.schedule.segments()[index].host {
+                None => self.run_segment(graph, index, paged, prefetch)?,
+                Some(host) => self.run_host_segment(graph, (index, host), paged, prefetch)?,
+            };
             if status != sys::GGML_STATUS_SUCCESS {
                 return Ok(status);
             }
@@ -271,6 +281,7 @@ impl PagedBackend {
             shared.note_change(Reason::Growth, paged);
             self.scan.rebuild(graph, paged);
         }
+        self.plan_host(graph, paged, shared);
         if self.scan.reads_across && shared.config.kv {
             shared.note_once(READS_ACROSS);
         }
@@ -278,15 +289,28 @@ impl PagedBackend {
             paged.pager.need_ring(too_large.bytes)?;
             shared.note_change(Reason::Growth, paged);
             self.scan.rebuild(graph, paged);
+            self.plan_host(graph, paged, shared);
             self.schedule(graph, &paged.pager)
                 .map_err(|too_large| pager::ring_too_small(too_large.bytes))?;
+        }
+        if let Some(host) = &mut self.host {
+            host.prepare(&self.host_plan)?;
         }
         for (id, range) in &self.scan.written_in_place {
             paged.pager.note_written(*id, range);
         }
         let moving = self.schedule.moving();
         paged.pass_bytes = moving.map(|need| paged.pager.bytes_moved(need)).sum();
+        paged.host_pass_bytes = self.host_plan.weight_bytes();
         Ok(())
+    }
+
+    /// Finds what the processor computes of the graph that was scanned.
+    fn plan_host(&mut self, graph: Graph<'_>, paged: &mut Paged, shared: &Shared) {
+        if let Some(host) = &self.host {
+            let devices = host.devices(shared.inner);
+            self.host_plan.rebuild(graph, paged, &self.scan, devices);
+        }
     }
 
     fn schedule(&mut self, graph: Graph<'_>, pager: &Pager) -> std::result::Result<(), TooLarge> {
@@ -299,8 +323,11 @@ impl PagedBackend {
             cache_segment_bytes,
         };
         self.schedule.rebuild(
-            graph.node_count(),
-            &self.scan.uses,
+            Nodes {
+                count: graph.node_count(),
+                uses: &self.scan.uses,
+                hosts: self.host_plan.nodes(),
+            },
             shape,
             |id, range| pager.ring_bytes_of(id, range),
             |index| graph.is_seam(index),
@@ -320,10 +347,7 @@ impl PagedBackend {
         self.router
             .require(graph, schedule, segment, &mut paged.pager)?;
         if prefetch {
-            paged.pager.prefetch(schedule.upcoming(segment))?;
-            let of_cache = schedule.upcoming_of_cache(segment);
-            let of_cache = of_cache.map(|need| (need.tensor, &need.range));
-            paged.pager.prefetch_ranges(of_cache)?;
+            fetch_ahead(schedule, segment, &mut paged.pager)?;
         }
         if let Some(arrival) = paged.pager.wait_ready()? {
             self.inner.wait(&arrival);
@@ -333,11 +357,8 @@ impl PagedBackend {
         // Before anything is translated: what fails in between would leave it so.
         let events = self.events.as_mut().map(Events::free);
         let fence = events.transpose().map_err(Error::Failed)?;
-        translate(
-            touches_of(&self.scan.touches, segment),
-            &paged.pager,
-            &mut self.moved,
-        );
+        let touches = touches_of(&self.scan.touches, &segment.nodes);
+        self.translation.follow(touches, &paged.pager);
         let start = Instant::now();
         // Without an identity, even where it is the whole graph: ggml-cuda would replay one
         // that it knows, with the addresses of its last launch.
@@ -355,55 +376,49 @@ impl PagedBackend {
             }
         }
         paged.compute_seconds += start.elapsed().as_secs_f64();
-        restore(&mut self.moved);
+        self.translation.restore();
         paged.pager.write_back(self.schedule.writes(segment))?;
         paged.pager.unpin();
         Ok(status)
     }
-}
 
-/// The touches of a segment's nodes.
-fn touches_of<'a>(touches: &'a [Touch], segment: &Segment) -> &'a [Touch] {
-    let Range { start, end } = segment.nodes.clone();
-    let first = touches.partition_point(|touch| touch.node < start);
-    let last = touches.partition_point(|touch| touch.node < end);
-    &touches[first..last]
-}
-
-/// Points each touched tensor to where its bytes are, once.
-fn translate(touches: &[Touch], pager: &Pager, moved: &mut Vec<Moved>) {
-    moved.clear();
-    for touch in touches {
-        // SAFETY: tensors of the graph at hand, ours during the launch.
-        let Some(tensor) = (unsafe { Tensor::from_raw(touch.raw) }) else {
-            continue;
+    /// Has the processor compute a segment, while the link fetches what comes after it.
+    fn run_host_segment(
+        &mut self,
+        graph: Graph<'_>,
+        (index, host_index): (usize, usize),
+        paged: &mut Paged,
+        prefetch: bool,
+    ) -> Result<sys::ggml_status> {
+        let Some(host) = &mut self.host else {
+            return Err(Error::Bug("nobody computes a host segment".to_owned()));
         };
-        if tensor.address() != touch.address {
-            continue;
+        let segment = &self.schedule.segments()[index];
+        let plan = &self.host_plan;
+        let of = &plan.segments()[host_index];
+        paged.pager.require_copies(plan.weights(of))?;
+        if prefetch {
+            fetch_ahead(&self.schedule, segment, &mut paged.pager)?;
         }
-        let (address, buffer) = pager.locate(touch.tensor);
-        let address = address.wrapping_add(touch.offset);
-        // SAFETY:
-        // - the pager holds the tensor's bytes there until `unpin`, after `restore`;
-        // - during the launch nobody but the inner backend uses the tensor.
-        let (address, buffer) = unsafe { tensor.relocate(address, buffer) };
-        moved.push(Moved {
-            raw: touch.raw,
-            address,
-            buffer,
-        });
+        paged.compute_seconds += paged.pager.watch_what_is_underway();
+        let start = Instant::now();
+        host.read_inputs(plan, of, &mut self.inner);
+        paged.compute_seconds += start.elapsed().as_secs_f64();
+        paged.pager.wait_copies(plan.weights(of))?;
+        let start = Instant::now();
+        let status = host.compute(graph, plan, of, &paged.pager);
+        if status == sys::GGML_STATUS_SUCCESS {
+            host.write_results(graph, plan, of, &mut self.inner);
+        }
+        paged.host_seconds += start.elapsed().as_secs_f64();
+        paged.host_bytes += of.weight_bytes;
+        Ok(status)
     }
 }
 
-/// Points the tensors back: graphs are used again for the next token.
-fn restore(moved: &mut Vec<Moved>) {
-    for was in moved.drain(..) {
-        // SAFETY: the same tensors as in `translate`.
-        let Some(tensor) = (unsafe { Tensor::from_raw(was.raw) }) else {
-            continue;
-        };
-        // SAFETY: where the tensor was before, which is what llama.cpp expects; the inner
-        // backend has finished.
-        unsafe { tensor.relocate(was.address, was.buffer) };
-    }
+/// Has what is needed after a segment fetched, as far as there is room.
+fn fetch_ahead(schedule: &Schedule, segment: &Segment, pager: &mut Pager) -> Result<()> {
+    pager.prefetch(schedule.upcoming(segment))?;
+    let of_cache = schedule.upcoming_of_cache(segment);
+    pager.prefetch_ranges(of_cache.map(|need| (need.tensor, &need.range)))
 }

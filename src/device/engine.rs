@@ -1,12 +1,16 @@
 //! Which engine copies between the backing store and the arena, and what it cannot do.
 
+use std::sync::Arc;
+
 use super::PagingConfig;
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
+use crate::pager::CopyMemory;
 use crate::pager::engine::CopyEngine;
 use crate::pager::engine_device::link::Link;
 use crate::pager::engine_device::{CudaLink, DeviceEngine, GgmlLink, Setup};
 use crate::pager::engine_host::HostEngine;
+use crate::pager::room::Room;
 use crate::telemetry::memory::{available_bytes, share_of};
 
 /// How much of the memory that is available at the start may keep weights that are streamed
@@ -17,6 +21,8 @@ const KEEP_SHARE: f64 = 0.5;
 #[derive(Debug)]
 pub struct Chosen {
     pub engine: Box<dyn CopyEngine>,
+    /// Where copies of weights in host memory come from.
+    pub copies: CopyMemory,
     /// What it cannot do, a sentence each.
     pub lacks: Vec<String>,
 }
@@ -28,23 +34,37 @@ pub struct Chosen {
 /// `Failed` when a thread or memory is refused, or the device fails.
 pub fn choose(inner: InnerDevice, config: &PagingConfig, takes_notes: bool) -> Result<Chosen> {
     let mut lacks: Vec<String> = waits_of(inner).into_iter().collect();
-    if inner.is_host() || !inner.is_asynchronous() || takes_notes {
-        let engine = host_engine(config)?;
-        return Ok(Chosen { engine, lacks });
-    }
-    let (workers, faults) = (config.prefetch_threads, config.faults);
-    let setup = Setup {
-        workers,
-        faults,
-        keep_bytes: match faults.keep_bytes_max {
-            Some(bytes) => bytes,
-            None => share_of(available_bytes(), KEEP_SHARE),
-        },
+    let room = match config.faults.keep_bytes_max {
+        Some(bytes) => bytes,
+        None => share_of(available_bytes(), KEEP_SHARE),
     };
+    let room = Arc::new(Room::new(room));
+    if inner.is_host() || !inner.is_asynchronous() || takes_notes {
+        return Ok(Chosen {
+            engine: host_engine(config)?,
+            copies: CopyMemory {
+                room,
+                pinning: None,
+            },
+            lacks,
+        });
+    }
     let link = link_to(inner, &mut lacks).map_err(Error::Failed)?;
+    let copies = CopyMemory {
+        room: Arc::clone(&room),
+        pinning: Some(link.pinning()),
+    };
+    let setup = Setup {
+        workers: config.prefetch_threads,
+        faults: config.faults,
+        keep: room,
+    };
     let engine = DeviceEngine::new(link, setup).map_err(Error::Failed)?;
-    let engine = Box::new(engine);
-    Ok(Chosen { engine, lacks })
+    Ok(Chosen {
+        engine: Box::new(engine),
+        copies,
+        lacks,
+    })
 }
 
 /// Why the device waits for copies, if it cannot have them come while it computes.

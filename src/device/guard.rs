@@ -36,7 +36,7 @@ mod tests {
 
     use super::*;
     use crate::device::rehearsal::Notebook;
-    use crate::device::{Budget, Faults, PagingConfig, Storage};
+    use crate::device::{Budget, Cold, Faults, PagingConfig, Storage};
 
     #[test]
     fn a_panic_becomes_a_sentence_and_later_slots_refuse() {
@@ -55,6 +55,7 @@ mod tests {
             storage: Storage::Auto,
             lock: false,
             lazy_bytes_min: None,
+            cold: Cold::Stream,
             inner: None,
             resident_layers_max: None,
             poison: false,

@@ -143,8 +143,8 @@ unsafe extern "C" fn registry_proc_address(
     let shared = unsafe { &*context.cast::<Shared>() };
     // SAFETY: ggml passes a NUL-terminated name.
     match unsafe { CStr::from_ptr(name) }.to_bytes() {
-        // Threads are the CPU backend's.
-        b"ggml_backend_set_n_threads" if shared.inner.is_cpu() => {
+        // Threads are a CPU backend's.
+        b"ggml_backend_set_n_threads" if shared.inner.is_cpu() || shared.computes_on_host() => {
             backend::set_n_threads as *mut c_void
         }
         b"ggml_backend_set_abort_callback" => backend::set_abort_callback as *mut c_void,

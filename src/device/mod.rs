@@ -7,6 +7,7 @@
 //!                  outside.rs  what of a model lies elsewhere, and whether the budget covers it
 //!                  backend.rs  graph_compute: scan.rs ─► schedule.rs ─► launch, by segments
 //!                  experts.rs  which experts a segment reads
+//!                  host/       what of a graph the processor computes
 //!                  engine.rs   what copies, and what it cannot do
 //!                guard.rs      no panic crosses; what cannot be reported is recorded
 //!                    │
@@ -21,6 +22,7 @@ mod buffer;
 mod engine;
 mod experts;
 mod guard;
+mod host;
 mod interface;
 mod outside;
 pub mod rehearsal;
@@ -29,6 +31,7 @@ mod scan;
 pub mod schedule;
 mod scratch;
 mod shared;
+mod translate;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -54,6 +57,18 @@ pub enum Budget {
     ModelShare(f64),
     /// What is there to give: 85 % of the machine's memory available at start, or what a
     /// device's own memory has free but for a margin.
+    Auto,
+}
+
+/// Who computes with weights that have no room in a device's memory, in decode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cold {
+    /// The processor, from a copy in host memory, as far as it can.
+    Cpu,
+    /// The device: they cross the link for each pass.
+    Stream,
+    /// Both, by what is faster.
+    #[default]
     Auto,
 }
 
@@ -100,6 +115,8 @@ pub struct PagingConfig {
     pub spill_folder: Option<PathBuf>,
     /// How the model's files are read (`--load-mode`).
     pub storage: Storage,
+    /// Who computes with weights that have no room in the inner device's memory (`--cold`).
+    pub cold: Cold,
     /// Lock the weights in the arena in memory (`--load-mode mlock`).
     pub lock: bool,
     /// Tensors by row that have at least this many bytes are left to llama.cpp, which maps
@@ -208,6 +225,14 @@ impl PagedDevice {
     /// the plan is what it was before.
     pub fn set_budget(&self, bytes: u64, reason: Reason) -> Result<()> {
         self.shared.set_budget(bytes, reason)
+    }
+
+    /// Has the processor compute this part, 0 to 1, of the weights without room in the inner
+    /// device's memory that it can compute with in decode, and stream the others. Between
+    /// graphs only. Nothing where the arena is the machine's memory, or all are streamed
+    /// (`Cold::Stream`).
+    pub fn set_host_share(&self, share: f64) {
+        self.shared.set_host_share(share);
     }
 
     /// Has the budget cover a draft model of `bytes`, which stays in memory beside the

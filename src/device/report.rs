@@ -58,6 +58,18 @@ pub struct Report {
     pub stalls: Stalls,
     /// Time spent inside the inner backend since the first graph, in seconds.
     pub compute_seconds: f64,
+    /// Bytes of weights that the processor computes with in a pass over the last graph: they
+    /// have no room in the device's memory, and do not cross the link for it.
+    pub host_pass_bytes: u64,
+    /// Layers of whose weights the processor computes with some in decode.
+    pub host_layers: u32,
+    /// Bytes of host memory that copies of weights take, for the processor to compute with or
+    /// the link to fetch from.
+    pub host_copy_bytes: u64,
+    /// Bytes of weights that the processor has computed with since the first graph.
+    pub host_bytes: u64,
+    /// Time spent on that, in seconds; not part of `compute_seconds`.
+    pub host_seconds: f64,
     /// Bytes read from storage while loading, and the time that took, in seconds: the
     /// first estimate of the storage's rate. Zero when nothing was read.
     pub load_bytes: u64,

@@ -15,6 +15,9 @@
 //! nodes before it have run: a segment begins with the first node that reads the experts
 //! of a list of ids.
 //!
+//! Host segments, which the processor computes, are given; what is between them is cut as
+//! if it were all.
+//!
 //! A segment takes no more than its share of the ring, so that what the next one needs
 //! fits beside it. The same graph gets the same places each time: addresses repeat from
 //! token to token.
@@ -89,6 +92,20 @@ pub struct Segment {
     pub cache_needs: Range<usize>,
     /// Its range of `Schedule::writes`.
     pub writes: Range<usize>,
+    /// The processor computes it: which of the host segments it is. It needs nothing of ring
+    /// or cache.
+    pub host: Option<usize>,
+}
+
+/// The graph to be cut.
+#[derive(Clone, Copy, Debug)]
+pub struct Nodes<'a> {
+    /// How many nodes it has.
+    pub count: usize,
+    /// What its nodes use of streamed and cached tensors, ordered by node.
+    pub uses: &'a [Use],
+    /// The nodes of the host segments, in order. What these use does not count.
+    pub hosts: &'a [Range<usize>],
 }
 
 /// A graph cut into segments. Kept from graph to graph, so that a pass allocates nothing.
@@ -181,16 +198,14 @@ impl Schedule {
         after.iter().chain(before)
     }
 
-    /// Schedules a graph of `node_count` nodes. `uses` is ordered by node; `ring_bytes_of`
-    /// says how much of the ring a range of a tensor takes, `is_seam` of a node whether
-    /// no backend fuses it with what is before.
+    /// Schedules a graph. `ring_bytes_of` says how much of the ring a range of a tensor takes,
+    /// `is_seam` of a node whether no backend fuses it with what is before.
     ///
     /// # Errors
     /// When a node reads more at once than ring or cache hold.
     pub fn rebuild(
         &mut self,
-        node_count: usize,
-        uses: &[Use],
+        graph: Nodes<'_>,
         shape: Shape,
         ring_bytes_of: impl Fn(TensorId, &Range<usize>) -> usize,
         is_seam: impl Fn(usize) -> bool,
@@ -201,11 +216,55 @@ impl Schedule {
         self.writes.clear();
         self.current.clear();
         (self.cache_start, self.ids, self.place) = (0, None, 0);
+        let mut start = 0;
+        for (index, host) in graph.hosts.iter().enumerate() {
+            if start < host.start {
+                self.cut_up(
+                    start..host.start,
+                    graph.uses,
+                    shape,
+                    &ring_bytes_of,
+                    &is_seam,
+                )?;
+            }
+            self.segments.push(Segment {
+                nodes: host.clone(),
+                needs: self.needs.len()..self.needs.len(),
+                cache_needs: self.cache_needs.len()..self.cache_needs.len(),
+                writes: self.writes.len()..self.writes.len(),
+                host: Some(index),
+            });
+            start = host.end;
+        }
+        if start < graph.count || self.segments.is_empty() {
+            self.cut_up(
+                start..graph.count,
+                graph.uses,
+                shape,
+                &ring_bytes_of,
+                &is_seam,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Cuts nodes between host segments, of which `uses` has all of the graph.
+    fn cut_up(
+        &mut self,
+        nodes: Range<usize>,
+        uses: &[Use],
+        shape: Shape,
+        ring_bytes_of: &impl Fn(TensorId, &Range<usize>) -> usize,
+        is_seam: &impl Fn(usize) -> bool,
+    ) -> Result<(), TooLarge> {
+        let from = uses.partition_point(|used| used.node < nodes.start);
+        let to = uses.partition_point(|used| used.node < nodes.end);
+        let uses = &uses[from..to];
         let bytes_of = |needs: &[Need]| -> usize {
             let bytes = |need: &Need| ring_bytes_of(need.tensor, &need.range);
             needs.iter().map(bytes).sum()
         };
-        let (mut nodes_start, mut uses_start) = (0, 0);
+        let (mut nodes_start, mut uses_start) = (nodes.start, 0);
         let mut first = 0;
         for of_node in uses.chunk_by(|a, b| a.node == b.node) {
             let (before, after) = (&uses[..first], &uses[first + of_node.len()..]);
@@ -218,7 +277,7 @@ impl Schedule {
                 None => None,
                 Some(Cut::Late) => Some(node).filter(|node| *node > nodes_start),
                 Some(Cut::Full) => {
-                    let after_last = before.last().map_or(0, |last| last.node + 1);
+                    let after_last = before.last().map_or(nodes.start, |last| last.node + 1);
                     Some(
                         (after_last..node)
                             .rfind(|node| is_seam(*node))
@@ -231,7 +290,7 @@ impl Schedule {
                     nodes_start..at,
                     &uses[uses_start..first],
                     shape,
-                    &ring_bytes_of,
+                    ring_bytes_of,
                 );
                 (nodes_start, uses_start) = (at, first);
                 self.candidate.clear();
@@ -247,10 +306,10 @@ impl Schedule {
             first += of_node.len();
         }
         self.close(
-            nodes_start..node_count,
+            nodes_start..nodes.end,
             &uses[uses_start..],
             shape,
-            &ring_bytes_of,
+            ring_bytes_of,
         );
         Ok(())
     }
@@ -351,6 +410,7 @@ impl Schedule {
             needs: needs_start..self.needs.len(),
             cache_needs: self.cache_start..self.cache_needs.len(),
             writes: writes_start..self.writes.len(),
+            host: None,
         });
         self.cache_start = self.cache_needs.len();
     }
@@ -385,133 +445,4 @@ fn merge<'a>(needs: &mut Vec<Need>, uses: impl IntoIterator<Item = &'a Use>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const SHAPE: Shape = Shape {
-        ring_bytes: 40,
-        segment_bytes: 20,
-        cache_bytes: 100,
-        cache_segment_bytes: 50,
-    };
-
-    fn read(node: usize, tensor: u32, bytes: usize) -> Use {
-        Use {
-            node,
-            tensor: TensorId(tensor),
-            range: 0..bytes,
-            written: None,
-            state: None,
-            cache: None,
-        }
-    }
-
-    fn bytes(_: TensorId, range: &Range<usize>) -> usize {
-        range.len()
-    }
-
-    fn cut_at(schedule: &Schedule) -> Vec<usize> {
-        let segments = schedule.segments()[1..].iter();
-        segments.map(|segment| segment.nodes.start).collect()
-    }
-
-    #[test]
-    fn a_graph_without_streamed_tensors_is_one_segment() {
-        let mut schedule = Schedule::default();
-        schedule.rebuild(7, &[], SHAPE, bytes, |_| false).unwrap();
-        assert_eq!(schedule.segments().len(), 1);
-        assert_eq!(schedule.segments()[0].nodes, 0..7);
-    }
-
-    #[test]
-    fn the_cut_lies_before_the_last_norm_of_the_gap() {
-        let uses = [read(2, 0, 10), read(3, 1, 10), read(9, 2, 10)];
-        let mut schedule = Schedule::default();
-        let norm = |node| node == 5 || node == 7;
-        schedule.rebuild(12, &uses, SHAPE, bytes, norm).unwrap();
-        assert_eq!(cut_at(&schedule), [7]);
-        schedule
-            .rebuild(12, &uses, SHAPE, bytes, |_| false)
-            .unwrap();
-        assert_eq!(cut_at(&schedule), [9]);
-    }
-
-    #[test]
-    fn needs_of_one_tensor_become_their_hull_and_writes_stay_apart() {
-        let mut write = read(1, 0, 10);
-        write.range = 20..30;
-        write.written = Some(22..25);
-        let mut schedule = Schedule::default();
-        let uses = [read(0, 0, 10), write];
-        schedule.rebuild(3, &uses, SHAPE, bytes, |_| false).unwrap();
-        let segment = &schedule.segments()[0];
-        assert_eq!(schedule.needs(segment)[0].range, 0..30);
-        assert_eq!(schedule.writes(segment), [(TensorId(0), 22..25)]);
-    }
-
-    #[test]
-    fn the_states_of_a_layer_stay_together() {
-        let state = |node, layer, tensor| Use {
-            state: Some(GroupKey::Layer(layer)),
-            ..read(node, tensor, 15)
-        };
-        let uses = [
-            read(0, 0, 10),
-            state(1, 1, 1),
-            state(2, 1, 2),
-            state(3, 2, 3),
-            read(4, 4, 10),
-        ];
-        let mut schedule = Schedule::default();
-        schedule.rebuild(5, &uses, SHAPE, bytes, |_| false).unwrap();
-        assert_eq!(cut_at(&schedule), [1, 3, 4]);
-    }
-
-    #[test]
-    fn a_node_that_reads_more_than_the_ring_says_how_much() {
-        let mut schedule = Schedule::default();
-        let uses = [read(1, 0, 25), read(1, 1, 25)];
-        let refused = schedule.rebuild(2, &uses, SHAPE, bytes, |_| false);
-        assert_eq!(refused, Err(TooLarge { bytes: 50 }));
-    }
-
-    proptest! {
-        #[test]
-        fn segments_cover_the_graph_and_hold_every_use_in_a_place_of_its_own(
-            mut nodes in prop::collection::vec(
-                (0usize..60, 0u32..9, 1usize..20, prop::bool::weighted(0.2)), 0..40),
-            ring_bytes in 40usize..100,
-        ) {
-            nodes.sort_unstable();
-            nodes.dedup_by_key(|used| used.0);
-            let uses: Vec<Use> = nodes
-                .iter()
-                .map(|&(node, tensor, bytes, state)| Use {
-                    state: state.then_some(GroupKey::Layer(tensor)),
-                    ..read(node, tensor, bytes)
-                })
-                .collect();
-            let mut schedule = Schedule::default();
-            let shape = Shape { ring_bytes, segment_bytes: ring_bytes / 2, ..SHAPE };
-            schedule.rebuild(60, &uses, shape, bytes, |node| node % 3 == 0).unwrap();
-            let mut end = 0;
-            for segment in schedule.segments() {
-                prop_assert_eq!(segment.nodes.start, end);
-                end = segment.nodes.end;
-                let needs = schedule.needs(segment);
-                for used in uses.iter().filter(|used| segment.nodes.contains(&used.node)) {
-                    prop_assert!(needs.iter().any(|need| need.tensor == used.tensor
-                        && need.range.start <= used.range.start
-                        && used.range.end <= need.range.end));
-                }
-                let mut places: Vec<Range<usize>> =
-                    needs.iter().map(|need| need.at..need.at + need.range.len()).collect();
-                places.sort_by_key(|place| place.start);
-                prop_assert!(places.windows(2).all(|pair| pair[0].end <= pair[1].start));
-                prop_assert!(places.last().is_none_or(|place| place.end <= ring_bytes));
-            }
-            prop_assert_eq!(end, 60);
-        }
-    }
-}
+mod tests;

@@ -14,7 +14,7 @@ use super::engine;
 use super::interface::Interface;
 use super::rehearsal::Notebook;
 use super::report::{Change, Move, Reason};
-use super::{Budget, PagingConfig, Report, Storage};
+use super::{Budget, Cold, PagingConfig, Report, Storage};
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
 use crate::pager::block::Arena;
@@ -34,6 +34,11 @@ pub struct Paged {
     pub compute_seconds: f64,
     /// Bytes that a pass over the last graph moves in.
     pub pass_bytes: u64,
+    /// Bytes of weights that the processor computes with in a pass over the last graph.
+    pub host_pass_bytes: u64,
+    /// Bytes of weights that it has computed with, and the time that took, in seconds.
+    pub host_bytes: u64,
+    pub host_seconds: f64,
     // Bytes of the inner device's own buffers, and of weights that llama.cpp keeps to
     // itself: what the budget covers beside the arena.
     scratch_bytes: u64,
@@ -99,7 +104,10 @@ impl Shared {
             lock: config.lock,
             arena,
         };
-        let pager = Pager::new(pager_config, chosen.engine);
+        let mut pager = Pager::new(pager_config, chosen.engine);
+        if !inner.is_host() && config.cold != Cold::Stream {
+            pager.keep_copies(chosen.copies);
+        }
         let shared = Arc::new(Self {
             config,
             inner,
@@ -110,6 +118,9 @@ impl Shared {
                 addresses: AddressMap::default(),
                 compute_seconds: 0.0,
                 pass_bytes: 0,
+                host_pass_bytes: 0,
+                host_bytes: 0,
+                host_seconds: 0.0,
                 scratch_bytes: 0,
                 unpaged_bytes: 0,
                 beside_bytes: 0,
@@ -138,6 +149,14 @@ impl Shared {
     /// Tells of what was asked for and has no meaning in a device's memory.
     fn note_flags_without_meaning(&self) {
         if self.inner.is_host() {
+            let who = match self.config.cold {
+                Cold::Auto => return,
+                Cold::Cpu => "cpu",
+                Cold::Stream => "stream",
+            };
+            self.note_once(&format!(
+                "'--cold {who}' changes nothing: the processor computes everything, see --device"
+            ));
             return;
         }
         let name = self.inner.name();
@@ -313,11 +332,26 @@ impl Shared {
             traffic: usage.traffic,
             stalls: usage.stalls,
             compute_seconds: paged.compute_seconds,
+            host_pass_bytes: paged.host_pass_bytes,
+            host_layers: u32::try_from(paged.pager.host_layers().len()).unwrap_or(u32::MAX),
+            host_copy_bytes: paged.pager.copied_bytes(),
+            host_bytes: paged.host_bytes,
+            host_seconds: paged.host_seconds,
             load_bytes: loading.bytes,
             load_seconds: loading.seconds,
             direct: self.direct,
             graphs: self.graphs.load(Ordering::Relaxed),
         }
+    }
+
+    /// Whether the processor may compute what has no room in the device's memory.
+    pub fn computes_on_host(&self) -> bool {
+        !self.inner.is_host() && self.config.cold != Cold::Stream
+    }
+
+    /// Has the processor compute this part, 0 to 1, of the cold weights that it can.
+    pub fn set_host_share(&self, share: f64) {
+        self.paged().pager.set_host_share(share);
     }
 
     pub fn set_budget(&self, bytes: u64, reason: Reason) -> Result<()> {

@@ -161,23 +161,7 @@ impl DeviceBuffer {
     /// When the range does not lie in the buffer.
     pub fn tensor(&self, offset: usize, bytes: usize) -> sys::ggml_tensor {
         assert!(bytes <= self.bytes && offset <= self.bytes - bytes);
-        let extent = i64::try_from(bytes).expect("a buffer is smaller than that");
-        sys::ggml_tensor {
-            type_: sys::GGML_TYPE_I8,
-            buffer: self.as_ptr(),
-            ne: [extent, 1, 1, 1],
-            nb: [1, bytes, bytes, bytes],
-            op: sys::GGML_OP_NONE,
-            op_params: [0; 16],
-            flags: 0,
-            src: [std::ptr::null_mut(); 10],
-            view_src: std::ptr::null_mut(),
-            view_offs: 0,
-            data: (self.base + offset) as *mut std::ffi::c_void,
-            name: [0; 64],
-            extra: std::ptr::null_mut(),
-            padding: [0; 8],
-        }
+        tensor_over(self.as_ptr(), self.base + offset, bytes)
     }
 
     /// Copies `from` to `offset`, and waits for the end.
@@ -221,6 +205,27 @@ impl DeviceBuffer {
         let mut tensor = self.tensor(offset, bytes);
         // SAFETY: the tensor describes bytes of a live buffer.
         unsafe { sys::ggml_backend_tensor_memset(&raw mut tensor, value, 0, bytes) };
+    }
+}
+
+/// A tensor of single bytes: `bytes` of them at `address`, which lies in `buffer`.
+pub(super) fn tensor_over(buffer: RawBuffer, address: usize, bytes: usize) -> sys::ggml_tensor {
+    let extent = i64::try_from(bytes).expect("a buffer is smaller than that");
+    sys::ggml_tensor {
+        type_: sys::GGML_TYPE_I8,
+        buffer,
+        ne: [extent, 1, 1, 1],
+        nb: [1, bytes, bytes, bytes],
+        op: sys::GGML_OP_NONE,
+        op_params: [0; 16],
+        flags: 0,
+        src: [std::ptr::null_mut(); 10],
+        view_src: std::ptr::null_mut(),
+        view_offs: 0,
+        data: address as *mut std::ffi::c_void,
+        name: [0; 64],
+        extra: std::ptr::null_mut(),
+        padding: [0; 8],
     }
 }
 

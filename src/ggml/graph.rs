@@ -59,6 +59,16 @@ impl<'a> Graph<'a> {
         node.expect("a graph has no null nodes")
     }
 
+    /// The node in `range` that lies at `raw`; None when there is none.
+    ///
+    /// # Panics
+    /// When the range is not within the graph.
+    pub fn tensor_at(self, raw: *mut sys::ggml_tensor, range: &Range<usize>) -> Option<Tensor<'a>> {
+        let nodes = self.nodes()[range.clone()].iter();
+        let found = nodes.zip(range.clone()).find(|(node, _)| **node == raw);
+        found.map(|(_, index)| self.node(index))
+    }
+
     /// Whether node `index` begins with a norm, and no backend fuses it with what is before.
     ///
     /// ggml-vulkan has a sum before a norm leave what the norm needs, unless the sum itself
@@ -88,7 +98,11 @@ impl<'a> Graph<'a> {
         index == if of_product { norm } else { first }
     }
 
-    fn is_sum(self, index: usize) -> bool {
+    /// Whether node `index` is a sum.
+    ///
+    /// # Panics
+    /// When there is no such node.
+    pub fn is_sum(self, index: usize) -> bool {
         self.node(index).op() == sys::GGML_OP_ADD
     }
 
@@ -96,6 +110,38 @@ impl<'a> Graph<'a> {
     fn feeds(self, index: usize) -> bool {
         let before = self.node(index - 1);
         self.node(index).sources().any(|source| source == before)
+    }
+
+    /// How often `tensor` is a source of a node of the whole graph that this one is a part
+    /// of, as ggml counted when it was built; None when ggml does not know it.
+    pub fn use_count(self, tensor: Tensor<'_>) -> Option<usize> {
+        // SAFETY: the graph is live, as promised to `from_raw`.
+        let graph = unsafe { self.raw.as_ref() };
+        let known = &graph.visited_hash_set;
+        let parts = [
+            known.used.addr(),
+            known.keys.addr(),
+            graph.use_counts.addr(),
+        ];
+        if known.size == 0 || parts.contains(&0) {
+            return None;
+        }
+        // SAFETY: the set has a bit for each of its `size` places, 32 to a word.
+        let used = unsafe { std::slice::from_raw_parts(known.used, known.size.div_ceil(32)) };
+        // SAFETY: it has `size` places.
+        let keys = unsafe { std::slice::from_raw_parts(known.keys, known.size) };
+        // SAFETY: there is a count for each place.
+        let counts = unsafe { std::slice::from_raw_parts(graph.use_counts, known.size) };
+        // As in ggml's `ggml_hash_find`: at its address, or at a place behind.
+        let key = tensor.as_ptr();
+        let first = (key.addr() >> 4) % known.size;
+        let mut places = (first..known.size).chain(0..first);
+        let is_empty = |place: usize| used[place / 32] & (1 << (place % 32)) == 0;
+        let found = places.find(|place| is_empty(*place) || keys[*place] == key)?;
+        match is_empty(found) {
+            true => None,
+            false => usize::try_from(counts[found]).ok(),
+        }
     }
 
     /// The nodes in `range` as a graph of their own, without an identity that a backend
@@ -157,6 +203,12 @@ mod tests {
             .collect();
         assert_eq!(graph.node_count(), 8);
         assert_eq!(seams, [2, 5]);
+        let all: Vec<Tensor<'_>> = (0..8).map(|index| graph.node(index)).collect();
+        for node in &all {
+            let sources = all.iter().flat_map(|reader| reader.sources());
+            let uses = sources.filter(|source| source == node).count();
+            assert_eq!(graph.use_count(*node), Some(uses));
+        }
         // SAFETY: made above, freed once; nothing of it is used any more.
         unsafe { sys::ggml_free(context) };
     }

@@ -5,7 +5,8 @@ use std::ptr::NonNull;
 
 use ggml_sys as sys;
 
-use super::{DeviceBuffer, Event};
+use super::buffer::{RawBuffer, tensor_over};
+use super::{DeviceBuffer, Event, Tensor};
 
 /// A ggml device that computes what the paged device is given.
 #[derive(Clone, Copy, Debug)]
@@ -148,6 +149,12 @@ impl InnerDevice {
         unsafe { sys::ggml_backend_buft_get_alloc_size(self.buffer_type(), tensor.as_ptr()) }
     }
 
+    /// Whether it can compute the node.
+    pub fn supports(self, node: Tensor<'_>) -> bool {
+        // SAFETY: the device and the node are live.
+        unsafe { sys::ggml_backend_dev_supports_op(self.as_ptr(), node.as_ptr()) }
+    }
+
     /// A new backend (stream) of the device.
     ///
     /// # Errors
@@ -267,6 +274,62 @@ impl InnerBackend {
             let tensor = &raw const tensor;
             sys::ggml_backend_tensor_get_async(self.as_ptr(), tensor, to.cast(), 0, bytes);
         }
+    }
+
+    /// Queues a copy of `bytes` bytes from `address`, which lies in `buffer`.
+    ///
+    /// # Safety
+    /// As for `read`:
+    /// - `to` is valid for `bytes` bytes, and nobody else touches them, until everything
+    ///   that was queued so far is done;
+    /// - the buffer is of this device and lives, and nobody writes the range, until then.
+    pub unsafe fn read_at(
+        &mut self,
+        (address, buffer): (usize, RawBuffer),
+        to: *mut u8,
+        bytes: usize,
+    ) {
+        let tensor = tensor_over(buffer, address, bytes);
+        // SAFETY: the tensor describes bytes of a live buffer; the rest is the caller's
+        // promise.
+        unsafe {
+            let tensor = &raw const tensor;
+            sys::ggml_backend_tensor_get_async(self.as_ptr(), tensor, to.cast(), 0, bytes);
+        }
+    }
+
+    /// Queues a copy of `bytes` bytes to `address`, which lies in `buffer`.
+    ///
+    /// # Safety
+    /// As for `write`:
+    /// - `from` is valid for `bytes` bytes, and nobody writes them, until everything that
+    ///   was queued so far is done;
+    /// - the buffer is of this device and lives, and nobody else touches the range, until
+    ///   then.
+    pub unsafe fn write_at(
+        &mut self,
+        (address, buffer): (usize, RawBuffer),
+        from: *const u8,
+        bytes: usize,
+    ) {
+        let mut tensor = tensor_over(buffer, address, bytes);
+        // SAFETY: the tensor describes bytes of a live buffer; the rest is the caller's
+        // promise.
+        unsafe {
+            let tensor = &raw mut tensor;
+            sys::ggml_backend_tensor_set_async(self.as_ptr(), tensor, from.cast(), 0, bytes);
+        }
+    }
+
+    /// Has a CPU backend compute with `count` threads, those of `pool`; null: its own.
+    ///
+    /// # Safety
+    /// - this is a CPU backend; the pool is null or lives as long as it is used.
+    pub unsafe fn set_threads(&mut self, count: i32, pool: sys::ggml_threadpool_t) {
+        // SAFETY: a live CPU backend, as promised.
+        unsafe { sys::ggml_backend_cpu_set_n_threads(self.as_ptr(), count) };
+        // SAFETY: as above.
+        unsafe { sys::ggml_backend_cpu_set_threadpool(self.as_ptr(), pool) };
     }
 
     /// Has `event` come when everything that was launched so far is done.

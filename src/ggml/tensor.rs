@@ -6,6 +6,8 @@ use std::ptr::NonNull;
 
 use ggml_sys as sys;
 
+use super::InnerDevice;
+
 /// A tensor that llama.cpp owns. Cheap to copy; never outlives the callback that gave it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tensor<'a> {
@@ -54,6 +56,22 @@ impl<'a> Tensor<'a> {
         self.get().buffer
     }
 
+    /// Whether the processor may follow its address.
+    pub fn is_in_host_memory(self) -> bool {
+        // SAFETY: a tensor's buffer lives as long as the tensor has its address.
+        !self.buffer().is_null() && unsafe { sys::ggml_backend_buffer_is_host(self.buffer()) }
+    }
+
+    /// Whether it lies in an ordinary buffer of the device.
+    pub fn is_in_memory_of(self, device: InnerDevice) -> bool {
+        if self.buffer().is_null() {
+            return false;
+        }
+        // SAFETY: as in `is_in_host_memory`.
+        let kind = unsafe { sys::ggml_backend_buffer_get_type(self.buffer()) };
+        kind == device.buffer_type()
+    }
+
     /// Bytes from its first to behind its last element, strides included.
     pub fn span_bytes(self) -> usize {
         // SAFETY: the tensor is live.
@@ -74,6 +92,12 @@ impl<'a> Tensor<'a> {
             (count - 1) * self.stride(dim)
         });
         steps.sum::<usize>() + row > dense
+    }
+
+    /// Whether somebody reads it when its graph has been computed.
+    pub fn is_output(self) -> bool {
+        let flags = u32::try_from(self.get().flags).unwrap_or(u32::MAX);
+        flags & sys::GGML_TENSOR_FLAG_OUTPUT != 0
     }
 
     /// The operation that computes it.

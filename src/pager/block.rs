@@ -179,7 +179,11 @@ fn of_device(device: InnerDevice, bytes: usize) -> Result<Block, String> {
 }
 
 impl Block {
-    fn over(memory: HostMemory) -> Result<Self, String> {
+    /// The machine's memory, with a description of it.
+    ///
+    /// # Errors
+    /// A sentence, when ggml cannot describe it.
+    pub fn over(memory: HostMemory) -> Result<Self, String> {
         let memory = Arc::new(memory);
         // SAFETY:
         // - the memory is kept by this block and dropped after the buffer;

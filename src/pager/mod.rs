@@ -15,6 +15,7 @@
 mod access;
 pub mod block;
 mod cache;
+mod copies;
 pub mod engine;
 pub mod engine_device;
 pub mod engine_host;
@@ -24,6 +25,7 @@ pub mod model_index;
 pub mod outlook;
 mod replan;
 pub mod ring;
+pub mod room;
 mod slices;
 mod state;
 pub mod storage;
@@ -41,6 +43,8 @@ use std::sync::Arc;
 
 use self::block::{Arena, Block};
 use self::cache::{Cache, SliceId};
+pub use self::copies::CopyMemory;
+use self::copies::{Copies, HostPart};
 use self::engine::{CopyEngine, Counters, Ticket};
 use self::model_index::TensorLocation;
 pub use self::replan::mib;
@@ -144,6 +148,8 @@ struct PagedTensor {
     state: Option<State>,
     // Its bytes have been given by the model's loader; a plan may reload them.
     loaded: bool,
+    // Its copy in host memory.
+    host: HostPart,
 }
 
 /// Where a tensor's bytes are while a segment uses them.
@@ -168,6 +174,8 @@ pub struct Pager {
     tensors: Vec<Option<PagedTensor>>,
     ring: Ring,
     cache: Cache,
+    // How weights are copied to host memory; None when none is.
+    copies: Option<Copies>,
     // Slices to be fetched next; kept so that a pass allocates nothing.
     wanted: Vec<SliceId>,
     // The ring's slots, one of which a segment takes.
@@ -215,6 +223,7 @@ impl Pager {
             tensors: Vec::new(),
             ring: Ring::default(),
             cache: Cache::default(),
+            copies: None,
             wanted: Vec::new(),
             slot_bytes: 0,
             ring_bytes_min: 0,

@@ -1,6 +1,7 @@
 //! What a plan would be, for tensors that are only known and never moved: no memory is
 //! taken, nothing is read.
 
+use super::copies::HostPart;
 use super::state::State;
 use super::{Backing, GroupKey, PagedTensor, Pager, Place, TensorSpec};
 use crate::error::Result;
@@ -78,6 +79,7 @@ impl Pager {
                 place: Place::Nowhere,
                 state,
                 loaded: false,
+                host: HostPart::default(),
             }));
         }
     }

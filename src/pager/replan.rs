@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::block::{Block, OWN_BLOCK_BYTES};
+use super::copies::HostPart;
 use super::engine::{Copy, Direction, Request, Source};
 use super::growth::{NoRoom, Retreat, grow};
 use super::state::State;
@@ -49,6 +50,7 @@ impl Pager {
                 place: Place::Nowhere,
                 state,
                 loaded: false,
+                host: HostPart::default(),
             };
             let free = self.tensors.iter().position(Option::is_none);
             let index = free.unwrap_or(self.tensors.len());
@@ -282,6 +284,7 @@ impl Pager {
         self.reserve_stores(&wanted)?;
         self.slot_bytes = usize::try_from(plan.slot_bytes).expect("a slot fits the ring");
         if moving.is_empty() && ring_bytes == self.ring.bytes() {
+            self.choose_copies();
             self.resize_cache(cache_bytes)?;
             return self.grow_states();
         }
@@ -304,6 +307,7 @@ impl Pager {
         let coming = moving.iter().filter(|(_, to)| *to == Placement::Resident);
         let coming: Vec<TensorId> = coming.map(|(id, _)| *id).collect();
         let outcome = self.bring_in(&coming);
+        self.choose_copies();
         self.count_layers(before);
         outcome?;
         self.grow_states()

@@ -17,7 +17,7 @@ use super::block::Arena;
 use super::engine_host::{Faults, HostEngine};
 use super::storage::{Access, StoreFile};
 use super::*;
-use crate::device::schedule::{Schedule, Shape, Use};
+use crate::device::schedule::{Nodes, Schedule, Shape, Use};
 use crate::error::Result;
 
 const LAYERS: usize = 5;
@@ -136,9 +136,14 @@ impl Stage {
         };
         let pager = &self.pager;
         let bytes_of = |id, range: &Range<usize>| pager.ring_bytes_of(id, range);
+        let graph = Nodes {
+            count: 4 * LAYERS,
+            uses: &uses,
+            hosts: &[],
+        };
         let mut schedule = std::mem::take(&mut self.schedule);
         schedule
-            .rebuild(4 * LAYERS, &uses, shape, bytes_of, |_| false)
+            .rebuild(graph, shape, bytes_of, |_| false)
             .expect("the ring holds what one node needs");
         let outcome = self.run(&schedule, seed, rows, prefetch, row);
         self.schedule = schedule;

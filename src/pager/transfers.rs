@@ -109,8 +109,15 @@ impl Pager {
                 whole_blocks: false,
             });
         }
-        let from_file = self.copies_of(need, place.start, &mut copies);
+        self.take_copy(need.tensor);
+        let filling = self.filling_of(need.tensor);
+        let fills = filling.is_some();
+        copies.extend(filling);
+        let from_file = self.copies_of(need, place.start, &mut copies) || fills;
         let ticket = self.submit_in(copies)?;
+        if fills {
+            self.note_filling(need.tensor, ticket);
+        }
         self.ring.hold(need, ticket, from_file);
         Ok(())
     }
@@ -125,18 +132,20 @@ impl Pager {
             (Backing::State { .. }, state) => (None, state.as_ref()),
         };
         if let Some(location) = location {
+            let copied = self.source_of_copy(need.tensor);
+            let from_file = copied.is_none();
             copies.push(Copy {
-                from: Source::File {
+                from: copied.unwrap_or_else(|| Source::File {
                     file: Arc::clone(&location.file),
                     offset: location.offset,
-                },
+                }),
                 to: to(at + self.lead(&tensor.spec)),
                 bytes: tensor.spec.span_bytes,
                 whole_blocks: self.reads_whole_blocks(),
             });
             let start = at + self.lead(&tensor.spec);
             copies.extend(self.padding_of(tensor, |offset| to(start + offset)));
-            return true;
+            return from_file;
         }
         let state = state.expect("what is no weight is a state");
         let store = state.store.as_ref().expect("a streamed state has a store");
@@ -315,6 +324,7 @@ impl Pager {
         let _ = self.engine.wait(self.engine.newest());
         self.ring.clear();
         self.empty_cache();
+        self.distrust_copies();
         self.prefetches.failed += self.prefetches.pending;
         self.prefetches.pending = 0;
         self.ahead.clear();

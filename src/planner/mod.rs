@@ -38,6 +38,8 @@ mod experts;
 mod search;
 mod spread;
 
+pub use self::spread::spread;
+
 /// Where the bytes of a tensor are between two uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {

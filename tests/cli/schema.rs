@@ -151,7 +151,7 @@ fn the_format_names_the_kinds_and_the_fields_that_were_agreed_on() {
                  prefetch_pending prefetch_completed prefetch_failed bytes_storage bytes_link \
                  bytes_write_back stall_storage_ms stall_link_ms stall_write_back_ms compute_ms \
                  resident_bytes streamed_bytes seconds_per_token seconds_per_token_predicted \
-                 drafted_tokens accepted_tokens";
+                 drafted_tokens accepted_tokens host_bytes host_ms";
     let expected: Vec<_> = token.split_whitespace().collect();
     let found: Vec<_> = SCHEMA["token"]
         .iter()

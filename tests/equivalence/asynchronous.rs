@@ -18,8 +18,8 @@ use crate::models::random::Random;
 use crate::models::{Model, prompt};
 
 /// What a device is like.
-struct Flavour {
-    asynchronous: bool,
+pub struct Flavour {
+    pub asynchronous: bool,
     delays: Delays,
     pinned: bool,
     loose: bool,
@@ -27,7 +27,7 @@ struct Flavour {
 
 /// With delays and without, with pinned memory and without, one that promises as little as
 /// can be, and one that does everything at once.
-const FLAVOURS: [Flavour; 5] = [
+pub const FLAVOURS: [Flavour; 5] = [
     flavour(true, Delays::None, false, false),
     flavour(true, Delays::Short, true, false),
     flavour(true, Delays::Long, false, false),
@@ -53,7 +53,7 @@ const KINDS: [Model; 5] = [
     Model::Hybrid,
 ];
 
-fn device(flavour: usize, seed: u64) -> AsyncDevice {
+pub fn device(flavour: usize, seed: u64) -> AsyncDevice {
     let flavour = &FLAVOURS[flavour];
     AsyncDevice::new(Options {
         asynchronous: flavour.asynchronous,
@@ -68,7 +68,7 @@ fn device(flavour: usize, seed: u64) -> AsyncDevice {
 }
 
 /// Nothing was done wrong with the device, and nothing of it is left.
-fn complaint(device: &AsyncDevice) -> Option<String> {
+pub fn complaint(device: &AsyncDevice) -> Option<String> {
     let complaints = device.take_complaints();
     if !complaints.is_empty() {
         return Some(format!("{complaints:#?}"));
@@ -80,18 +80,18 @@ fn complaint(device: &AsyncDevice) -> Option<String> {
 
 /// One run, paged over a device for tests.
 #[derive(Clone, Debug)]
-struct Run {
-    spec: RunSpec,
-    flavour: usize,
-    seed: u64,
-    paging: Paging,
-    size: Size,
-    prefetch: bool,
+pub struct Run {
+    pub spec: RunSpec,
+    pub flavour: usize,
+    pub seed: u64,
+    pub paging: Paging,
+    pub size: Size,
+    pub prefetch: bool,
 }
 
 impl Run {
     /// The device's settings under `budget`.
-    fn config(&self, on: &AsyncDevice, budget: u64) -> PagingConfig {
+    pub fn config(&self, on: &AsyncDevice, budget: u64) -> PagingConfig {
         PagingConfig {
             inner: Some(inner_of(on)),
             prefetch: self.prefetch,
@@ -109,7 +109,7 @@ impl Run {
     }
 
     /// The smallest legal budget, and the one that keeps everything, in bytes.
-    fn budgets(&self) -> (u64, u64) {
+    pub fn budgets(&self) -> (u64, u64) {
         type Known = Mutex<HashMap<(RunSpec, Paging), Arc<OnceLock<(u64, u64)>>>>;
         static KNOWN: OnceLock<Known> = OnceLock::new();
         let known = KNOWN.get_or_init(Mutex::default);
@@ -121,7 +121,7 @@ impl Run {
         })
     }
 
-    fn budget_bytes(&self) -> u64 {
+    pub fn budget_bytes(&self) -> u64 {
         match self.size {
             Size::Above => AMPLE_BYTES,
             Size::Smallest => self.budgets().0,
@@ -166,7 +166,7 @@ fn check_all(runs: impl IntoIterator<Item = Run>) {
 }
 
 /// One of several, by a seed.
-fn pick<T: Copy, const N: usize>(among: [T; N], seed: u64) -> T {
+pub fn pick<T: Copy, const N: usize>(among: [T; N], seed: u64) -> T {
     among[usize::try_from(seed % N as u64).unwrap()]
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fmt::{self, Debug, Formatter};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use rpaged::device::{Budget, Faults, PagedDevice, PagingConfig, Storage};
+use rpaged::device::{Budget, Cold, Faults, PagedDevice, PagingConfig, Storage};
 
 use crate::harness::{
     Cache, Flash, LlamaContext, LlamaModel, Placement, RunSpec, difference, run, run_paged,
@@ -48,6 +48,7 @@ pub fn config(model: Model, paging: Paging, budget: Budget) -> PagingConfig {
         storage: Storage::Auto,
         lock: false,
         lazy_bytes_min: None,
+        cold: Cold::Stream,
         inner: None,
         resident_layers_max: None,
         poison: true,

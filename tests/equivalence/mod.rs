@@ -4,6 +4,7 @@ mod adapters;
 mod asynchronous;
 mod budgets;
 pub mod case;
+mod cold;
 pub mod covering;
 mod matrix;
 mod placed;

@@ -15,7 +15,6 @@ const MOST_USED: &[(Topic, &[(&str, &str)])] = &[
         &[
             ("--model", "the model's file"),
             ("--hf-repo", "a model on Hugging Face, downloaded once"),
-            ("--model-url", "a model at an address, downloaded once"),
             ("--lora", "an adapter to put on the model"),
         ],
     ),
@@ -71,13 +70,10 @@ const MOST_USED: &[(Topic, &[(&str, &str)])] = &[
     (Topic::Threads, &[("--threads", "threads that compute")]),
     (
         Topic::Logging,
-        &[
-            (
-                "--verbosity",
-                "0: the text only, 3: the usual, 5: everything",
-            ),
-            ("--log-file", "write the log to a file as well"),
-        ],
+        &[(
+            "--verbosity",
+            "0: the text only, 3: the usual, 5: everything",
+        )],
     ),
 ];
 

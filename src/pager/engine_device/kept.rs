@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::super::engine::Ticket;
 use super::super::memory::HostMemory;
+use super::super::room::{Part, Room};
 use super::super::storage::{BLOCK_BYTES, StoreFile};
 
 /// Memory is taken in pieces of this size: large enough that few copies are cut at their
@@ -38,8 +39,10 @@ pub enum Found {
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Kept {
-    limit_bytes: u64,
-    left_bytes: u64,
+    shared: Arc<Room>,
+    // What was taken of that, and whether there is no more.
+    taken: Vec<Part>,
+    is_full: bool,
     slab_bytes: usize,
     // By file, which lives as long as its address names it.
     files: Vec<(Arc<StoreFile>, BTreeMap<u64, Extent>)>,
@@ -51,13 +54,14 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Keeps at most `bytes` bytes, in memories of `slab_bytes`, a multiple of
-    /// `BLOCK_BYTES`.
-    pub fn new(bytes: u64, slab_bytes: usize) -> Self {
+    /// Keeps as much as there is room for in `shared`, in memories of `slab_bytes`, a
+    /// multiple of `BLOCK_BYTES`.
+    pub fn new(shared: Arc<Room>, slab_bytes: usize) -> Self {
         assert!(slab_bytes.is_multiple_of(BLOCK_BYTES) && slab_bytes > 0);
         Self {
-            limit_bytes: bytes,
-            left_bytes: bytes,
+            shared,
+            taken: Vec::new(),
+            is_full: false,
             slab_bytes,
             files: Vec::new(),
             slab: None,
@@ -68,7 +72,7 @@ impl Kept {
 
     /// What it was made for.
     pub fn limit_bytes(&self) -> u64 {
-        self.limit_bytes
+        self.shared.limit_bytes()
     }
 
     /// What is known of the next `bytes` bytes of `file` from `offset` on, more than none.
@@ -121,12 +125,16 @@ impl Kept {
             .is_some_and(|slab| room(slab, self.next) > 0);
         if !fits {
             let wanted = self.slab_bytes as u64;
-            if self.left_bytes < wanted {
-                self.left_bytes = 0;
+            let part = match self.is_full {
+                true => None,
+                false => self.shared.take(wanted),
+            };
+            let Some(part) = part else {
+                self.is_full = true;
                 return Ok(None);
-            }
-            let taken = memory(self.slab_bytes).inspect_err(|_| self.left_bytes = 0)?;
-            self.left_bytes -= wanted;
+            };
+            let taken = memory(self.slab_bytes).inspect_err(|_| self.is_full = true)?;
+            self.taken.push(part);
             self.slab = Some(Arc::new(taken));
             self.next = 0;
         }

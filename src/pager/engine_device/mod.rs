@@ -56,6 +56,7 @@ use super::engine_host::progress::Progress;
 use super::engine_host::tickets::Tickets;
 use super::engine_host::{Faults, HostEngine};
 use super::memory::HostMemory;
+use super::room::Room;
 use super::storage::BLOCK_BYTES;
 use crate::ggml::Fence;
 
@@ -85,14 +86,14 @@ const TUNING: Tuning = Tuning {
 };
 
 /// How an engine is set up.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Setup {
     /// Threads that copy between host memories, at least one.
     pub workers: usize,
     /// What goes wrong.
     pub faults: Faults,
-    /// Host memory for bytes of the model that were read once, in bytes.
-    pub keep_bytes: u64,
+    /// Room in host memory for bytes of the model that were read once.
+    pub keep: Arc<Room>,
 }
 
 /// Threads that copy over a link to a device.
@@ -138,7 +139,7 @@ impl DeviceEngine {
             steps: step_sender,
             host,
             staging: Staging::new(memory, tuning.place_bytes, free),
-            kept: Kept::new(setup.keep_bytes, tuning.slab_bytes),
+            kept: Kept::new(setup.keep, tuning.slab_bytes),
             pinning: link.pinning(),
             landings: Arc::clone(&landings),
             failed_reads: failed,
@@ -251,8 +252,8 @@ impl CopyEngine for DeviceEngine {
     fn counters(&self) -> Counters {
         let counters = self.tickets.progress().lock().counters();
         Counters {
-            // All that comes from files crosses the link, but for copies that have nothing
-            // to do with the device, which nobody asks for.
+            // What comes from files crosses the link, then or later: it comes into the arena
+            // as that.
             staged_bytes: counters.storage_bytes,
             storage_seconds: self.reads.lock().counters().storage_seconds,
             ..counters

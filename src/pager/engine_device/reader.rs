@@ -110,12 +110,16 @@ impl Reader {
                 break;
             }
             if let Some(kind) = Kind::of(request.direction, &copy.from) {
-                // What comes from a file is counted where it is read, and on the link.
+                // What comes from a file is counted where it is read, and on the link where
+                // it crosses that.
+                let is_read = matches!(copy.from, Source::File { .. });
                 let link = match (request.direction, kind) {
                     (Direction::In, _) => Kind::Link,
                     (Direction::Out, _) => Kind::WriteBack,
                 };
-                bytes[link as usize] += copy.bytes as u64;
+                if !is_read || matches!(copy.to, Target::Device { .. }) {
+                    bytes[link as usize] += copy.bytes as u64;
+                }
             }
             match self.copy(copy, index, &mut bytes[Kind::Storage as usize]) {
                 Ok(()) => {}

@@ -118,6 +118,8 @@ record! {
         seconds_per_token_predicted: Option<f64>,
         drafted_tokens: u64,
         accepted_tokens: u64,
+        host_bytes: u64,
+        host_ms: f64,
     }
 }
 
@@ -145,6 +147,9 @@ record! {
         load_bytes: u64,
         load_seconds: f64,
         direct: bool,
+        host_layers: u32,
+        host_pass_bytes: u64,
+        host_copy_bytes: u64,
     }
 }
 
@@ -212,6 +217,8 @@ record! {
         stall_link_ms: f64,
         stall_write_back_ms: f64,
         compute_ms: f64,
+        host_bytes: u64,
+        host_ms: f64,
         graphs: u64,
         vram_peak_mb: f64,
         ram_peak_mb: f64,
@@ -277,6 +284,9 @@ impl PlanRecord {
             load_bytes: report.load_bytes,
             load_seconds: round(report.load_seconds, 1e9),
             direct: report.direct,
+            host_layers: report.host_layers,
+            host_pass_bytes: report.host_pass_bytes,
+            host_copy_bytes: report.host_copy_bytes,
         }
     }
 }

@@ -112,6 +112,7 @@ impl Recorder {
         let tokens = f64::from(self.open_tokens);
         let covers_prompt = self.generated_tokens == u64::from(self.open_tokens);
         let (traffic, stalls, compute_seconds) = between(&self.before, &report);
+        let host_seconds = (report.host_seconds - self.before.host_seconds).max(0.0);
         let all_drafts = facts.drafts.unwrap_or_default();
         let drafts = all_drafts.since(&self.drafts);
         let record = TokenRecord {
@@ -149,6 +150,8 @@ impl Recorder {
             seconds_per_token_predicted: self.predicted.map(|seconds| round(seconds, 1e9)),
             drafted_tokens: drafts.drafted,
             accepted_tokens: drafts.accepted,
+            host_bytes: report.host_bytes.saturating_sub(self.before.host_bytes),
+            host_ms: ms(host_seconds),
         };
         if facts.report.is_some() {
             // A prompt is computed in batches: it says nothing about what a token takes.
@@ -161,7 +164,7 @@ impl Recorder {
                     seconds,
                     bytes: traffic.bytes_in(),
                     copy_seconds: traffic.seconds_in(),
-                    compute_seconds: compute_seconds + drafts.seconds,
+                    compute_seconds: compute_seconds + host_seconds + drafts.seconds,
                 });
             }
             self.predicted = self.rates.predict(report.pass_bytes);
@@ -242,6 +245,8 @@ impl Recorder {
             stall_link_ms: ms(stalls.link_seconds),
             stall_write_back_ms: ms(stalls.write_back_seconds),
             compute_ms: ms(report.compute_seconds),
+            host_bytes: report.host_bytes,
+            host_ms: ms(report.host_seconds),
             graphs: report.graphs,
             vram_peak_mb: mib(self.arena_bytes_peak),
             ram_peak_mb: mib(self.process_bytes_peak.max(process.peak_bytes)),

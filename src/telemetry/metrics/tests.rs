@@ -118,7 +118,9 @@ fn report(passes: u32) -> Report {
         streamed_bytes: 900,
         pass_bytes: 1000,
         graphs: count,
-        compute_seconds: 0.25 * passes,
+        compute_seconds: 0.125 * passes,
+        host_seconds: 0.125 * passes,
+        host_bytes: 7 * count,
         traffic: Traffic {
             storage_bytes: 600 * count,
             link_bytes: 400 * count,
@@ -169,7 +171,9 @@ fn an_interval_has_what_happened_in_it_and_sums_stay_sums() {
     recorder.token(3.5, 8);
     let second = value(&recorder.close(&facts(3)));
     assert_eq!(second["bytes_storage"], 600);
-    assert_eq!(second["compute_ms"], 250.0);
+    assert_eq!(second["compute_ms"], 125.0);
+    assert_eq!(second["host_ms"], 125.0);
+    assert_eq!(second["host_bytes"], 7);
     assert_eq!(second["avg_tokens_per_sec"], 2.0);
     assert_eq!(second["seconds_per_token_predicted"], Value::Null);
 

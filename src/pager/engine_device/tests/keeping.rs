@@ -160,7 +160,7 @@ fn ask(
 fn what_a_failed_reading_leaves_is_given_again() {
     let file = Model::new(&std::env::temp_dir(), 1).open(Access::Cached);
     let slab_bytes = 4 * BLOCK_BYTES;
-    let mut kept = Kept::new(slab_bytes as u64, slab_bytes);
+    let mut kept = Kept::new(Arc::new(Room::new(slab_bytes as u64)), slab_bytes);
     for round in 1..50 {
         let mut taken = 0;
         // All of it in two pieces, the first of them not from the begin of a block.
@@ -200,7 +200,7 @@ proptest! {
         let files = Model::new(&std::env::temp_dir(), 1);
         let file = files.open(Access::Cached);
         let slab_bytes = 2 * BLOCK_BYTES;
-        let mut kept = Kept::new(slabs * slab_bytes as u64, slab_bytes);
+        let mut kept = Kept::new(Arc::new(Room::new(slabs * slab_bytes as u64)), slab_bytes);
         let mut known: Known = vec![None; FILE_BYTES];
         let (mut blocks, mut memories) = (HashMap::new(), Vec::new());
         for (index, (offset, bytes, fails)) in (1u64..).zip(asked) {

@@ -208,6 +208,10 @@ impl World {
         self.expected[slot(draft.to)][end..end + bytes].copy_from_slice(&content);
         let is_counted = !matches!(draft.from, Place::Pattern(_)) && !may_fail;
         let kind = usize::from(direction == Direction::Out);
+        // What is read from a file into memory does not cross the link.
+        let is_read = matches!(draft.from, Place::Direct | Place::Cached | Place::Spill);
+        let is_on_host = !matches!(draft.to, Place::Device(_));
+        let is_counted = is_counted && !(direction == Direction::In && is_read && is_on_host);
         self.expected_bytes[kind] += u64::from(is_counted) * bytes as u64;
         Copy {
             from: self.source(draft.from, start),

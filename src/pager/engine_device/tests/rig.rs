@@ -238,7 +238,7 @@ pub fn setup(keep_bytes: u64) -> Setup {
     Setup {
         workers: 1,
         faults: Faults::default(),
-        keep_bytes,
+        keep: Arc::new(Room::new(keep_bytes)),
     }
 }
 
