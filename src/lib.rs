@@ -114,6 +114,7 @@
 //! - *state*: what a context writes: KV cache, recurrent states.
 //! - *page*: the rows of some tokens in one state; the unit in which states take memory
 //!   and travel.
+//! - *granule*: the unit in which a device maps memory, often 2 MiB.
 //! - *ring*: memory that streamed tensors take turns in, each at its place.
 //! - *segment*: nodes that run in one launch of the inner backend.
 //! - *inner device*: the ggml device that really computes: the CPU, or a GPU.

@@ -400,6 +400,7 @@ impl PagedBackend {
         if prefetch {
             fetch_ahead(&self.schedule, segment, &mut paged.pager)?;
         }
+        paged.compute_seconds += paged.pager.watch_what_is_underway();
         let start = Instant::now();
         host.read_inputs(plan, of, &mut self.inner);
         paged.compute_seconds += start.elapsed().as_secs_f64();

@@ -11,7 +11,7 @@ use crate::cli::size::show_bytes;
 use crate::device::{PagedDevice, Report};
 use crate::error::Result;
 use crate::llama::log;
-use crate::telemetry::memory::Reader;
+use crate::telemetry::memory::{Level, Reader};
 use crate::telemetry::pressure::{automatic_budget, automatic_device_budget};
 
 /// What the lines are made of.
@@ -113,6 +113,12 @@ impl Lesson {
     }
 }
 
+/// How much more than the `used_bytes` of a budget another one would have that nobody named,
+/// and that the governor would leave alone.
+fn room_on_device(memory: Level, mem_pressure: f64, used_bytes: u64) -> u64 {
+    automatic_device_budget(memory, mem_pressure, used_bytes).saturating_sub(used_bytes)
+}
+
 /// The sentence for a generation of `tokens` tokens since `beginning` that was bound by
 /// transfers; None for any other. No more memory is recommended than the run's `mem_pressure`
 /// leaves it.
@@ -125,12 +131,10 @@ pub(super) fn bound(
     let seconds = beginning.at.elapsed().as_secs_f64();
     let report = &device.report();
     let used = report.arena_bytes_used;
-    // As much more as a budget would have that nobody named, and that is left alone.
-    let most = match device.memory() {
-        Some(memory) => automatic_device_budget(memory, mem_pressure, used),
-        None => automatic_budget(&Reader::new().read(), mem_pressure, used),
+    let available = match device.memory() {
+        Some(memory) => room_on_device(memory, mem_pressure, used),
+        None => automatic_budget(&Reader::new().read(), mem_pressure, used).saturating_sub(used),
     };
-    let available = most.saturating_sub(used);
     sentence(&beginning.report, report, seconds, tokens, available)
 }
 
@@ -223,6 +227,20 @@ mod tests {
         assert_eq!(said(1.0, 800 << 20, 10), None, "it hardly waited");
         assert_eq!(said(5.0, 0, 10), None, "nothing travelled");
         assert_eq!(said(5.0, 800 << 20, 2), None, "too short");
+    }
+
+    #[test]
+    fn no_more_memory_is_recommended_than_the_governor_leaves() {
+        let gib = 1 << 30;
+        let memory = Level {
+            used_bytes: 60 * gib,
+            total_bytes: 100 * gib,
+        };
+        // Ten are others', and a quarter is for what the driver takes.
+        let room = |mem_pressure| room_on_device(memory, mem_pressure, 50 * gib);
+        assert!(room(0.7).abs_diff(10 * gib - gib / 4) < 1024);
+        assert!(room(0.65).abs_diff(5 * gib - gib / 4) < 1024);
+        assert_eq!(room(0.5), 0);
     }
 
     #[test]
