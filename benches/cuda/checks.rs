@@ -62,7 +62,8 @@ fn demo(options: &Options, runner: &Runner, more: &[&str]) -> Result<super::run:
     output.printed().context("rpaged-cli --demo")
 }
 
-/// The smallest budget for the demo's model with all of its KV cache, one in between, and one for everything.
+/// The smallest budget for the demo's model with all of its KV cache, one in between, and one
+/// for everything.
 fn budgets(options: &Options, runner: &Runner) -> Result<[String; 3]> {
     let words = ["--demo", "-c", "512", "-fa", "on", "-ub", UBATCH];
     let least = smallest(options, runner, &words)?;
