@@ -280,7 +280,17 @@ impl Rig<'_> {
     fn smallest(&self, tokens: u64) -> Result<u64> {
         let path = self.model.path.to_string_lossy();
         let (tokens, ubatch) = (tokens.to_string(), self.work.ubatches[0].to_string());
-        let flags = ["-m", &*path, "-c", &tokens, "-ub", &ubatch, "-fa", "on"];
+        let flags = [
+            "-m",
+            &*path,
+            "-c",
+            &tokens,
+            "-ub",
+            &ubatch,
+            "-fa",
+            "on",
+            "--paged-kv",
+        ];
         smallest(self.options, self.runner, &flags)
     }
 

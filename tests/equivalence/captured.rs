@@ -46,12 +46,13 @@ fn budgets(spec: &RunSpec, what: Paging) -> (u64, u64) {
     budgets_under(&paging(&on, spec.model, what, AMPLE_BYTES), spec)
 }
 
-/// Runs the prompt, then a token under each of `budgets`; with the counters after each token.
+/// Runs the prompt, then a token after each list of `budgets`, which are set one after the
+/// other; with the counters after each token.
 fn generate(
     config: PagingConfig,
     on: &AsyncDevice,
     spec: &RunSpec,
-    budgets: &[u64],
+    budgets: &[Vec<u64>],
 ) -> (Logits, Vec<Counters>) {
     let paged = PagedDevice::new(config).unwrap();
     let path = &spec.model.file().path;
@@ -59,9 +60,8 @@ fn generate(
     let mut context = LlamaContext::new(&model, spec).unwrap();
     let mut found = run_steps(&mut context, &spec.steps[..1]).unwrap();
     let mut counters = Vec::new();
-    let mut before = None;
-    for (position, budget) in (0..).zip(budgets) {
-        if before.replace(budget) != Some(budget) {
+    for (position, budgets) in (0..).zip(budgets) {
+        for budget in budgets {
             paged.set_budget(*budget, Reason::Pressure).unwrap();
         }
         let position = i32::try_from(PROMPT_TOKENS).unwrap() + position;
@@ -81,16 +81,28 @@ fn replayed_graphs_see_a_new_plan() {
         (Model::Hybrid, Delays::Short),
     ] {
         for what in [Paging::Weights, Paging::Both] {
-            let spec = spec(model, 24);
+            let spec = spec(model, 32);
             let (minimum, everything) = budgets(&spec, what);
             let between = |percent| minimum + (everything - minimum) * percent / 100;
-            // Long enough under each to be captured and replayed, and back to where a graph
-            // of the same nodes was captured before.
             let all = AMPLE_BYTES;
-            let sizes = [all, between(50), all, minimum, between(80), all];
-            let sizes = sizes.map(|bytes| [bytes; 4]).concat();
+            // Long enough under each to be captured and replayed; back to where a graph of the
+            // same nodes was captured before, and there and back between two tokens: then the
+            // graph is the same, and its weights may lie elsewhere.
+            let sizes: [&[u64]; 8] = [
+                &[all],
+                &[between(50)],
+                &[all],
+                &[minimum, all],
+                &[between(50), all],
+                &[minimum],
+                &[between(80), minimum],
+                &[minimum, between(30), all],
+            ];
+            let stays = [const { Vec::new() }; 3];
+            let sizes = sizes.map(|first| [&[first.to_vec()][..], &stays].concat());
+            let sizes = sizes.concat();
             let on = device(delays);
-            let config = paging(&on, model, what, sizes[0]);
+            let config = paging(&on, model, what, all);
             let (found, counters) = generate(config, &on, &spec, &sizes);
             let complaints = on.take_complaints();
             assert!(complaints.is_empty(), "{model:?} {what:?}: {complaints:#?}");
@@ -116,7 +128,7 @@ fn captures_last_while_nothing_is_planned_anew() {
                 let budget = minimum + (everything - minimum) * percent / 100;
                 let on = device(Delays::None);
                 let config = paging(&on, model, what, budget);
-                let (found, counters) = generate(config, &on, &spec, &[budget; 12]);
+                let (found, counters) = generate(config, &on, &spec, &[const { Vec::new() }; 12]);
                 assert_same(&stock(&spec), &found, &(model, what, percent));
                 // The first tokens plan, warm up and capture.
                 let (early, late) = (counters[3], counters[11]);

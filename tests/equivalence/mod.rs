@@ -45,6 +45,7 @@ macro_rules! each_dense_model {
         }
     };
 }
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub(crate) use each_dense_model;
 
 mod adapters;

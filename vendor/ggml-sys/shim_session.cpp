@@ -95,7 +95,7 @@ static void on_log(ggml_log_level level, const char * text, void * data) {
         rpaged_guard(0, [&] {
             const std::string reason = rpaged_one_line(text + sizeof(NO_CUDA) - 1);
             const std::string line = "CUDA gives no GPU here (" + reason + ")\n";
-            common_log_default_callback(GGML_LOG_LEVEL_INFO, line.c_str(), data);
+            common_log_default_callback(GGML_LOG_LEVEL_WARN, line.c_str(), data);
             return 0;
         });
         return;
