@@ -81,7 +81,9 @@ impl Shares {
         shows: bool,
     ) -> Result<Option<Self>> {
         let matrices = Matrices::read(paging)?;
-        if matrices.cold.is_empty() {
+        // Of experts the processor reads the few that a token uses, and the link would move
+        // them all: nothing is to be weighed.
+        if matrices.cold.is_empty() || matrices.used_share < 1.0 {
             return Ok(None);
         }
         let total: u64 = matrices.all.iter().map(|(_, bytes)| bytes).sum();

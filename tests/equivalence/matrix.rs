@@ -46,7 +46,7 @@ fn tiny_model_in_every_combination_of_settings() {
     check_all(cases);
 }
 
-super::each_dense_model!(check_selection);
+each_dense_model!(check_selection);
 
 #[test]
 fn model_in_three_files() {
