@@ -103,6 +103,15 @@ fn complete(line: &str) -> Output {
     program().args(prompt).args(words).output().unwrap()
 }
 
+/// Whether a hangup ends what is started here: under nohup nothing hears one.
+#[cfg(unix)]
+fn hears_hangups() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_none_or(|mask| mask & 1 == 0)
+}
+
 /// A named pipe at `path`.
 #[cfg(unix)]
 fn make_pipe(path: &std::path::Path) {
