@@ -76,7 +76,14 @@ impl Options {
 
     fn take(&mut self, flag: &str, value: &str) -> Result<()> {
         match flag {
-            "--minutes" => self.minutes = value.parse()?,
+            "--minutes" => {
+                self.minutes = value.parse()?;
+                let is_sound = self.minutes > 0.0 && self.minutes <= 1440.0;
+                ensure!(
+                    is_sound,
+                    "a run takes more than none and at most 1440 minutes"
+                );
+            }
             "--only" => {
                 self.only = value.split(',').map(str::to_owned).collect();
                 for part in &self.only {

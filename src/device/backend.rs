@@ -356,7 +356,11 @@ impl PagedBackend {
 
         // Before anything is translated: what fails in between would leave it so.
         let events = self.events.as_mut().map(Events::free);
-        let fence = events.transpose().map_err(Error::Failed)?;
+        let fence = match events.transpose() {
+            Ok(fence) => fence,
+            // Where copies failed too, a device was lost: they say so.
+            Err(sentence) => return paged.pager.drain().and(Err(Error::Failed(sentence))),
+        };
         let touches = touches_of(&self.scan.touches, &segment.nodes);
         self.translation.follow(touches, &paged.pager);
         let start = Instant::now();

@@ -64,7 +64,10 @@ impl HeaderFolder {
     /// for it, or its server gives no parts of files, the model is downloaded whole. None
     /// when the place cannot be told to llama.cpp.
     pub fn new() -> Option<Self> {
-        let name = format!("rpaged-headers-{}", std::process::id());
+        // A name of its own, also where others with the same number share the folder.
+        let now = std::time::UNIX_EPOCH.elapsed();
+        let now = now.map_or(0, |now| now.as_nanos());
+        let name = format!("rpaged-headers-{}-{now:x}", std::process::id());
         let path = std::env::temp_dir().join(name);
         let text = CString::new(path.to_str()?).ok()?;
         *HEADERS.lock().unwrap_or_else(PoisonError::into_inner) = Some(path.clone());

@@ -2,7 +2,7 @@
 //! nor does a budget that changes while running.
 
 use rpaged::device::report::Reason;
-use rpaged::device::{Budget, PagedDevice, PagingConfig, Storage};
+use rpaged::device::{Budget, Cold, PagedDevice, PagingConfig, Storage};
 
 use super::case::{AMPLE_BYTES, Paging, budgets, budgets_under, config};
 use crate::harness::{
@@ -212,7 +212,10 @@ fn a_context_takes_memory_for_the_tokens_that_are_there() {
             flash,
             ..RunSpec::new(Model::Tiny, 1000, 1)
         };
-        let ample = config(spec.model, Paging::Both, Budget::Bytes(1 << 30));
+        let ample = PagingConfig {
+            cold: Cold::Auto,
+            ..config(spec.model, Paging::Both, Budget::Bytes(1 << 30))
+        };
         let device = PagedDevice::new(ample).unwrap();
         let model = LlamaModel::load(&spec.model.file().path, Placement::Paged(&device)).unwrap();
         let mut context = LlamaContext::new(&model, &spec).unwrap();
