@@ -123,6 +123,17 @@ impl Range {
         sum(&self.pieces())
     }
 
+    /// Bytes of memory that `grow` to `bytes` would map: whole granules.
+    pub fn missing_bytes(&self, bytes: usize) -> usize {
+        self.end_of(bytes).saturating_sub(self.mapped_bytes())
+    }
+
+    /// Where the granules end that the first `bytes` bytes lie in.
+    fn end_of(&self, bytes: usize) -> usize {
+        let end = bytes.next_multiple_of(self.mapping.granule_bytes);
+        end.min(self.bytes)
+    }
+
     fn pieces(&self) -> MutexGuard<'_, Vec<Piece>> {
         self.pieces.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -135,8 +146,7 @@ impl Range {
     pub fn grow(&self, bytes: usize) -> Result<(), String> {
         let mut pieces = self.pieces();
         let start = sum(&pieces);
-        let granule_bytes = self.mapping.granule_bytes;
-        let end = bytes.next_multiple_of(granule_bytes).min(self.bytes);
+        let end = self.end_of(bytes);
         if end <= start {
             return Ok(());
         }

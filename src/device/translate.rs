@@ -54,6 +54,7 @@ impl Translation {
 
     /// Points each touched tensor to where the pager has its bytes, once.
     pub fn follow(&mut self, touches: &[Touch], pager: &Pager) {
+        self.moved.clear();
         for touch in touches {
             // SAFETY: tensors of the graph at hand, ours during the launch.
             let Some(tensor) = (unsafe { Tensor::from_raw(touch.raw) }) else {

@@ -230,7 +230,7 @@ impl Block {
         match self {
             Self::Host { .. } | Self::Device(_) => 0,
             Self::Growing(buffer, memory) => {
-                mapped_bytes(in_use, buffer.bytes()).saturating_sub(memory.mapped_bytes())
+                memory.missing_bytes(mapped_bytes(in_use, buffer.bytes()))
             }
         }
     }

@@ -168,14 +168,15 @@ impl Pager {
             wanted = wanted.min(room);
         }
         let members: Vec<usize> = (0..layers.len()).collect();
-        let mut parts = vec![(all <= room, false); layers.len()];
+        let mut parts = vec![(false, false); layers.len()];
         let mut sum = 0;
         for index in spread(&members) {
             let bytes = layers[index].bytes;
             let ends = sum + bytes;
-            // To the nearest whole layer, where there is room for it.
-            if ends.saturating_sub(bytes / 2) <= wanted && (all <= room || ends <= room) {
-                parts[index] = (true, wanted > 0);
+            // Copies as far as there is room; the processor, to the nearest whole layer.
+            if ends <= room {
+                let computes = wanted > 0 && ends.saturating_sub(bytes / 2) <= wanted;
+                parts[index] = (true, computes);
                 sum = ends;
             }
         }

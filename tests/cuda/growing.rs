@@ -54,7 +54,7 @@ fn blocks() {
     assert_eq!((block.bytes(), driver.created()), (bytes, 0));
     let start = block.address(0);
     // One byte and what a kernel may read behind it.
-    assert_eq!(block.missing_bytes(1), 1 + GRANULE);
+    assert_eq!(block.missing_bytes(1), 2 * GRANULE);
     block.grow(1).unwrap();
     assert_eq!(driver.created(), 2 * GRANULE);
     assert_eq!(driver.bytes_at(start, 2 * GRANULE), vec![0; 2 * GRANULE]);

@@ -11,7 +11,8 @@ use crate::device::translate::Translation;
 use crate::error::{Error, Result};
 use crate::ggml::{Graph, InnerBackend, InnerDevice};
 use crate::pager::Pager;
-use crate::pager::block::{Arena, Block};
+use crate::pager::block::Block;
+use crate::pager::memory::HostMemory;
 
 /// What computes host segments: the processor, with memory for what it reads and computes.
 #[derive(Debug)]
@@ -62,11 +63,17 @@ impl HostComputer {
         let known = self.scratch.as_ref().map_or(0, Block::bytes);
         if plan.scratch_bytes > known {
             self.scratch = None;
-            let block = Arena::Host.block(plan.scratch_bytes);
-            self.scratch =
-                Some(block.map_err(|sentence| {
-                    Error::Memory(format!("{sentence}, or add --cold stream"))
-                })?);
+            let memory = HostMemory::new(plan.scratch_bytes);
+            let block = memory
+                .map_err(|error| error.to_string())
+                .and_then(Block::over);
+            self.scratch = Some(block.map_err(|why| {
+                let mib = plan.scratch_bytes.div_ceil(1 << 20);
+                Error::Memory(format!(
+                    "could not get {mib} MiB for what the processor computes ({why}); free some, \
+                     or add --cold stream"
+                ))
+            })?);
         }
         Ok(())
     }

@@ -129,8 +129,8 @@ impl Kept {
                 true => None,
                 false => self.shared.take(wanted),
             };
+            // Others may give room back, so that there may be some the next time.
             let Some(part) = part else {
-                self.is_full = true;
                 return Ok(None);
             };
             let taken = memory(self.slab_bytes).inspect_err(|_| self.is_full = true)?;

@@ -223,7 +223,8 @@ impl Queue {
     fn queue(&mut self, mut step: Move) -> Result<(), String> {
         if let Move::In {
             read: Some(read), ..
-        } = &step
+        }
+        | Move::Read(read) = &step
             && let Err(sentence) = self.await_read(*read)
         {
             self.current.failed.get_or_insert(sentence);
@@ -316,7 +317,7 @@ impl Queue {
                 // SAFETY: the caller's promise.
                 unsafe { self.link.fill(to, range.clone(), *value) }?;
             }
-            Move::Host(..) | Move::After(_) => return Ok(false),
+            Move::Host(..) | Move::Read(_) | Move::After(_) => return Ok(false),
         }
         Ok(true)
     }

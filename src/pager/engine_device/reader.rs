@@ -5,7 +5,7 @@
 //! way while earlier ones cross the link.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -46,6 +46,8 @@ pub struct Reader {
     // What is to land that a later copy might read, oldest first.
     coming: VecDeque<(u64, Footprint)>,
     landings: u64,
+    // Host memories that requests have named.
+    touched: Vec<Weak<HostMemory>>,
     notice: Notice,
 }
 
@@ -81,6 +83,7 @@ impl Reader {
             parts,
             coming: VecDeque::new(),
             landings: 0,
+            touched: Vec::new(),
             notice: Notice::Nothing,
         }
     }
@@ -143,6 +146,13 @@ impl Reader {
         if copy.bytes == 0 {
             return Ok(());
         }
+        if let Source::Memory { memory, .. } = &copy.from {
+            self.is_untouched(memory);
+        }
+        let into_untouched = match &copy.to {
+            Target::Memory { memory, .. } => self.is_untouched(memory),
+            _ => false,
+        };
         match (&copy.from, &copy.to) {
             (Source::Pattern(value), Target::Device { memory, offset }) => {
                 let range = *offset..offset + copy.bytes;
@@ -193,6 +203,9 @@ impl Reader {
                 }
                 self.bring_file(copy, (file, *start), &to, read)
             }
+            (Source::File { .. }, Target::Memory { .. }) if into_untouched => {
+                self.read_aside(copy, index, read)
+            }
             _ => {
                 let number = self.note_landing(copy);
                 self.send(Step::Move(Move::Host(copy.clone(), number)))?;
@@ -202,6 +215,47 @@ impl Reader {
                 Ok(())
             }
         }
+    }
+
+    /// Whether no copy before has touched the memory; this one does.
+    fn is_untouched(&mut self, memory: &Arc<HostMemory>) -> bool {
+        let of = |known: &Weak<HostMemory>| std::ptr::eq(known.as_ptr(), Arc::as_ptr(memory));
+        if self.touched.iter().any(of) {
+            return false;
+        }
+        self.touched.retain(|known| known.strong_count() > 0);
+        self.touched.push(Arc::downgrade(memory));
+        true
+    }
+
+    /// Has a file read into memory that nothing before has touched: what was queued need not
+    /// be waited for.
+    fn read_aside(&mut self, copy: &Copy, index: u64, read: &mut u64) -> Result<(), Halt> {
+        let (
+            Source::File {
+                file,
+                offset: start,
+            },
+            Target::Memory { memory, offset },
+        ) = (&copy.from, &copy.to)
+        else {
+            return Ok(());
+        };
+        if self.parts.faults.failed_read == Some(index) {
+            let sentence = unreadable(file, copy.bytes, *start, &eio());
+            return Err(Halt::Failed(sentence));
+        }
+        self.await_landings(copy);
+        let submitted = self.submit_read(Copy {
+            from: copy.from.clone(),
+            to: Target::Memory {
+                memory: Arc::clone(memory),
+                offset: *offset,
+            },
+            ..*copy
+        })?;
+        *read += copy.bytes as u64;
+        Ok(self.send(Step::Move(Move::Read(submitted)))?)
     }
 
     /// Whether the link copies from and to the memory itself. Where no memory is pinned,
@@ -396,8 +450,7 @@ impl Reader {
         (memory, at): (&Arc<HostMemory>, usize),
         bytes: usize,
     ) -> Result<Ticket, Halt> {
-        let mut copies = self.parts.host.recycled();
-        copies.push(Copy {
+        self.submit_read(Copy {
             from,
             to: Target::Memory {
                 memory: Arc::clone(memory),
@@ -405,7 +458,12 @@ impl Reader {
             },
             bytes,
             whole_blocks: true,
-        });
+        })
+    }
+
+    fn submit_read(&mut self, copy: Copy) -> Result<Ticket, Halt> {
+        let mut copies = self.parts.host.recycled();
+        copies.push(copy);
         let request = Request {
             direction: Direction::In,
             copies,

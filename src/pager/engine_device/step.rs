@@ -61,6 +61,9 @@ pub enum Move {
     Fill(Arc<DeviceBuffer>, Range<usize>, u8),
     /// Neither side is the device's; the number is that of its landing.
     Host(Copy, u64),
+    /// Bytes of a file come into memory that nothing before has touched, by this request of
+    /// the reader's.
+    Read(Ticket),
     /// Everything later comes after this fence, which is held until then.
     After(#[expect(dead_code, reason = "it is only held")] Fence),
 }

@@ -95,6 +95,38 @@ fn what_is_spilled_is_never_kept() {
     }
 }
 
+#[test]
+fn memory_that_a_file_is_read_into_keeps_the_order_of_requests() {
+    const BYTES: usize = 20_000;
+    for seed in 0..20 {
+        let mut rig = Rig::new(&with_pinned(), setup(0), Delays::Short, seed);
+        let model = rig.files.open(Access::Direct);
+        let memory = Arc::new(pinned(BYTES.next_multiple_of(BLOCK_BYTES)));
+        let buffers = [0, 1].map(|_| rig.buffer(BYTES));
+        // The first reading is into memory that nothing has touched; the second one is into
+        // memory that the link copies from.
+        for (start, buffer) in [0, 7_000].into_iter().zip(&buffers) {
+            let (from, to) = (from_file(&model, start), in_memory(&memory, 0));
+            rig.engine
+                .submit(request(Direction::In, from, to, BYTES))
+                .unwrap();
+            let (from, to) = (from_memory(&memory, 0), in_device(buffer, 0));
+            rig.engine
+                .submit(request(Direction::In, from, to, BYTES))
+                .unwrap();
+        }
+        rig.engine.wait(rig.engine.newest()).unwrap();
+        for (start, buffer) in [0, 7_000].into_iter().zip(&buffers) {
+            let found = device_bytes(buffer);
+            assert!((0..BYTES).all(|at| found[at] == model_byte(start + at)));
+        }
+        let counters = rig.engine.counters();
+        assert_eq!(counters.storage_bytes, 2 * BYTES as u64);
+        assert_eq!(counters.link_bytes, 2 * BYTES as u64);
+        rig.check();
+    }
+}
+
 /// Where each byte of a file is kept: address of the memory, place in there, and what
 /// brought it.
 type Known = Vec<Option<(usize, usize, Ticket)>>;
