@@ -181,6 +181,11 @@ fn a_prompt_is_computed_in_fewer_passes_where_weights_cross_a_link() {
         8,
         "as many as there is room for"
     );
+    assert_eq!(
+        of(&["--prompt-cache", "states.bin"]),
+        8,
+        "a saved state fits the ubatch that it was saved with"
+    );
     let ample = PagingConfig {
         budget: Budget::Bytes(1 << 30),
         ..half.clone()

@@ -32,8 +32,8 @@ struct Found {
 
 /// Raises the ubatch, and the batch around it, to what has the prompt, and the tokens that
 /// are generated after it, take the fewest bytes over the link to a GPU; says so in the log.
-/// Does nothing where the processor computes, nothing streams, the prompt is not known or
-/// the user has said `-ub`.
+/// Does nothing where the processor computes, nothing streams, the prompt is not known, there
+/// is a `--prompt-cache` or the user has said `-ub`.
 ///
 /// # Errors
 /// `Failed` when llama.cpp cannot copy its parameters.
@@ -46,6 +46,11 @@ pub fn raise(
 ) -> Result<Option<Choice>> {
     let has_link = paging.weights && paging.device_with_memory().is_some();
     if !has_link || given.ubatch || params.prompt()?.is_empty() {
+        return Ok(None);
+    }
+    // A KV cache of a sliding window is as large as its ubatch asks for, so a state may not
+    // load with another one; and what the state holds is not computed again.
+    if !params.prompt_cache()?.is_empty() {
         return Ok(None);
     }
     // llama.cpp would say all about the model once more for each of them.
