@@ -203,3 +203,19 @@ fn a_prompt_is_computed_in_fewer_passes_where_weights_cross_a_link() {
     let complaints = on.take_complaints();
     assert!(complaints.is_empty(), "{complaints:?}");
 }
+
+/// A configuration file leaves no word on the command line.
+#[test]
+fn sizes_that_are_not_the_usual_ones_were_given() {
+    llama::log::start();
+    let given = |words: &[&str]| {
+        let words = ["test", "-m", "model", "-lv", "0"].iter().chain(words);
+        let words = words.map(|word| CString::new(*word).unwrap()).collect();
+        let settings = Params::parse(words, &[]).unwrap().settings().unwrap();
+        let given = Given::default().or_by(&settings);
+        (given.batch, given.ubatch)
+    };
+    assert_eq!(given(&[]), (false, false), "llama.cpp's defaults");
+    assert_eq!(given(&["-b", "1024"]), (true, false));
+    assert_eq!(given(&["-ub", "256"]), (false, true));
+}

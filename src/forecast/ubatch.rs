@@ -12,6 +12,11 @@ use crate::telemetry::memory::share_of;
 /// Sizes that are tried, by the usual one: 1024, 2048 and 4096 tokens for 512.
 const FACTORS: [u32; 3] = [2, 4, 8];
 
+/// llama.cpp's `-b` where nobody says it.
+const BATCH_DEFAULT: i32 = 2048;
+/// llama.cpp's `-ub` where nobody says it.
+const UBATCH_DEFAULT: i32 = 512;
+
 /// What the user has said; that stays as it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Given {
@@ -19,6 +24,18 @@ pub struct Given {
     pub batch: bool,
     /// `-ub`.
     pub ubatch: bool,
+}
+
+impl Given {
+    /// With what the settings show: one that differs from llama.cpp's default and is no word
+    /// of the user's comes from a configuration file.
+    #[must_use]
+    pub fn or_by(self, settings: &Settings) -> Self {
+        Self {
+            batch: self.batch || settings.n_batch != BATCH_DEFAULT,
+            ubatch: self.ubatch || settings.n_ubatch != UBATCH_DEFAULT,
+        }
+    }
 }
 
 /// A choice between two sizes, and for what.
