@@ -6,7 +6,7 @@ use crate::device::rehearsal::Rehearsal;
 use crate::device::{Budget, PagingConfig};
 use crate::error::Result;
 use crate::llama::{self, Facts, Params, Settings, log};
-use crate::planner::ubatch::{Choice, better};
+use crate::planner::ubatch::{Choice, better, is_one_pass};
 use crate::telemetry::memory::share_of;
 
 /// Sizes that are tried, by the usual one: 1024, 2048 and 4096 tokens for 512.
@@ -49,8 +49,8 @@ struct Found {
 
 /// Raises the ubatch, and the batch around it, to what has the prompt, and the tokens that
 /// are generated after it, take the fewest bytes over the link to a GPU; says so in the log.
-/// Does nothing where the processor computes, nothing streams, the prompt is not known, there
-/// is a `--prompt-cache` or the user has said `-ub`.
+/// Does nothing where the processor computes, nothing streams, the prompt is short, there is
+/// a `--prompt-cache` or the user has said `-ub`.
 ///
 /// # Errors
 /// `Failed` when llama.cpp cannot copy its parameters.
@@ -62,7 +62,14 @@ pub fn raise(
     name: &str,
 ) -> Result<Option<Choice>> {
     let has_link = paging.weights && paging.device_with_memory().is_some();
-    if !has_link || given.ubatch || params.prompt()?.is_empty() {
+    if !has_link || given.ubatch {
+        return Ok(None);
+    }
+    // A rehearsal reads the vocabulary; most prompts are too short to need one.
+    if is_one_pass(
+        params.prompt()?.len(),
+        settings.n_ubatch.min(settings.n_batch),
+    ) {
         return Ok(None);
     }
     // A KV cache of a sliding window is as large as its ubatch asks for, so a state may not

@@ -33,6 +33,17 @@ impl Choice {
     }
 }
 
+/// Tokens that a model may put around a prompt: one where it begins, one where it ends, and a
+/// blank.
+const AROUND_TOKENS: usize = 4;
+
+/// Whether a text of so many bytes is one pass without a look at its tokens: each of them is
+/// at least a byte.
+pub fn is_one_pass(prompt_bytes: usize, ubatch_tokens: i32) -> bool {
+    let most = usize::try_from(ubatch_tokens).unwrap_or(0);
+    prompt_bytes.saturating_add(AROUND_TOKENS) <= most
+}
+
 /// The one of `others` with the fewest bytes over the link for a prompt of so many tokens and
 /// those generated after it, the smallest of equals; None when none of them has fewer than
 /// the `usual` one.
@@ -90,6 +101,13 @@ mod tests {
         assert_eq!(better(2048, 100_000, usual, &[free]), Some(free));
         let huge = choice(1, u64::MAX);
         assert_eq!(huge.run_bytes(1, u32::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn a_short_text_is_one_pass() {
+        assert!(is_one_pass(0, 4) && is_one_pass(508, 512));
+        assert!(!is_one_pass(509, 512));
+        assert!(!is_one_pass(0, -1) && !is_one_pass(usize::MAX, i32::MAX));
     }
 
     #[test]
