@@ -128,7 +128,7 @@ const STORY: &str = "Once upon a time, there was a little owl. ";
 
 /// The ubatch after 8 tokens of it might be raised, for a story of twelve sentences and four
 /// tokens after it.
-fn raised(path: &Path, paging: &PagingConfig, given: Given, more: &[&str]) -> (i32, Params) {
+pub fn raised(path: &Path, paging: &PagingConfig, given: Given, more: &[&str]) -> (i32, Params) {
     let text = STORY.repeat(12);
     let words = [&["-ub", "8", "-n", "4", "-p", &text][..], more].concat();
     let mut params = params(path, &words);
@@ -141,6 +141,15 @@ fn raised(path: &Path, paging: &PagingConfig, given: Given, more: &[&str]) -> (i
     );
     assert_eq!(found.is_some(), after.n_ubatch != 8, "{found:?}");
     (after.n_ubatch, params)
+}
+
+/// The smallest budget that does when the context holds so many tokens.
+pub fn least(path: &Path, paging: &PagingConfig, tokens: usize, more: &[&str]) -> u64 {
+    let rehearsal = Rehearsal::new(paging.clone()).unwrap();
+    let facts = llama::rehearse(params(path, more), &rehearsal, "model").unwrap();
+    let notes = rehearsal.notes();
+    rehearsal.imagine_context(tokens, !facts.flash_attention);
+    rehearsal.minimum_bytes(facts.device_compute_bytes + notes.inner_bytes + notes.unpaged_bytes)
 }
 
 /// With a device for tests that has memory of its own, and the demo's model.

@@ -148,7 +148,7 @@ fn choose(
 }
 
 /// What a pass would stream with this ubatch when the context holds the prompt, and what
-/// llama.cpp says; None when it does not fit, which is for the run itself to say.
+/// llama.cpp says; None when a full context does not fit, which is for the run itself to say.
 fn rehearsed(
     params: &Params,
     batch: i32,
@@ -174,7 +174,13 @@ fn rehearsed(
     let most = usize::try_from(facts.n_ctx).unwrap_or(usize::MAX);
     let rows = usize::try_from(facts.n_prompt).unwrap_or(usize::MAX);
     let rows = rows.max(1).next_multiple_of(ROWS_PADDING).min(most);
-    rehearsal.imagine_context(rows, !facts.flash_attention);
+    let whole_values = !facts.flash_attention;
+    // What is generated fills the context, and the scratch stays.
+    rehearsal.imagine_context(most, whole_values);
+    if rehearsal.outlook(budget, outside).is_err() {
+        return Ok(None);
+    }
+    rehearsal.imagine_context(rows, whole_values);
     let outlook = rehearsal.outlook(budget, outside).ok();
     Ok(outlook.map(|outlook| {
         let choice = Choice {
