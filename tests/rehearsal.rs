@@ -144,6 +144,7 @@ pub fn raised(path: &Path, paging: &PagingConfig, given: Given, more: &[&str]) -
 }
 
 /// The smallest budget that does when the context holds so many tokens.
+#[cfg(target_os = "linux")]
 pub fn least(path: &Path, paging: &PagingConfig, tokens: usize, more: &[&str]) -> u64 {
     let rehearsal = Rehearsal::new(paging.clone()).unwrap();
     let facts = llama::rehearse(params(path, more), &rehearsal, "model").unwrap();
