@@ -124,6 +124,35 @@ fn memory_is_what_a_run_takes_with_other_caches() {
     }
 }
 
+const STORY: &str = "Once upon a time, there was a little owl. ";
+
+/// The ubatch after 8 tokens of it might be raised, for a story of twelve sentences and four
+/// tokens after it.
+pub fn raised(path: &Path, paging: &PagingConfig, given: Given, more: &[&str]) -> (i32, Params) {
+    let text = STORY.repeat(12);
+    let words = [&["-ub", "8", "-n", "4", "-p", &text][..], more].concat();
+    let mut params = params(path, &words);
+    let mut settings = params.settings().unwrap();
+    let found = ubatch::raise(&mut params, &mut settings, paging, given, "demo").unwrap();
+    let after = params.settings().unwrap();
+    assert_eq!(
+        (settings.n_ubatch, settings.n_batch),
+        (after.n_ubatch, after.n_batch)
+    );
+    assert_eq!(found.is_some(), after.n_ubatch != 8, "{found:?}");
+    (after.n_ubatch, params)
+}
+
+/// The smallest budget that does when the context holds so many tokens.
+#[cfg(target_os = "linux")]
+pub fn least(path: &Path, paging: &PagingConfig, tokens: usize, more: &[&str]) -> u64 {
+    let rehearsal = Rehearsal::new(paging.clone()).unwrap();
+    let facts = llama::rehearse(params(path, more), &rehearsal, "model").unwrap();
+    let notes = rehearsal.notes();
+    rehearsal.imagine_context(tokens, !facts.flash_attention);
+    rehearsal.minimum_bytes(facts.device_compute_bytes + notes.inner_bytes + notes.unpaged_bytes)
+}
+
 /// With a device for tests that has memory of its own, and the demo's model.
 #[test]
 fn a_prompt_is_computed_in_fewer_passes_where_weights_cross_a_link() {
@@ -134,20 +163,7 @@ fn a_prompt_is_computed_in_fewer_passes_where_weights_cross_a_link() {
         inner: Some(inner_of(&on)),
         ..config(path, 1_600_000)
     };
-    let text = "Once upon a time, there was a little owl. ".repeat(12);
-    let raised = |paging: &PagingConfig, given: Given, more: &[&str]| {
-        let words = [&["-ub", "8", "-p", &text][..], more].concat();
-        let mut params = params(path, &words);
-        let mut settings = params.settings().unwrap();
-        let found = ubatch::raise(&mut params, &mut settings, paging, given, "demo").unwrap();
-        let after = params.settings().unwrap();
-        assert_eq!(
-            (settings.n_ubatch, settings.n_batch),
-            (after.n_ubatch, after.n_batch)
-        );
-        assert_eq!(found.is_some(), after.n_ubatch != 8, "{found:?}");
-        (after.n_ubatch, params)
-    };
+    let raised = |paging: &PagingConfig, given, more: &[&str]| raised(path, paging, given, more);
     let (ubatch, params) = raised(&half, Given::default(), &[]);
     assert!(ubatch > 8, "{ubatch}");
     let device = PagedDevice::new(half.clone()).unwrap();
@@ -168,6 +184,18 @@ fn a_prompt_is_computed_in_fewer_passes_where_weights_cross_a_link() {
     assert_eq!(raised(&half, batch, &["-b", "16"]).0, 16);
     assert_eq!(raised(&half, batch, &["-b", "8"]).0, 8);
     assert_eq!(raised(&half, Given::default(), &["-p", "Once"]).0, 8);
+    let of = |more: &[&str]| raised(&half, Given::default(), more).0;
+    assert_eq!(of(&["-n", "1000000"]), 8, "each token streams more");
+    assert_eq!(
+        of(&["-n", "-1", "-c", "65536"]),
+        8,
+        "as many as there is room for"
+    );
+    assert_eq!(
+        of(&["--prompt-cache", "states.bin"]),
+        8,
+        "a saved state fits the ubatch that it was saved with"
+    );
     let ample = PagingConfig {
         budget: Budget::Bytes(1 << 30),
         ..half.clone()
@@ -184,4 +212,20 @@ fn a_prompt_is_computed_in_fewer_passes_where_weights_cross_a_link() {
     assert_eq!(raised(&on_processor, Given::default(), &[]).0, 8);
     let complaints = on.take_complaints();
     assert!(complaints.is_empty(), "{complaints:?}");
+}
+
+/// A configuration file leaves no word on the command line.
+#[test]
+fn sizes_that_are_not_the_usual_ones_were_given() {
+    llama::log::start();
+    let given = |words: &[&str]| {
+        let words = ["test", "-m", "model", "-lv", "0"].iter().chain(words);
+        let words = words.map(|word| CString::new(*word).unwrap()).collect();
+        let settings = Params::parse(words, &[]).unwrap().settings().unwrap();
+        let given = Given::default().or_by(&settings);
+        (given.batch, given.ubatch)
+    };
+    assert_eq!(given(&[]), (false, false), "llama.cpp's defaults");
+    assert_eq!(given(&["-b", "1024"]), (true, false));
+    assert_eq!(given(&["-ub", "256"]), (false, true));
 }

@@ -145,6 +145,7 @@ impl Request {
             batch: self.is_given("--batch-size"),
             ubatch: self.is_given("--ubatch-size"),
         };
+        let given = given.or_by(settings);
         forecast::ubatch::raise(params, settings, paging, given, name).map(drop)
     }
 

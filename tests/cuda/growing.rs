@@ -1,9 +1,13 @@
 //! States whose memory is mapped as it comes into use: run with the fake driver, by the tests
 //! of the module above.
 
+use std::path::Path;
+
 use rpaged::device::report::Reason;
 use rpaged::device::{PagedDevice, PagingConfig};
+use rpaged::forecast::ubatch::Given;
 use rpaged::pager::block::{Arena, Block};
+use rpaged::session::demo::DemoModel;
 
 use super::device::device;
 use super::driver::Driver;
@@ -13,6 +17,7 @@ use crate::harness::{
     Flash, LlamaContext, LlamaModel, Placement, RunSpec, Step, difference, run, run_steps, stock,
 };
 use crate::models::{Model, prompt};
+use crate::rehearsal::{least, raised};
 
 /// What the settings of these tests say.
 const GRANULE: usize = 4096;
@@ -232,6 +237,39 @@ fn crowded() {
         assert!(device.report().budget_bytes < AMPLE_BYTES);
     }
     assert_eq!(driver.created(), 0);
+    assert_eq!(on.take_complaints(), [""; 0]);
+    assert_eq!(driver.violations(), "");
+}
+
+/// A context that can be filled with the usual ubatch can be filled with the larger one.
+#[test]
+#[ignore = "run by a test of the module above"]
+fn ubatches() {
+    const TOKENS: usize = 8192;
+    if std::env::var_os(super::INSIDE).is_none() {
+        return;
+    }
+    let (driver, on) = (Driver::load(), card());
+    {
+        let demo = DemoModel::new().unwrap();
+        let path = Path::new(demo.path().to_str().unwrap());
+        let with = |budget| PagingConfig {
+            model: path.to_owned(),
+            ..paging(&on, budget)
+        };
+        let least = |ubatch, tokens| {
+            let words = ["-c", "8192", "-ub", ubatch];
+            least(path, &with(AMPLE_BYTES), tokens, &words)
+        };
+        let whole = least("16", TOKENS);
+        assert!(least("16", 512) < whole && least("8", TOKENS) < whole);
+        let of = |budget| {
+            let words = ["-c", "8192"];
+            raised(path, &with(budget), Given::default(), &words).0
+        };
+        assert_eq!(of(whole - 1), 8);
+        assert_eq!(of(whole), 16);
+    }
     assert_eq!(on.take_complaints(), [""; 0]);
     assert_eq!(driver.violations(), "");
 }

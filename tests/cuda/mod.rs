@@ -213,6 +213,11 @@ fn paged_states_that_grow_compute_what_stock_computes() {
 }
 
 #[test]
+fn a_larger_ubatch_leaves_room_for_a_full_context() {
+    passes("growing::ubatches", &[GRANULE]);
+}
+
+#[test]
 fn weights_give_way_where_others_have_taken_the_memory() {
     for range in ["3:4", "8:10", "14:1000000"] {
         passes(
