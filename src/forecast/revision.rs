@@ -239,7 +239,8 @@ impl Revision {
     /// Takes the rate of who was late from what was observed: the processor, if it took most
     /// of what was lost; else the link, if anything crossed it; else the device. A copy's time
     /// in the link's stream counts as the link's, so its rate errs towards a larger share,
-    /// which is the static plan's way.
+    /// which is the static plan's way. Where nothing overlaps ([`cold::in_turn`]) the link has
+    /// no rate of its own, for the device's contains it.
     fn learn(&mut self, mean: &Mean) -> Cause {
         let late = mean.seconds - self.choice.seconds;
         let bytes = units(self.load.may_bytes) * self.choice.share;
@@ -253,7 +254,8 @@ impl Revision {
             self.rates.processor_slowdown = 1.0;
             return Cause::Processor;
         }
-        if mean.link_bytes > 0.0 && mean.link_seconds > 0.0 {
+        let has_rate = self.rates.link.is_finite();
+        if has_rate && mean.link_bytes > 0.0 && mean.link_seconds > 0.0 {
             let seen = mean.link_bytes / mean.link_seconds;
             let calibrated = self.rates.link / self.rates.link_slowdown.max(1.0);
             if seen < calibrated {
