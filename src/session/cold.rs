@@ -309,10 +309,17 @@ pub fn sentence(decision: &Decision, shares: &cold::Shares, may_bytes: u64) -> S
                 Cause::Link => "the link is",
                 Cause::Device => "the device is",
             };
+            let before = percent(decision.share_before);
+            let so = match before == after {
+                true => format!("{after} of the cold weights for the processor is still best"),
+                false => format!(
+                    "the processor computes with {after} of the cold weights from now on, and \
+                     not with {before}"
+                ),
+            };
             format!(
-                "{whose} slower than it was measured to be ({observed}): the processor computes \
-                 with {after} of the cold weights from now on, and not with {}",
-                percent(decision.share_before)
+                "a token takes longer than foretold ({observed}), for {whose} slower than \
+                 measured: {so}"
             )
         }
         What::Tried => format!(
@@ -332,4 +339,52 @@ pub fn sentence(decision: &Decision, shares: &cold::Shares, may_bytes: u64) -> S
 #[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
 fn units(count: u64) -> f64 {
     count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::planner::cold::Choice;
+
+    #[test]
+    fn a_share_that_stays_is_not_told_as_another_one() {
+        let shares = cold::Shares {
+            chosen: Choice {
+                share: 1.0,
+                seconds: 0.1,
+            },
+            stream_seconds: 0.2,
+            processor_seconds: 0.1,
+            static_seconds: 0.1,
+        };
+        let said = |share_before, share_after| {
+            let decision = Decision {
+                what: What::Revised(Cause::Link),
+                share_before,
+                share_after,
+                predicted_seconds: 0.1,
+                observed_seconds: Some(0.2),
+            };
+            sentence(&decision, &shares, 1 << 30)
+        };
+        let why = "a token takes longer than foretold (";
+        let link = "for the link is slower than measured: ";
+        for (share_before, share_after, so) in [
+            (
+                1.0,
+                1.0,
+                "100 % of the cold weights for the processor is still best",
+            ),
+            (
+                0.5,
+                0.75,
+                "the processor computes with 75 % of the cold weights from now on, and not with \
+                 50 %",
+            ),
+        ] {
+            let text = said(share_before, share_after);
+            assert!(text.starts_with(why) && text.contains(link), "{text}");
+            assert!(text.ends_with(so), "{text}");
+        }
+    }
 }
