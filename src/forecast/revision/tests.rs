@@ -158,6 +158,20 @@ fn where_all_is_on_the_processor_there_is_nothing_to_try() {
 }
 
 #[test]
+fn a_few_tokens_that_took_long_change_nothing() {
+    let (mut revision, _) = Revision::new(LOAD, RATES);
+    for index in 0..500 {
+        let usual = passage(&RATES, revision.share());
+        let slept = Passage {
+            seconds: 3600.0,
+            ..usual
+        };
+        let passage = if index % 16 == 7 { slept } else { usual };
+        assert_eq!(revision.token(&passage), None, "token {index}");
+    }
+}
+
+#[test]
 fn the_first_tokens_after_a_change_do_not_count() {
     let (mut revision, _) = Revision::new(LOAD, RATES);
     let reading = Passage {
