@@ -1,7 +1,7 @@
 //! Forecasts for a device: the demo's model on one of memory and streams of its own, with
 //! rates by hand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 
 use async_device::{AsyncDevice, Options};
@@ -59,6 +59,7 @@ pub fn by_hand(machine: Machine, link: f64, processor: f64) -> Calibration {
         storage_bytes_per_second: None,
         memory_bytes_per_second: 1e10,
         kinds: BTreeMap::from([("q8_0".into(), q8_0)]),
+        refused_kinds: BTreeSet::new(),
         attention_per_second: 1e14,
         attention_batch_per_second: BTreeMap::from([(16, 1e14)]),
         node_seconds: 1e-12,
