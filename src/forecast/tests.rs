@@ -186,3 +186,26 @@ fn who_computes_what_is_cold_may_be_said() {
         assert!(auto.tokens_per_second >= speed);
     }
 }
+
+#[test]
+fn of_experts_the_processor_reads_those_that_a_token_uses() {
+    let device = AsyncDevice::new(Options::default()).unwrap();
+    let mut subject = subject(Some(&device), "--vram-budget 1200K");
+    let rates = rates(&subject, 1e12, 1e6);
+    subject.paging.cold = Cold::Cpu;
+    let dense = forecast(&subject, &rates).decode.unwrap();
+    subject.experts = (2, 8);
+    for matrix in &mut subject.notes.paged {
+        if matrix.name.contains("ffn_") {
+            matrix.slices = 8;
+        }
+    }
+    let experts = forecast(&subject, &rates).decode.unwrap();
+    let (all, used) = (dense.pass_seconds, experts.pass_seconds);
+    assert!(close(all, used * 4.0), "{all} {used}");
+    // Nothing is weighed, as in a run, though the link would be faster.
+    subject.paging.cold = Cold::Auto;
+    let found = forecast(&subject, &rates);
+    assert_eq!(found.cold.unwrap().share, 1.0);
+    assert_eq!(found.decode.unwrap().pass_seconds, used);
+}
