@@ -170,7 +170,7 @@ impl<'a> Runner<'a> {
         progress: &mut Progress,
     ) -> Result<(Sample, ModelFacts)> {
         let (runs, case) = (&self.plan.runs, &self.cases[index]);
-        let (ready, facts) = sessions.ready(index)?;
+        let (ready, shares, facts) = sessions.ready(index)?;
         pause(runs.delay)?;
         let mut tokens = Tokens::new(ready, round);
         if runs.warm_up {
@@ -178,6 +178,10 @@ impl<'a> Runner<'a> {
             warm_up(ready, case, &mut tokens)?;
         }
         fill(ready, case, &mut tokens, progress)?;
+        // What fills the context may have made more cold.
+        if let (Some(shares), Some(device)) = (shares, ready.context.model().device()) {
+            shares.begin_anew(device);
+        }
         progress.says(&format!("run {}/{}", round + 1, runs.repetitions));
         let time = clock::timestamp_seconds();
         let before = ready.context.model().device().map(PagedDevice::report);

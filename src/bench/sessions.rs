@@ -12,8 +12,8 @@ use super::row::ModelFacts;
 use super::{Paging, Plan};
 use crate::calibration::Run;
 use crate::cli::size::show_bytes;
-use crate::device::PagedDevice;
 use crate::device::report::Reason;
+use crate::device::{Budget, PagedDevice};
 use crate::error::{Error, Result};
 use crate::llama::bench::{Context, Model};
 use crate::session::cold::Shares;
@@ -113,11 +113,12 @@ impl<'a> Sessions<'a> {
         self.cases[index].n_depth.saturating_add(tokens)
     }
 
-    /// The context for the case at `index`, with its budget; the facts about its model.
+    /// The context for the case at `index`, with its budget; what chooses the processor's share
+    /// of the cold weights, if anything does; the facts about its model.
     ///
     /// # Errors
     /// Why this case cannot run.
-    pub fn ready(&mut self, index: usize) -> Result<(&mut Ready, ModelFacts)> {
+    pub fn ready(&mut self, index: usize) -> Result<(&mut Ready, Option<&mut Shares>, ModelFacts)> {
         let case = &self.cases[index];
         let at = self.load(index)?;
         let n_ctx = self.context_tokens(index);
@@ -153,7 +154,7 @@ impl<'a> Sessions<'a> {
         };
         let ready = loaded.ready.as_mut();
         let ready = ready.ok_or_else(|| Error::Bug("a context is gone".to_owned()))?;
-        Ok((ready, facts))
+        Ok((ready, loaded.shares.as_mut(), facts))
     }
 
     /// Forgets the context of the case at `index`: after a failure nobody knows what it
@@ -184,9 +185,10 @@ impl<'a> Sessions<'a> {
             self.loaded.remove(0);
         }
         let own = case.variant.budget_bytes().unwrap_or(0);
-        let ((model, shares), budget_max) = match self.load_with(case, most) {
+        let least = Budget::Bytes(self.budget_min(index));
+        let ((model, shares), budget_max) = match self.load_with(case, most, least) {
             // A smaller one may do where the largest cannot be had.
-            Err(Error::Memory(_)) if own < most => (self.load_with(case, own)?, own),
+            Err(Error::Memory(_)) if own < most => (self.load_with(case, own, least)?, own),
             result => (result?, most),
         };
         self.loaded.push(Loaded {
@@ -204,13 +206,14 @@ impl<'a> Sessions<'a> {
         &self,
         case: &Case,
         budget_bytes: u64,
+        least: Budget,
     ) -> Result<(std::rc::Rc<Model>, Option<Shares>)> {
         let mut shares = None;
         let device = if case.is_paged() {
             let inner = self.arguments.inner_device(case)?;
             let config = paging_config(case, self.paging, inner, budget_bytes);
             let run = Run::with_threads(&config, (case.n_threads, case.n_threads));
-            shares = Shares::of_run(&config, &run, false);
+            shares = Shares::of_run(&config, &run, least, false);
             Some(PagedDevice::new(config)?)
         } else {
             None
@@ -230,6 +233,15 @@ impl<'a> Sessions<'a> {
         let fitting = fellows.filter(|case| self.check_free(case, file_bytes).is_ok());
         let budgets = fitting.filter_map(|case| case.variant.budget_bytes());
         budgets.max().unwrap_or(0)
+    }
+
+    /// The smallest budget of the cases that share the model of the one at `index`.
+    fn budget_min(&self, index: usize) -> u64 {
+        let key = &self.keys[index].model;
+        let fellows = self.cases.iter().zip(&self.keys);
+        let fellows = fellows.filter(|(_, keys)| keys.model == *key);
+        let budgets = fellows.filter_map(|(case, _)| case.variant.budget_bytes());
+        budgets.min().unwrap_or(0)
     }
 
     /// Refuses a budget that the machine does not have: the system would end the process.

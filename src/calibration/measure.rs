@@ -1,7 +1,7 @@
 //! Which rates are wanted, and those of copying and computing at once.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -22,6 +22,8 @@ const WARM_BYTES_MAX: u64 = 512 << 20;
 const WARM_TIME_MAX: Duration = Duration::from_secs(1);
 /// Heads of the attention that is timed, and rows of its cache.
 const HEADS: u32 = 16;
+/// Elements of a head that every device has attention for.
+const HEAD: u32 = 128;
 const CACHE_ROWS: u32 = 1024;
 /// Nodes that do nearly nothing, and large ones, each of which has memory of its own.
 const NODES: u32 = 256;
@@ -43,12 +45,17 @@ pub fn measure(
     let mut rates = known.unwrap_or_else(|| empty(machine.clone()));
     for kind in &wanted.kinds {
         if let Some(name) = kind_name(*kind).filter(|_| is_measurable(*kind)) {
+            if rates.refused_kinds.contains(name) {
+                continue;
+            }
             progress(&format!("matrices of type {name}"));
             let measured = measure_kind(*kind, name, wanted, &mut rates);
             // A device need not compute with every type: the processor does then, and the
             // slowest known rate stands for it.
             if wanted.device.is_none() || rates.kinds.is_empty() {
                 measured?;
+            } else if measured.is_err() {
+                rates.refused_kinds.insert(name.to_owned());
             }
         }
     }
@@ -103,6 +110,7 @@ fn empty(machine: Machine) -> Calibration {
         storage_bytes_per_second: None,
         memory_bytes_per_second: 0.0,
         kinds: BTreeMap::new(),
+        refused_kinds: BTreeSet::new(),
         attention_per_second: 0.0,
         attention_batch_per_second: BTreeMap::new(),
         node_seconds: 0.0,
@@ -139,8 +147,7 @@ fn measure_kind(kind: u32, name: &str, wanted: &Wanted, rates: &mut Calibration)
 }
 
 fn measure_attention(wanted: &Wanted, is_new: bool, rates: &mut Calibration) -> Result<()> {
-    let rate = |tokens: u32, on: On| {
-        let head = wanted.head.next_multiple_of(32).clamp(32, 256);
+    let by_head = |head: u32, tokens: u32, on: On| {
         let work = Work::Attention {
             head: i64::from(head),
             heads: i64::from(HEADS),
@@ -151,6 +158,12 @@ fn measure_attention(wanted: &Wanted, is_new: bool, rates: &mut Calibration) -> 
         let width = u64::from(head) * u64::from(HEADS);
         let products = width * u64::from(CACHE_ROWS) * u64::from(tokens);
         Ok(per_second(products, on.seconds(&mut on.workload(work)?)?))
+    };
+    let own = wanted.head.next_multiple_of(32).clamp(32, 256);
+    // A device need not compute with every head: a usual one stands for it.
+    let rate = |tokens: u32, on: On| match by_head(own, tokens, on) {
+        Err(_) if wanted.device.is_some() && own != HEAD => by_head(HEAD, tokens, on),
+        result => result,
     };
     if is_new {
         rates.attention_per_second = rate(1, on(wanted, wanted.machine.threads))?;

@@ -23,7 +23,7 @@ pub mod observed;
 mod products;
 pub mod store;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -65,6 +65,9 @@ pub struct Calibration {
     pub memory_bytes_per_second: f64,
     /// By type of matrix, as llama.cpp names it.
     pub kinds: BTreeMap<String, KindRates>,
+    /// Types of matrices that the device does not compute with.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub refused_kinds: BTreeSet<String>,
     /// Attention by one token: tokens x rows x width of all heads, per second.
     pub attention_per_second: f64,
     /// Attention by a batch, by the batch's size in tokens.
@@ -187,7 +190,8 @@ impl Calibration {
                 let mut ubatch = wanted.ubatch.iter();
                 ubatch.all(|tokens| rates.products_per_second.contains_key(tokens))
             };
-            rates.is_some_and(has_batch)
+            let is_refused = name.is_some_and(|name| self.refused_kinds.contains(name));
+            is_refused || rates.is_some_and(has_batch)
         };
         let mut ubatch = wanted.ubatch.iter();
         wanted.kinds.iter().all(of_kind)

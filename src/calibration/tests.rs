@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_device::{AsyncDevice, Options};
 
@@ -35,6 +35,7 @@ pub fn calibration() -> Calibration {
         storage_bytes_per_second: Some(2e9),
         memory_bytes_per_second: 1e10,
         kinds: BTreeMap::from([("q8_0".into(), q8_0)]),
+        refused_kinds: BTreeSet::new(),
         attention_per_second: 1e10,
         attention_batch_per_second: BTreeMap::from([(512, 1e11)]),
         node_seconds: 2e-6,
@@ -130,6 +131,23 @@ fn what_is_known_is_not_measured() {
         ..wanted()
     };
     assert!(!rates.has(&other_batch));
+}
+
+#[test]
+fn a_type_that_was_refused_is_not_wanted_again() {
+    let mut found = calibration();
+    let wanted = Wanted {
+        kinds: vec![ggml_sys::GGML_TYPE_Q8_0, ggml_sys::GGML_TYPE_Q4_K],
+        ..wanted()
+    };
+    assert!(!found.has(&wanted), "it may be computed with");
+    found.refused_kinds.insert("q4_K".into());
+    assert!(found.has(&wanted));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("c.json");
+    write(&path, &found).unwrap();
+    let read = read(&path, &machine(), 1_000_060).unwrap();
+    assert_eq!(read, Some(found));
 }
 
 #[test]

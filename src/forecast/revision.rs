@@ -105,8 +105,8 @@ pub struct Revision {
     rates: Rates,
     choice: Choice,
     stage: Stage,
-    sum: Passage,
-    tokens: u32,
+    // Of WINDOW_TOKENS at most.
+    window: Vec<Passage>,
     warm: u32,
 }
 
@@ -120,8 +120,7 @@ impl Revision {
             rates,
             choice,
             stage: Stage::Foretold,
-            sum: Passage::default(),
-            tokens: 0,
+            window: Vec::with_capacity(WINDOW_TOKENS as usize),
             warm: WARM_TOKENS,
         };
         // The device begins with everything on the processor.
@@ -177,20 +176,18 @@ impl Revision {
             self.warm -= 1;
             return None;
         }
-        self.sum.add(passage);
-        self.tokens += 1;
-        if self.tokens < WINDOW_TOKENS {
+        self.window.push(*passage);
+        if self.window.len() < WINDOW_TOKENS as usize {
             return None;
         }
-        let mean = self.sum.by(self.tokens);
+        let mean = middle(&mut self.window);
         self.begin_window();
         self.judge(&mean)
     }
 
     /// What is in a window is for nothing: something else took the time.
     pub fn begin_window(&mut self) {
-        self.sum = Passage::default();
-        self.tokens = 0;
+        self.window.clear();
     }
 
     fn judge(&mut self, mean: &Mean) -> Option<Decision> {
@@ -239,7 +236,8 @@ impl Revision {
     /// Takes the rate of who was late from what was observed: the processor, if it took most
     /// of what was lost; else the link, if anything crossed it; else the device. A copy's time
     /// in the link's stream counts as the link's, so its rate errs towards a larger share,
-    /// which is the static plan's way.
+    /// which is the static plan's way. Where nothing overlaps ([`cold::in_turn`]) the link has
+    /// no rate of its own, for the device's contains it.
     fn learn(&mut self, mean: &Mean) -> Cause {
         let late = mean.seconds - self.choice.seconds;
         let bytes = units(self.load.may_bytes) * self.choice.share;
@@ -253,7 +251,8 @@ impl Revision {
             self.rates.processor_slowdown = 1.0;
             return Cause::Processor;
         }
-        if mean.link_bytes > 0.0 && mean.link_seconds > 0.0 {
+        let has_rate = self.rates.link.is_finite();
+        if has_rate && mean.link_bytes > 0.0 && mean.link_seconds > 0.0 {
             let seen = mean.link_bytes / mean.link_seconds;
             let calibrated = self.rates.link / self.rates.link_slowdown.max(1.0);
             if seen < calibrated {
@@ -283,6 +282,17 @@ impl Revision {
             observed_seconds,
         }
     }
+}
+
+/// The mean of the half of a window that lies in the middle by time: a token during which the
+/// machine slept, or the terminal stood still, says nothing about a plan.
+fn middle(window: &mut [Passage]) -> Mean {
+    window.sort_unstable_by(|a, b| a.seconds.total_cmp(&b.seconds));
+    let quarter = window.len() / 4;
+    let half = &window[quarter..window.len() - quarter];
+    let mut sum = Passage::default();
+    half.iter().for_each(|passage| sum.add(passage));
+    sum.by(u32::try_from(half.len()).unwrap_or(u32::MAX))
 }
 
 /// The mean of a window, by token.

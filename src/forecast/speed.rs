@@ -194,8 +194,16 @@ fn choice(subject: &Subject, load: &Load, rates: &Rates) -> Choice {
     match subject.paging.cold {
         Cold::Cpu => at(1.0),
         Cold::Stream => at(0.0),
+        // Of experts the processor reads the few that a token uses, and the link would move
+        // them all: nothing is weighed.
+        Cold::Auto if used_share(subject) < 1.0 => at(1.0),
         Cold::Auto => cold::best(load, rates),
     }
+}
+
+/// The share of the experts that a token uses; 1 without experts.
+fn used_share(subject: &Subject) -> f64 {
+    cost::experts_share(1, subject.experts.0, subject.experts.1)
 }
 
 /// The same as it goes: without overlap where there is none.
@@ -231,9 +239,9 @@ fn cold(
 ) -> Option<(Load, Rates)> {
     let link = rates.link.as_ref()?;
     let crossing = pass_bytes(subject, outlook, 1);
-    let may = candidates(subject, outlook);
+    let used_share = used_share(subject);
+    let may = candidates(subject, outlook, used_share);
     let may_bytes = may.bytes.min(crossing);
-    let used_share = cost::experts_share(1, subject.experts.0, subject.experts.1);
     let (products, other_seconds) =
         decode_parts(subject, rates, subject.rows(tokens) as u64, used_share)?;
     let effective = match crossing {
@@ -243,7 +251,9 @@ fn cold(
     let load = Load {
         may_bytes,
         must_bytes: crossing - may_bytes,
-        resident_bytes: products.bytes.saturating_sub(crossing),
+        resident_bytes: products
+            .bytes
+            .saturating_sub(crossing - may_bytes + may.used_bytes()),
         other_seconds,
         segments: may.layers,
     };
@@ -264,14 +274,21 @@ struct Candidates {
     bytes: u64,
     /// Layers that have such.
     layers: u32,
-    kinds: Vec<(u32, u64)>,
+    /// Those that a token uses.
+    used: Vec<(u32, u64)>,
 }
 
 impl Candidates {
-    /// Bytes per second of the processor's products with them.
+    /// Bytes that a token uses: of experts a part.
+    fn used_bytes(&self) -> u64 {
+        self.used.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Bytes per second of the processor's products with them, those of experts counted that
+    /// it need not read.
     fn processor_rate(&self, link: &LinkRates) -> Option<f64> {
         let mut seconds = 0.0;
-        for (kind, bytes) in &self.kinds {
+        for (kind, bytes) in &self.used {
             seconds += cost::matrix_seconds(*bytes, link.processor(kind_name(*kind)?)?);
         }
         // Where there are none the rate is of no use.
@@ -283,19 +300,18 @@ impl Candidates {
     }
 }
 
-fn candidates(subject: &Subject, outlook: &Outlook) -> Candidates {
+fn candidates(subject: &Subject, outlook: &Outlook, used_share: f64) -> Candidates {
     let mut found = Candidates {
         bytes: 0,
         layers: 0,
-        kinds: Vec::new(),
+        used: Vec::new(),
     };
     if outlook.streamed_bytes() == 0 {
         return found;
     }
-    let is_one = |(tensor, matrix): &(&Placed, &Matrix)| {
+    let is_one = |(tensor, _): &(&Placed, &Matrix)| {
         tensor.placement == Placement::Streamed
             && !tensor.state
-            && matrix.slices <= 1
             && tensor
                 .role
                 .split('.')
@@ -306,13 +322,13 @@ fn candidates(subject: &Subject, outlook: &Outlook) -> Candidates {
     for (tensor, matrix) in all.filter(is_one) {
         found.bytes += tensor.bytes;
         groups.push(tensor.group);
-        match found
-            .kinds
-            .iter_mut()
-            .find(|(kind, _)| *kind == matrix.kind)
-        {
-            Some((_, bytes)) => *bytes += tensor.bytes,
-            None => found.kinds.push((matrix.kind, tensor.bytes)),
+        let used_bytes = match matrix.slices > 1 {
+            true => share_of(tensor.bytes, used_share),
+            false => tensor.bytes,
+        };
+        match found.used.iter_mut().find(|(kind, _)| *kind == matrix.kind) {
+            Some((_, bytes)) => *bytes += used_bytes,
+            None => found.used.push((matrix.kind, used_bytes)),
         }
     }
     groups.sort_unstable();

@@ -1,7 +1,7 @@
 //! Forecasts for a device: the demo's model on one of memory and streams of its own, with
 //! rates by hand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 
 use async_device::{AsyncDevice, Options};
@@ -59,6 +59,7 @@ pub fn by_hand(machine: Machine, link: f64, processor: f64) -> Calibration {
         storage_bytes_per_second: None,
         memory_bytes_per_second: 1e10,
         kinds: BTreeMap::from([("q8_0".into(), q8_0)]),
+        refused_kinds: BTreeSet::new(),
         attention_per_second: 1e14,
         attention_batch_per_second: BTreeMap::from([(16, 1e14)]),
         node_seconds: 1e-12,
@@ -184,4 +185,27 @@ fn who_computes_what_is_cold_may_be_said() {
         );
         assert!(auto.tokens_per_second >= speed);
     }
+}
+
+#[test]
+fn of_experts_the_processor_reads_those_that_a_token_uses() {
+    let device = AsyncDevice::new(Options::default()).unwrap();
+    let mut subject = subject(Some(&device), "--vram-budget 1200K");
+    let rates = rates(&subject, 1e12, 1e6);
+    subject.paging.cold = Cold::Cpu;
+    let dense = forecast(&subject, &rates).decode.unwrap();
+    subject.experts = (2, 8);
+    for matrix in &mut subject.notes.paged {
+        if matrix.name.contains("ffn_") {
+            matrix.slices = 8;
+        }
+    }
+    let experts = forecast(&subject, &rates).decode.unwrap();
+    let (all, used) = (dense.pass_seconds, experts.pass_seconds);
+    assert!(close(all, used * 4.0), "{all} {used}");
+    // Nothing is weighed, as in a run, though the link would be faster.
+    subject.paging.cold = Cold::Auto;
+    let found = forecast(&subject, &rates);
+    assert_eq!(found.cold.unwrap().share, 1.0);
+    assert_eq!(found.decode.unwrap().pass_seconds, used);
 }

@@ -84,10 +84,14 @@ impl Boundary {
         // What changed while loading is in the first plan.
         device.map(PagedDevice::take_changes);
         self.note_changes(device);
+        // The first plan tells of the layers that the share leaves to the processor.
+        let decision = match (&mut self.shares, device) {
+            (Some(shares), Some(device)) => shares.begin(device),
+            _ => None,
+        };
+        let report = device.map(PagedDevice::report);
         self.metrics.begin(prompt_tokens, report);
-        if let (Some(shares), Some(device)) = (&mut self.shares, device)
-            && let Some(decision) = shares.begin(device)
-        {
+        if let (Some(decision), Some(device)) = (decision, device) {
             self.tell_share(device, &decision);
         }
         self.complain();

@@ -159,8 +159,13 @@ fn sentence(
     let per_token = show_bytes(moved / tokens as u64);
     let streamed = format!("streamed {per_token} per token from {source}");
     // The ring is of no use when nothing travels.
-    let travelling = after.streamed_bytes + after.kv_streamed_bytes;
-    let missing = travelling.saturating_sub(after.ring_bytes).max(1);
+    // The processor computes with some of it, where it lies.
+    let cold = after.streamed_bytes + after.kv_streamed_bytes;
+    let travelling = cold.saturating_sub(after.host_pass_bytes);
+    let missing = travelling.saturating_sub(after.ring_bytes);
+    if missing == 0 {
+        return None;
+    }
     let more = missing.min(available_bytes);
     // Waiting shrinks with the bytes that are waited for.
     let gain = 1.0 / (1.0 - waited.min(0.99) * (more as f64 / missing as f64));
@@ -216,6 +221,18 @@ mod tests {
         );
         let none = said(5.0, 0).unwrap();
         assert!(none.contains("50 % of the time"), "{none}");
+    }
+
+    #[test]
+    fn what_the_processor_computes_with_does_not_travel() {
+        let mib = 1 << 20;
+        let after = Report {
+            streamed_bytes: 1500 * mib,
+            host_pass_bytes: 700 * mib,
+            ..run(5.0, 800 * mib)
+        };
+        let text = sentence(&Report::default(), &after, 10.0, 10, 8 << 30).unwrap();
+        assert!(text.contains("700 MiB more for --vram-budget"), "{text}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::progress::Measuring;
 use crate::calibration::store::{self, Origin};
 use crate::calibration::{Calibration, Run, Wanted};
 use crate::cli::size::show_bytes;
-use crate::device::{self, Cold, PagedDevice, PagingConfig, Report};
+use crate::device::{self, Budget, Cold, PagedDevice, PagingConfig, Report};
 use crate::error::Result;
 use crate::forecast::advice::show_speed;
 use crate::forecast::revision::{Cause, Decision, Passage, Revision, What};
@@ -39,6 +39,8 @@ struct Matrices {
     head: u32,
     /// The share of the experts that a token uses; 1 without experts.
     used_share: f64,
+    /// Bytes of all tensors.
+    tensor_bytes: u64,
 }
 
 /// See the module's documentation.
@@ -46,6 +48,8 @@ struct Matrices {
 pub struct Shares {
     rates: Calibration,
     matrices: Matrices,
+    /// Host memory that may keep what is streamed, as it was before any was taken.
+    keep_bytes: u64,
     /// Whether copies go on while the device computes.
     overlaps: bool,
     revision: Option<Revision>,
@@ -56,13 +60,13 @@ pub struct Shares {
 impl Shares {
     /// For a run that leaves the choice to us, on a device with memory of its own; None for
     /// any other, and, with a sentence, where the rates cannot be had. `shows`: what is
-    /// measured is shown.
-    pub fn of_run(paging: &PagingConfig, run: &Run, shows: bool) -> Option<Self> {
+    /// measured is shown; `least`: the smallest budget to come, `Auto` when nobody knows.
+    pub fn of_run(paging: &PagingConfig, run: &Run, least: Budget, shows: bool) -> Option<Self> {
         let device = paging.device_with_memory()?;
         if paging.cold != Cold::Auto || !paging.weights {
             return None;
         }
-        match Self::measured(paging, run, device, shows) {
+        match Self::measured(paging, run, device, least, shows) {
             Ok(shares) => shares,
             Err(error) => {
                 log::warn(format!(
@@ -78,12 +82,16 @@ impl Shares {
         paging: &PagingConfig,
         run: &Run,
         device: InnerDevice,
+        least: Budget,
         shows: bool,
     ) -> Result<Option<Self>> {
         let matrices = Matrices::read(paging)?;
         // Of experts the processor reads the few that a token uses, and the link would move
         // them all: nothing is to be weighed.
         if matrices.cold.is_empty() || matrices.used_share < 1.0 {
+            return Ok(None);
+        }
+        if matrices.fit(least) {
             return Ok(None);
         }
         let total: u64 = matrices.all.iter().map(|(_, bytes)| bytes).sum();
@@ -115,6 +123,7 @@ impl Shares {
         Self {
             rates,
             matrices,
+            keep_bytes: device::keep_bytes(),
             overlaps,
             revision: None,
             last: None,
@@ -138,10 +147,15 @@ impl Shares {
         self.look(device, &device.report())
     }
 
-    /// Chooses anew, whatever was chosen and revised before.
+    /// Chooses anew, whatever was chosen and revised before; where there is nothing to choose
+    /// all is the processor's again, as at the start.
     pub fn begin_anew(&mut self, device: &PagedDevice) -> Option<Decision> {
         self.revision = None;
-        self.begin(device)
+        let decision = self.begin(device);
+        if decision.is_none() {
+            device.set_host_share(1.0);
+        }
+        decision
     }
 
     /// What comes next was not generated without a break.
@@ -206,7 +220,7 @@ impl Shares {
         let effective = match crossing {
             0 => link.bytes_per_second(),
             bytes => {
-                let seconds = self.rates.travel_seconds(bytes, device::keep_bytes())?;
+                let seconds = self.rates.travel_seconds(bytes, self.keep_bytes)?;
                 units(bytes) / seconds.max(1e-12)
             }
         };
@@ -255,6 +269,7 @@ impl Matrices {
             ..Self::default()
         };
         for entry in headers.iter().flat_map(Header::tensors) {
+            found.tensor_bytes = found.tensor_bytes.saturating_add(entry.bytes);
             let Some(name) = entry.name.strip_prefix("blk.") else {
                 continue;
             };
@@ -278,6 +293,16 @@ impl Matrices {
             }
         }
         Ok(found)
+    }
+
+    /// Whether a budget has room for all weights, and for as much beside them as a context
+    /// mostly takes: nothing would be cold then.
+    fn fit(&self, budget: Budget) -> bool {
+        let wanted = self.tensor_bytes.saturating_add(self.tensor_bytes / 4);
+        match budget {
+            Budget::Bytes(bytes) => bytes > wanted,
+            Budget::ModelShare(_) | Budget::Auto => false,
+        }
     }
 }
 
@@ -309,10 +334,17 @@ pub fn sentence(decision: &Decision, shares: &cold::Shares, may_bytes: u64) -> S
                 Cause::Link => "the link is",
                 Cause::Device => "the device is",
             };
+            let before = percent(decision.share_before);
+            let so = match before == after {
+                true => format!("{after} of the cold weights for the processor is still best"),
+                false => format!(
+                    "the processor computes with {after} of the cold weights from now on, and \
+                     not with {before}"
+                ),
+            };
             format!(
-                "{whose} slower than it was measured to be ({observed}): the processor computes \
-                 with {after} of the cold weights from now on, and not with {}",
-                percent(decision.share_before)
+                "a token takes longer than foretold ({observed}), for {whose} slower than \
+                 measured: {so}"
             )
         }
         What::Tried => format!(
@@ -332,4 +364,65 @@ pub fn sentence(decision: &Decision, shares: &cold::Shares, may_bytes: u64) -> S
 #[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
 fn units(count: u64) -> f64 {
     count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::planner::cold::Choice;
+
+    #[test]
+    fn nothing_is_measured_where_all_weights_have_room() {
+        let matrices = Matrices {
+            tensor_bytes: 1 << 30,
+            ..Matrices::default()
+        };
+        let (gib, quarter) = (1u64 << 30, 1u64 << 28);
+        assert!(matrices.fit(Budget::Bytes(gib + quarter + 1)));
+        assert!(!matrices.fit(Budget::Bytes(gib + quarter)));
+        assert!(!matrices.fit(Budget::ModelShare(1.0)));
+        assert!(!matrices.fit(Budget::Auto));
+    }
+
+    #[test]
+    fn a_share_that_stays_is_not_told_as_another_one() {
+        let shares = cold::Shares {
+            chosen: Choice {
+                share: 1.0,
+                seconds: 0.1,
+            },
+            stream_seconds: 0.2,
+            processor_seconds: 0.1,
+            static_seconds: 0.1,
+        };
+        let said = |share_before, share_after| {
+            let decision = Decision {
+                what: What::Revised(Cause::Link),
+                share_before,
+                share_after,
+                predicted_seconds: 0.1,
+                observed_seconds: Some(0.2),
+            };
+            sentence(&decision, &shares, 1 << 30)
+        };
+        let why = "a token takes longer than foretold (";
+        let link = "for the link is slower than measured: ";
+        for (share_before, share_after, so) in [
+            (
+                1.0,
+                1.0,
+                "100 % of the cold weights for the processor is still best",
+            ),
+            (
+                0.5,
+                0.75,
+                "the processor computes with 75 % of the cold weights from now on, and not with \
+                 50 %",
+            ),
+        ] {
+            let text = said(share_before, share_after);
+            assert!(text.starts_with(why) && text.contains(link), "{text}");
+            assert!(text.ends_with(so), "{text}");
+        }
+    }
 }

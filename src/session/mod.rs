@@ -25,7 +25,7 @@ use boundary::{Boundary, Paging};
 use crate::calibration;
 use crate::chat;
 use crate::cli::{Config, Mode};
-use crate::device::PagedDevice;
+use crate::device::{Budget, PagedDevice};
 use crate::error::{Error, Result};
 use crate::llama::log;
 use crate::telemetry::fuller::Fuller;
@@ -53,8 +53,10 @@ pub fn run(config: Config) -> Result<()> {
 
 /// What is done between the tokens of this run.
 fn boundary(config: &mut Config) -> Boundary {
+    let budget_file = config.budget_file.take();
+    let may_change = budget_file.is_some();
     let paging = config.paging.as_ref().map(|paging| Paging {
-        budget_file: config.budget_file.take(),
+        budget_file,
         mem_pressure: config.mem_pressure,
         source: match paging.device_with_memory() {
             Some(device) if device.shares_memory() => {
@@ -69,7 +71,11 @@ fn boundary(config: &mut Config) -> Boundary {
     // Before the model takes the memory that is measured with.
     boundary.choose_shares(config.paging.as_ref().and_then(|paging| {
         let run = calibration::Run::new(paging, &config.settings);
-        cold::Shares::of_run(paging, &run, config.progress)
+        let least = match may_change {
+            true => Budget::Auto,
+            false => paging.budget,
+        };
+        cold::Shares::of_run(paging, &run, least, config.progress)
     }));
     boundary
 }

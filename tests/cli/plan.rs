@@ -1,6 +1,6 @@
 //! `plan` and `inspect`: what they say, against what a run takes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
 
@@ -44,6 +44,7 @@ fn write_rates(path: &Path, storage: f64) {
         storage_bytes_per_second: Some(storage),
         memory_bytes_per_second: 1e9,
         kinds: BTreeMap::from([("q8_0".into(), q8_0)]),
+        refused_kinds: BTreeSet::new(),
         attention_per_second: 1e12,
         attention_batch_per_second: BTreeMap::from([(16, 1e12)]),
         node_seconds: 1e-9,

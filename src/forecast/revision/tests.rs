@@ -101,6 +101,28 @@ fn a_slow_link_gives_the_processor_more() {
 }
 
 #[test]
+fn where_nothing_overlaps_the_link_is_not_counted_twice() {
+    let slow_processor = Rates {
+        processor: 6e9,
+        ..RATES
+    };
+    let (load, rates) = cold::in_turn(&LOAD, &slow_processor);
+    let (mut revision, chosen) = Revision::new(load, rates);
+    assert_eq!(chosen.share_after, 0.0);
+    let truly = Passage {
+        seconds: chosen.predicted_seconds * 2.0,
+        link_bytes: LOAD.may_bytes,
+        link_seconds: chosen.predicted_seconds * 1.8,
+        ..Passage::default()
+    };
+    let mut decisions = (0..64).filter_map(|_| revision.token(&truly));
+    let revised = decisions.next().unwrap();
+    assert_eq!(revised.what, What::Revised(Cause::Device));
+    let (now, seen) = (revised.predicted_seconds, truly.seconds);
+    assert!(now <= seen * 1.0001, "{revised:?} {seen}");
+}
+
+#[test]
 fn the_static_plan_is_taken_when_it_is_faster() {
     let (mut revision, _) = Revision::new(LOAD, RATES);
     // Streaming costs more than the link's time says: nothing of it is overlapped.
@@ -133,6 +155,20 @@ fn where_all_is_on_the_processor_there_is_nothing_to_try() {
     let decisions = drive(&mut revision, &truly, 300);
     assert_eq!(decisions.len(), 1);
     assert_eq!(revision.share(), 1.0);
+}
+
+#[test]
+fn a_few_tokens_that_took_long_change_nothing() {
+    let (mut revision, _) = Revision::new(LOAD, RATES);
+    for index in 0..500 {
+        let usual = passage(&RATES, revision.share());
+        let slept = Passage {
+            seconds: 3600.0,
+            ..usual
+        };
+        let passage = if index % 16 == 7 { slept } else { usual };
+        assert_eq!(revision.token(&passage), None, "token {index}");
+    }
 }
 
 #[test]
