@@ -146,13 +146,7 @@ impl Reader {
         if copy.bytes == 0 {
             return Ok(());
         }
-        if let Source::Memory { memory, .. } = &copy.from {
-            self.is_untouched(memory);
-        }
-        let into_untouched = match &copy.to {
-            Target::Memory { memory, .. } => self.is_untouched(memory),
-            _ => false,
-        };
+        let into_untouched = self.touch(copy);
         match (&copy.from, &copy.to) {
             (Source::Pattern(value), Target::Device { memory, offset }) => {
                 let range = *offset..offset + copy.bytes;
@@ -214,6 +208,18 @@ impl Reader {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Notes the host memories that a copy touches; whether it goes into one that no copy
+    /// before has touched.
+    fn touch(&mut self, copy: &Copy) -> bool {
+        if let Source::Memory { memory, .. } = &copy.from {
+            self.is_untouched(memory);
+        }
+        match &copy.to {
+            Target::Memory { memory, .. } => self.is_untouched(memory),
+            Target::Device { .. } | Target::File { .. } => false,
         }
     }
 
