@@ -4,7 +4,7 @@ use std::ffi::CString;
 
 use super::case::Case;
 use super::{Paging, Process};
-use crate::device::{Budget, Cold, LAZY_BYTES_MIN, PagingConfig, Storage};
+use crate::device::{Budget, LAZY_BYTES_MIN, PagingConfig, Storage};
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
 use crate::llama::{self, Params};
@@ -159,7 +159,7 @@ pub fn paging_config(
             _ => Storage::Cached,
         },
         lock: false,
-        cold: Cold::default(),
+        cold: case.variant.cold().unwrap_or_default(),
         lazy_bytes_min: (case.lazy_mode == "auto").then_some(LAZY_BYTES_MIN),
         inner,
         resident_layers_max: u32::try_from(case.n_gpu_layers).ok(),

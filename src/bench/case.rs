@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::ranges::Pair;
+use crate::device::Cold;
 
 /// A model as the command line names it, and the file it is in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,10 +28,21 @@ pub enum Variant {
         budget: String,
         /// The budget in bytes; zero until the model's size is known.
         budget_bytes: u64,
+        /// Who computes with weights that a device has no room for.
+        #[serde(default)]
+        cold: Cold,
     },
 }
 
 impl Variant {
+    /// Who computes with cold weights, when it is paged.
+    pub fn cold(&self) -> Option<Cold> {
+        match self {
+            Self::Stock => None,
+            Self::Paged { cold, .. } => Some(*cold),
+        }
+    }
+
     /// The budget in bytes, when there is one.
     pub fn budget_bytes(&self) -> Option<u64> {
         match self {

@@ -45,7 +45,8 @@ pub fn series(rows: &[Row]) -> Vec<Series<'_>> {
     let mut all: Vec<Series<'_>> = Vec::new();
     for row in rows.iter().filter(ran).filter(|row| row.case.is_paged()) {
         let same = |series: &&mut Series<'_>| {
-            series.case().on(Variant::Stock) == row.case.on(Variant::Stock)
+            series.case().variant.cold() == row.case.variant.cold()
+                && series.case().on(Variant::Stock) == row.case.on(Variant::Stock)
         };
         match all.iter_mut().find(same) {
             Some(series) => series.paged.push(row),
@@ -148,6 +149,7 @@ mod tests {
     use super::super::case::{Axes, ModelName};
     use super::super::row::{Counters, Sample};
     use super::*;
+    use crate::device::Cold;
 
     /// Generations of 10 tokens, which took so many milliseconds; paged ones with a budget,
     /// and kilobytes copied in so many milliseconds.
@@ -168,6 +170,7 @@ mod tests {
             let paged = |budget_bytes| Variant::Paged {
                 budget: String::new(),
                 budget_bytes,
+                cold: Cold::Auto,
             };
             Row {
                 case: case.on(budget.map_or(Variant::Stock, paged)),
@@ -215,6 +218,24 @@ mod tests {
         let runs = [(Some(10), 500, 400, 400), (Some(20), 150, 50, 50)];
         assert_eq!(laws(&runs), [Some(25.0), Some(200.0)]);
         assert_eq!(laws(&[]), []);
+    }
+
+    #[test]
+    fn who_computes_makes_another_series_beside_the_same_stock() {
+        let mut rows = rows(&[
+            (None, 100, 0, 0),
+            (Some(10), 500, 400, 400),
+            (Some(10), 200, 0, 0),
+            (Some(20), 400, 200, 200),
+        ]);
+        if let Variant::Paged { cold, .. } = &mut rows[2].case.variant {
+            *cold = Cold::Cpu;
+        }
+        let all = series(&rows);
+        let shown = |series: &Series<'_>| (series.case().variant.cold(), series.paged.len());
+        let shown: Vec<_> = all.iter().map(shown).collect();
+        assert_eq!(shown, [(Some(Cold::Auto), 2), (Some(Cold::Cpu), 1)]);
+        assert!(all.iter().all(|series| series.stock.is_some()));
     }
 
     #[test]

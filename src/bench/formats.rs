@@ -5,6 +5,7 @@ use super::case::{Axes, Case};
 use super::row::{Kind, OURS, Row, THEIRS, Value};
 use super::statistics::{deviation, mean, spread};
 use crate::cli::size::show_bytes;
+use crate::device::Cold;
 use crate::llama::bench::Build;
 
 /// A format for results.
@@ -301,13 +302,22 @@ const RESULT: [Column; 2] = [
     },
 ];
 
-const OUR_COLUMNS: [Column; 6] = [
-    Column {
-        title: "budget",
-        width: 18,
-        left: true,
-        value: |row, _| row.budget_text(),
-    },
+const BUDGET: Column = Column {
+    title: "budget",
+    width: 18,
+    left: true,
+    value: |row, _| row.budget_text(),
+};
+
+/// Shown where somebody asked for it.
+const COLD: Column = Column {
+    title: "cold",
+    width: 6,
+    left: true,
+    value: |row, _| row.case.variant.cold().map_or("-", Cold::word).to_owned(),
+};
+
+const OUR_COLUMNS: [Column; 5] = [
     Column {
         title: "median t/s",
         width: 18,
@@ -425,6 +435,16 @@ fn markdown(rows: &[Row], frame: &Frame<'_>) -> String {
     columns.extend(varying_cells(&LAST, rows, frame));
     columns.extend(cells(&RESULT, rows, frame));
     if frame.ours {
+        columns.extend(cells(&[BUDGET], rows, frame));
+        let differs = |row: &Row| {
+            row.case
+                .variant
+                .cold()
+                .is_some_and(|cold| cold != Cold::Auto)
+        };
+        if rows.iter().any(differs) {
+            columns.extend(cells(&[COLD], rows, frame));
+        }
         columns.extend(cells(&OUR_COLUMNS, rows, frame));
     } else if rows.iter().any(|row| !row.note().is_empty()) {
         columns.extend(cells(&[NOTE], rows, frame));

@@ -5,6 +5,7 @@
 //!                           │
 //!                         runner ──► sessions    models, contexts, budgets
 //!                           │  │
+//!                           │  ├───► depth       what fills a context, from file to file
 //!                           │  └───► journal     each run, as soon as it has ended
 //!                           ▼
 //!                         row ──► formats        md, csv, json, jsonl, sql
@@ -22,6 +23,7 @@
 mod arguments;
 pub mod case;
 mod curve;
+mod depth;
 mod formats;
 mod journal;
 mod output;
@@ -41,7 +43,7 @@ use self::case::{Axes, Case, ModelName, Variant};
 pub use self::formats::Format;
 use self::output::Outputs;
 use self::runner::Runner;
-use crate::device::Budget;
+use crate::device::{Budget, Cold};
 use crate::error::{Error, Result};
 use crate::llama::{self, bench::Build, log};
 use crate::session::demo::DemoModel;
@@ -58,6 +60,8 @@ pub struct Plan {
     pub models: Models,
     /// The budgets, each as it was given; empty: nothing is paged.
     pub budgets: Vec<(String, Budget)>,
+    /// Who computes with cold weights in the paged cases; at least one.
+    pub cold: Vec<Cold>,
     /// Whether unpaged runs are measured, too.
     pub stock: bool,
     /// How it is paged.
@@ -130,6 +134,8 @@ pub struct Runs {
     pub progress: bool,
     /// `--resume`
     pub journal: Option<PathBuf>,
+    /// `--depth-dir`
+    pub depth_folder: Option<PathBuf>,
 }
 
 /// Where results go.
@@ -234,10 +240,19 @@ const RUNS_MAX: usize = 1_000_000;
 
 fn cases(plan: &Plan) -> Result<Vec<Case>> {
     let mut axes = plan.axes.clone();
-    let paged = plan.budgets.iter().map(|(text, _)| Variant::Paged {
-        budget: text.clone(),
+    // A budget changes between runs, who computes only with the model loaded anew.
+    let of_budget = |cold: Cold, text: &str| Variant::Paged {
+        budget: text.to_owned(),
         budget_bytes: 0,
-    });
+        cold,
+    };
+    let budgets = || plan.budgets.iter().map(|(text, _)| text);
+    let of_cold = |cold: &Cold| {
+        budgets()
+            .map(|text| of_budget(*cold, text))
+            .collect::<Vec<_>>()
+    };
+    let paged = plan.cold.iter().flat_map(of_cold);
     let stock = (plan.stock || plan.budgets.is_empty()).then_some(Variant::Stock);
     axes.variant = stock.into_iter().chain(paged).collect();
     let cases = axes.cases().map_err(Error::Usage)?;
@@ -268,6 +283,7 @@ fn fix_budgets(cases: &mut [Case], plan: &Plan, arguments: &Arguments) -> Result
         let Variant::Paged {
             budget,
             budget_bytes,
+            ..
         } = &mut case.variant
         else {
             continue;

@@ -288,11 +288,12 @@ fn labels(all: &[Series<'_>]) -> Vec<String> {
             format!("fa {}", case.flash_attn),
             format!("{} threads", case.n_threads),
             format!("poll {}", case.poll),
+            format!("cold {}", case.variant.cold().unwrap_or_default().word()),
         ]
     };
     let facts: Vec<_> = all.iter().map(facts).collect();
     let differs = |index: usize| facts.iter().any(|other| other[index] != facts[0][index]);
-    let label = |(series, own): (&Series<'_>, &[String; 11])| {
+    let label = |(series, own): (&Series<'_>, &[String; 12])| {
         let mut parts = vec![series.case().test()];
         let more = own.iter().enumerate().filter(|(index, _)| differs(*index));
         parts.extend(more.map(|(_, fact)| fact.clone()));

@@ -41,6 +41,9 @@ pub struct Counters {
     pub resident_bytes: u64,
     /// Weights that travelled in each pass.
     pub streamed_bytes: u64,
+    /// Bytes of cold weights that the processor computed with, beside a device.
+    #[serde(default)]
+    pub host_bytes: u64,
 }
 
 /// What the results say about a model.
@@ -146,10 +149,11 @@ pub const THEIRS: [(&str, Kind); 42] = [
 ];
 
 /// Our fields, behind theirs.
-pub const OURS: [(&str, Kind); 21] = [
+pub const OURS: [(&str, Kind); 23] = [
     ("rpaged_version", Kind::Text),
     ("paging", Kind::Text),
     ("vram_budget", Kind::Text),
+    ("cold", Kind::Text),
     ("budget_bytes", Kind::Whole),
     ("minimum_bytes", Kind::Whole),
     ("resident_bytes", Kind::Whole),
@@ -163,6 +167,7 @@ pub const OURS: [(&str, Kind); 21] = [
     ("ratio_to_stock", Kind::Real),
     ("ratio_mad", Kind::Real),
     ("bytes_per_token", Kind::Whole),
+    ("host_bytes_per_token", Kind::Whole),
     ("copy_bytes_per_sec", Kind::Whole),
     ("stall_ms", Kind::Real),
     ("compute_ms", Kind::Real),
@@ -262,6 +267,7 @@ impl Row {
             Variant::Paged {
                 budget,
                 budget_bytes,
+                ..
             } => format!("{budget} ({})", show_bytes(*budget_bytes)),
         }
     }
@@ -339,10 +345,15 @@ impl Row {
             Variant::Stock => ("none", Value::Nothing),
             Variant::Paged { budget, .. } => (paging.words(), text(budget)),
         };
+        let cold = self.case.variant.cold().filter(|_| paging.weights);
+        let tokens = f64::from(self.case.tokens());
+        #[allow(clippy::cast_precision_loss, reason = "a rate")]
+        let by_host = self.counted(|paged| paged.host_bytes as f64 / tokens);
         vec![
             text(env!("CARGO_PKG_VERSION")),
             text(kind),
             budget,
+            or_nothing(cold, |cold| text(cold.word())),
             or_nothing(self.case.variant.budget_bytes(), bytes),
             plan(|paged| paged.minimum_bytes),
             plan(|paged| paged.resident_bytes),
@@ -356,6 +367,7 @@ impl Row {
             or_nothing(self.ratio, |ratio| Value::Real(ratio.median)),
             or_nothing(self.ratio, |ratio| Value::Real(ratio.mad)),
             or_nothing(paged(self.bytes_per_token()), whole),
+            or_nothing(paged(by_host), whole),
             or_nothing(paged(self.copy_rate()), whole),
             milliseconds(|paged| paged.stall_seconds),
             milliseconds(|paged| paged.compute_seconds),

@@ -7,11 +7,12 @@ use super::Plan;
 use super::arguments::Arguments;
 use super::case::Case;
 use super::curve;
+use super::depth;
 use super::journal::{Journal, Sweep};
 use super::output::Outputs;
 use super::progress::Progress;
 use super::row::{Counters, ModelFacts, Row, Sample, set_ratios};
-use super::sessions::{Filled, Ready, Sessions};
+use super::sessions::{Ready, Sessions};
 use crate::device::PagedDevice;
 use crate::device::report::Report;
 use crate::error::{Error, Result};
@@ -177,7 +178,13 @@ impl<'a> Runner<'a> {
             progress.says("warmup run");
             warm_up(ready, case, &mut tokens)?;
         }
-        fill(ready, case, &mut tokens, progress)?;
+        let folder = runs.depth_folder.as_deref();
+        if depth::is_missing(ready, case) && !depth::read(ready, case, &facts, folder)? {
+            progress.says("depth run");
+            depth::begin(ready);
+            prompt(ready, case.n_depth, case.n_batch, &mut tokens)?;
+            depth::keep(ready, case, &facts, folder)?;
+        }
         // What fills the context may have made more cold.
         if let (Some(shares), Some(device)) = (shares, ready.context.model().device()) {
             shares.begin_anew(device);
@@ -190,7 +197,7 @@ impl<'a> Runner<'a> {
         generate(ready, case.n_gen, &mut tokens)?;
         let elapsed = started.elapsed();
         let after = ready.context.model().device().map(PagedDevice::report);
-        empty(ready, case);
+        depth::empty(ready, case);
         ready.last = Some(case.clone());
         let sample = Sample {
             round,
@@ -342,7 +349,7 @@ fn warm_up(ready: &mut Ready, case: &Case, tokens: &mut Tokens) -> Result<()> {
                 ready.context.clear();
             }
             generate(ready, 1, tokens)?;
-            empty(ready, case);
+            depth::empty(ready, case);
         }
         None => {
             ready.context.clear();
@@ -355,44 +362,6 @@ fn warm_up(ready: &mut Ready, case: &Case, tokens: &mut Tokens) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Has the context hold as many tokens as the case's depth, no more.
-fn fill(
-    ready: &mut Ready,
-    case: &Case,
-    tokens: &mut Tokens,
-    progress: &mut Progress,
-) -> Result<()> {
-    let is_there = |filled: Filled| filled.tokens == case.n_depth;
-    if case.n_depth > 0 && ready.filled.is_some_and(is_there) {
-        return Ok(());
-    }
-    ready.filled = None;
-    ready.context.clear();
-    if case.n_depth > 0 {
-        progress.says("depth run");
-        prompt(ready, case.n_depth, case.n_batch, tokens)?;
-        ready.filled = Some(Filled {
-            tokens: case.n_depth,
-            positions: ready.context.positions(),
-        });
-    }
-    Ok(())
-}
-
-/// Takes back what was added to the depth. Where memory cannot forget a part, or has lost
-/// a part of the depth meanwhile (a window that slides), it has to be filled again.
-fn empty(ready: &mut Ready, case: &Case) {
-    let Some(filled) = ready.filled else {
-        return;
-    };
-    let is_whole = ready.context.truncate(case.n_depth)
-        && filled.tokens == case.n_depth
-        && ready.context.positions() == filled.positions;
-    if !is_whole {
-        ready.filled = None;
-    }
 }
 
 /// What the device counted between two reports.
@@ -410,5 +379,6 @@ fn counted(before: Option<Report>, after: Option<Report>) -> Counters {
         minimum_bytes: after.minimum_bytes,
         resident_bytes: after.resident_bytes,
         streamed_bytes: after.streamed_bytes,
+        host_bytes: after.host_bytes.saturating_sub(before.host_bytes),
     }
 }

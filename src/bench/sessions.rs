@@ -3,8 +3,12 @@
 //! Cases that differ only in what a context or a budget can change share a model: the
 //! budget of a paged one changes between runs, its context when batches, types, threads or
 //! depth change. A model paged and unpaged is in memory twice; so are several models. All
-//! of them stay while what they need together fits what was free at the start; otherwise
-//! the others go before one is loaded.
+//! of them stay while what they need together fits what was free at the start, in the memory
+//! that they lie in: the machine's, or a device's own; otherwise the others there go before
+//! one is loaded.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 
 use super::arguments::{Arguments, paging_config};
 use super::case::{Case, Variant};
@@ -15,6 +19,7 @@ use crate::cli::size::show_bytes;
 use crate::device::report::Reason;
 use crate::device::{Budget, PagedDevice};
 use crate::error::{Error, Result};
+use crate::ggml::InnerDevice;
 use crate::llama::bench::{Context, Model};
 use crate::session::cold::Shares;
 use crate::session::signal;
@@ -51,6 +56,8 @@ struct Loaded {
     /// Freed before the model.
     ready: Option<Ready>,
     model: std::rc::Rc<Model>,
+    /// The device in whose memory it lies; None: the machine's.
+    place: Option<InnerDevice>,
     /// Which cold weights the processor computes with, where a device computes.
     shares: Option<Shares>,
     key: Vec<String>,
@@ -62,6 +69,14 @@ struct Loaded {
 struct Keys {
     model: Vec<String>,
     context: Vec<String>,
+    /// The device in whose memory the model lies; None: the machine's.
+    place: Option<InnerDevice>,
+}
+
+/// Memory of a device, or of the machine, that was free before anything was loaded.
+struct Free {
+    place: Option<InnerDevice>,
+    bytes: u64,
 }
 
 /// All that is loaded.
@@ -72,31 +87,44 @@ pub struct Sessions<'a> {
     /// Their keys, in the same order.
     keys: Vec<Keys>,
     loaded: Vec<Loaded>,
-    /// Memory that was free before anything was loaded.
-    free_bytes: u64,
+    free: Vec<Free>,
+    /// What devices had to say so far.
+    said: BTreeSet<String>,
 }
 
 impl<'a> Sessions<'a> {
     /// Nothing is loaded yet.
     pub fn new(plan: &'a Plan, arguments: &'a Arguments, cases: &'a [Case]) -> Self {
-        let keys = |case: &Case| {
+        let mut places = BTreeMap::new();
+        let mut keys = |case: &Case| {
             let mut model = arguments.model_words(case);
-            // Under paging, its layers are bounded when the device is made.
-            let paged = case
-                .is_paged()
-                .then(|| format!("paged {}", case.n_gpu_layers));
+            // Under paging, both are settled when the device is made.
+            let paged = case.variant.cold();
+            let paged = paged.map(|cold| format!("paged {} {}", case.n_gpu_layers, cold.word()));
             model.extend(paged);
             let mut context = arguments.context_words(case);
             context.push(format!("{} {}", case.n_depth, case.embeddings));
-            Keys { model, context }
+            // The parser is asked once for all cases of a model.
+            let place = *places.entry(model.clone()).or_insert_with(|| {
+                // What is wrong with its devices is told when it is loaded.
+                let device = arguments.inner_device(case).ok().flatten();
+                device.filter(|device| !device.is_host())
+            });
+            Keys {
+                model,
+                context,
+                place,
+            }
         };
+        let keys: Vec<Keys> = cases.iter().map(&mut keys).collect();
         Self {
             arguments,
             paging: &plan.paging,
             cases,
-            keys: cases.iter().map(keys).collect(),
+            free: free(&keys),
+            keys,
             loaded: Vec::new(),
-            free_bytes: free_bytes(arguments, cases),
+            said: BTreeSet::new(),
         }
     }
 
@@ -174,15 +202,17 @@ impl<'a> Sessions<'a> {
         }
         let file_bytes = crate::llama::inspect(case.model.path.as_ref())?.tensor_bytes;
         let most = self.budget_max(index, file_bytes);
-        let bytes = needs(case, file_bytes, most);
-        self.check_free(case, file_bytes)?;
-        let room = share_of(self.free_bytes, SHARE);
-        while !self.loaded.is_empty() {
-            let others = self.loaded.iter().map(|loaded| loaded.bytes);
-            if others.sum::<u64>().saturating_add(bytes) <= room {
+        let place = self.keys[index].place;
+        let bytes = needs(case, place, file_bytes, most);
+        self.check_free(index, file_bytes)?;
+        let room = share_of(self.free_bytes(place), SHARE);
+        while let Some(first) = self.loaded.iter().position(|other| other.place == place) {
+            let others = self.loaded.iter().filter(|other| other.place == place);
+            let others: u64 = others.map(|loaded| loaded.bytes).sum();
+            if others.saturating_add(bytes) <= room {
                 break;
             }
-            self.loaded.remove(0);
+            self.loaded.remove(first);
         }
         let own = case.variant.budget_bytes().unwrap_or(0);
         let least = Budget::Bytes(self.budget_min(index));
@@ -191,9 +221,17 @@ impl<'a> Sessions<'a> {
             Err(Error::Memory(_)) if own < most => (self.load_with(case, own, least)?, own),
             result => (result?, most),
         };
+        let notices = model.device().map(PagedDevice::take_notices);
+        for sentence in notices.into_iter().flatten() {
+            if self.said.insert(sentence.clone()) {
+                // The log is llama.cpp's, and silent without -v.
+                drop(writeln!(std::io::stderr(), "{sentence}"));
+            }
+        }
         self.loaded.push(Loaded {
             ready: None,
             model,
+            place,
             shares,
             key,
             bytes,
@@ -226,12 +264,9 @@ impl<'a> Sessions<'a> {
     /// that fit the memory there is.
     fn budget_max(&self, index: usize, file_bytes: u64) -> u64 {
         let key = &self.keys[index].model;
-        let fellows = self.cases.iter().zip(&self.keys);
-        let fellows = fellows
-            .filter(|(_, keys)| keys.model == *key)
-            .map(|(case, _)| case);
-        let fitting = fellows.filter(|case| self.check_free(case, file_bytes).is_ok());
-        let budgets = fitting.filter_map(|case| case.variant.budget_bytes());
+        let fellows = (0..self.cases.len()).filter(|other| self.keys[*other].model == *key);
+        let fitting = fellows.filter(|other| self.check_free(*other, file_bytes).is_ok());
+        let budgets = fitting.filter_map(|other| self.cases[other].variant.budget_bytes());
         budgets.max().unwrap_or(0)
     }
 
@@ -244,38 +279,52 @@ impl<'a> Sessions<'a> {
         budgets.min().unwrap_or(0)
     }
 
-    /// Refuses a budget that the machine does not have: the system would end the process.
-    fn check_free(&self, case: &Case, file_bytes: u64) -> Result<()> {
-        let Some(budget) = case.variant.budget_bytes() else {
+    /// Refuses a budget that its memory does not have: the system would end the process.
+    fn check_free(&self, index: usize, file_bytes: u64) -> Result<()> {
+        let Some(budget) = self.cases[index].variant.budget_bytes() else {
             return Ok(());
         };
-        if budget.min(file_bytes) <= self.free_bytes {
+        let place = self.keys[index].place;
+        let free = self.free_bytes(place);
+        if budget.min(file_bytes) <= free {
             return Ok(());
         }
+        let whose = place.map_or_else(String::new, |device| format!(" of {}", device.name()));
         Err(Error::Memory(format!(
-            "a budget of {} is more than the {} of memory that were free; lower --vram-budgets",
+            "a budget of {} is more than the {} of memory{whose} that were free; lower \
+             --vram-budgets",
             show_bytes(budget),
-            show_bytes(self.free_bytes)
+            show_bytes(free)
         )))
     }
-}
 
-/// Free memory: that of the device below the paged cases, where it has its own, else the
-/// machine's.
-fn free_bytes(arguments: &Arguments, cases: &[Case]) -> u64 {
-    let mut paged = cases.iter().filter(|case| case.is_paged());
-    let device = paged.find_map(|case| arguments.inner_device(case).ok().flatten());
-    match device.filter(|device| !device.is_host()) {
-        Some(device) => memory::Level::of_device(device).available_bytes(),
-        None => memory::available_bytes(),
+    /// What was free there before anything was loaded.
+    fn free_bytes(&self, place: Option<InnerDevice>) -> u64 {
+        let free = self.free.iter().find(|free| free.place == place);
+        free.map_or(0, |free| free.bytes)
     }
 }
 
-/// Memory that the model of `case` takes, about; `most`: the largest budget for it.
-fn needs(case: &Case, file_bytes: u64, most: u64) -> u64 {
+/// The memory that is free in each of the places.
+fn free(keys: &[Keys]) -> Vec<Free> {
+    let mut all: Vec<Free> = Vec::new();
+    for place in keys.iter().map(|keys| keys.place) {
+        if !all.iter().any(|free| free.place == place) {
+            let bytes = place.map_or_else(memory::available_bytes, |device| {
+                memory::Level::of_device(device).available_bytes()
+            });
+            all.push(Free { place, bytes });
+        }
+    }
+    all
+}
+
+/// Memory that the model of `case` takes at its place, about; `most`: the largest budget for
+/// it.
+fn needs(case: &Case, place: Option<InnerDevice>, file_bytes: u64, most: u64) -> u64 {
     let weights = match &case.variant {
-        // Repacked weights are a copy beside the file's pages.
-        Variant::Stock if case.repack => file_bytes.saturating_mul(2),
+        // Weights repacked for the processor are a copy beside the file's pages.
+        Variant::Stock if case.repack && place.is_none() => file_bytes.saturating_mul(2),
         Variant::Stock => file_bytes,
         Variant::Paged { .. } => file_bytes.min(most),
     };
@@ -287,4 +336,75 @@ fn set_budget(device: &PagedDevice, bytes: u64) -> Result<()> {
         return Ok(());
     }
     device.set_budget(bytes, Reason::Budget)
+}
+
+#[cfg(test)]
+mod tests {
+    use async_device::{AsyncDevice, Options};
+
+    use super::super::case::{Axes, ModelName};
+    use super::*;
+    use crate::bench::Process;
+
+    fn paged(budget_bytes: u64) -> Case {
+        let model = ModelName {
+            shown: "a".into(),
+            path: "a".into(),
+        };
+        let axes = Axes {
+            model: vec![model],
+            n_threads: vec![1],
+            ..Axes::default()
+        };
+        axes.cases().unwrap().remove(0).on(Variant::Paged {
+            budget: String::new(),
+            budget_bytes,
+            cold: crate::device::Cold::Auto,
+        })
+    }
+
+    #[test]
+    fn each_case_is_bounded_by_the_memory_it_lies_in() {
+        let device = AsyncDevice::new(Options {
+            memory_bytes: 64 << 20,
+            ..Options::default()
+        });
+        let device = device.unwrap();
+        let place = InnerDevice::of_test(device.raw());
+        let paging = Paging {
+            weights: true,
+            kv: true,
+            prefetch: true,
+            prefetch_threads: 1,
+            prefetch_depth: 1,
+            pinned_layers: Vec::new(),
+            kv_page_tokens: 256,
+            spill_folder: None,
+        };
+        let cases = [paged(96 << 20), paged(96 << 20), paged(32 << 20)];
+        let keys = [None, place, place].map(|place| Keys {
+            model: vec![format!("{place:?}")],
+            context: Vec::new(),
+            place,
+        });
+        let sessions = Sessions {
+            arguments: &Arguments::new(Process::default()).unwrap(),
+            paging: &paging,
+            cases: &cases,
+            free: free(&keys),
+            keys: keys.into(),
+            loaded: Vec::new(),
+            said: BTreeSet::new(),
+        };
+        let file_bytes = 1 << 30;
+        let refused = |index| sessions.check_free(index, file_bytes).err();
+        assert!(refused(0).is_none() && refused(2).is_none());
+        let sentence = refused(1).unwrap().to_string();
+        for part in ["96.0 MiB", "64.0 MiB of memory of ASYNC0", "--vram-budgets"] {
+            assert!(sentence.contains(part), "{sentence}");
+        }
+        // What has no room in one memory is no largest budget there, whatever another has.
+        assert_eq!(sessions.budget_max(0, file_bytes), 96 << 20);
+        assert_eq!(sessions.budget_max(1, file_bytes), 32 << 20);
+    }
 }

@@ -320,13 +320,10 @@ impl OwnFlags {
 }
 
 /// Who computes with cold weights.
-fn parse_cold(text: &str) -> std::result::Result<Cold, String> {
-    match text.trim() {
-        "cpu" => Ok(Cold::Cpu),
-        "stream" => Ok(Cold::Stream),
-        "auto" => Ok(Cold::Auto),
-        _ => Err("it is one of cpu, stream and auto".to_owned()),
-    }
+pub fn parse_cold(text: &str) -> std::result::Result<Cold, String> {
+    let mut all = [Cold::Cpu, Cold::Stream, Cold::Auto].into_iter();
+    all.find(|cold| cold.word() == text.trim())
+        .ok_or_else(|| "it is one of cpu, stream and auto".to_owned())
 }
 
 /// The flags that do something only with paging.

@@ -37,6 +37,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ggml_sys as sys;
+use serde::{Deserialize, Serialize};
 
 pub(crate) use self::engine::{keep_bytes, link_to};
 use self::rehearsal::Notebook;
@@ -63,7 +64,8 @@ pub enum Budget {
 }
 
 /// Who computes with weights that have no room in a device's memory, in decode.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Cold {
     /// The processor, from a copy in host memory, as far as it can.
     Cpu,
@@ -72,6 +74,17 @@ pub enum Cold {
     /// Both, by what is faster.
     #[default]
     Auto,
+}
+
+impl Cold {
+    /// As the command line spells it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Stream => "stream",
+            Self::Auto => "auto",
+        }
+    }
 }
 
 /// How the model's files are read.

@@ -149,14 +149,12 @@ impl Shared {
     /// Tells of what was asked for and has no meaning in a device's memory.
     fn note_flags_without_meaning(&self) {
         if self.inner.is_host() {
-            let who = match self.config.cold {
-                Cold::Auto => return,
-                Cold::Cpu => "cpu",
-                Cold::Stream => "stream",
-            };
-            self.note_once(&format!(
-                "'--cold {who}' changes nothing: the processor computes everything, see --device"
-            ));
+            if self.config.cold != Cold::Auto {
+                self.note_once(&format!(
+                    "'--cold {}' changes nothing: the processor computes everything, see --device",
+                    self.config.cold.word()
+                ));
+            }
             return;
         }
         let name = self.inner.name();

@@ -1,7 +1,7 @@
 //! A model and its contexts apart from each other, without samplers: what measuring needs.
 #![allow(unsafe_code, reason = "calls the C doors")]
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
@@ -288,6 +288,37 @@ impl Context {
         // - the context is alive as long as `self`, and borrowed alone.
         unsafe { ggml_sys::llama_synchronize(self.raw()) };
         self.model.recorded().map_or(Ok(()), Err)
+    }
+
+    /// Writes what the context holds to `path`; false when that cannot be written.
+    ///
+    /// # Errors
+    /// What the device recorded.
+    pub fn save(&mut self, path: &CStr) -> Result<bool> {
+        let (path, tokens) = (path.as_ptr(), std::ptr::null());
+        // SAFETY:
+        // - the context is alive as long as `self`, and borrowed alone;
+        // - `path` ends with NUL; no tokens are read.
+        let bytes = unsafe { ggml_sys::llama_state_seq_save_file(self.raw(), path, 0, tokens, 0) };
+        self.model.recorded().map_or(Ok(bytes > 0), Err)
+    }
+
+    /// Has an empty context hold what `save` has written; false when it does not fit, or is
+    /// damaged: the context may hold anything then.
+    ///
+    /// # Errors
+    /// What the device recorded.
+    pub fn load(&mut self, path: &CStr) -> Result<bool> {
+        let (mut tokens, mut count) = ([0], 0);
+        let (at, counted) = (tokens.as_mut_ptr(), &raw mut count);
+        // SAFETY:
+        // - the context is alive as long as `self`, and borrowed alone;
+        // - `path` ends with NUL;
+        // - `at` is a place for one token, and none is asked for; `counted` for one number.
+        let bytes = unsafe {
+            ggml_sys::llama_state_seq_load_file(self.raw(), path.as_ptr(), 0, at, 0, counted)
+        };
+        self.model.recorded().map_or(Ok(bytes > 0), Err)
     }
 
     fn memory(&self) -> ggml_sys::llama_memory_t {

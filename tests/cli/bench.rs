@@ -134,6 +134,99 @@ fn json_is_one_array_of_objects_with_samples() {
 }
 
 #[test]
+fn who_computes_what_is_cold_is_an_axis_of_the_paged_cases() {
+    let line = "-r 1 --vram-budgets 60%,90% --stock --cold cpu,stream --dynamic-layers";
+    let output = bench(&format!("{line} -o jsonl -oe md"));
+    let mut rows = rows(&stdout(&output));
+    rows.retain(|row| row["n_gen"] == 0);
+    let shown = |row: &serde_json::Value| {
+        let of = |name| row[name].as_str().map(str::to_owned);
+        (of("vram_budget"), of("cold"))
+    };
+    let paged = |cold: &str, budget: &str| (Some(budget.to_owned()), Some(cold.to_owned()));
+    let shown: Vec<_> = rows.iter().map(shown).collect();
+    assert_eq!(
+        shown,
+        [
+            (None, None),
+            paged("cpu", "60%"),
+            paged("cpu", "90%"),
+            paged("stream", "60%"),
+            paged("stream", "90%"),
+        ]
+    );
+    assert!(
+        rows[1..].iter().all(|row| row["ratio_to_stock"].is_f64()),
+        "{rows:?}"
+    );
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("| cold   | ") && said.contains("| stream | "),
+        "{said}"
+    );
+    // Each of them is told once.
+    for word in ["cpu", "stream"] {
+        let sentence = format!("'--cold {word}' changes nothing");
+        assert_eq!(said.matches(&sentence).count(), 1, "{said}");
+    }
+    let text = done("-r 1 -o sql --vram-budgets 60% --cold stream");
+    let base = rusqlite::Connection::open_in_memory().unwrap();
+    base.execute_batch(&text).unwrap();
+    let of_stream = "SELECT COUNT(*) FROM llama_bench WHERE cold = 'stream'";
+    let count = base.query_row(of_stream, [], |row| row.get::<_, i64>(0));
+    assert_eq!(count.unwrap(), 2);
+}
+
+#[test]
+fn a_context_is_filled_once_and_read_from_its_file_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = |of: &str| {
+        format!(
+            "-r 1 -d 24 -o jsonl {of} --depth-dir {}",
+            folder.path().display()
+        )
+    };
+    let copied = |of: &str| {
+        let rows = rows(&done(&line(of)));
+        assert!(rows.iter().all(|row| row["avg_ts"].is_f64()), "{rows:?}");
+        let rate = rows[0]["bytes_per_token"].as_f64();
+        rate.map(|bytes| bytes.round())
+    };
+    let computed = copied("--vram-budgets 60%");
+    let files = || {
+        std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|file| file.unwrap().path())
+    };
+    let file = files().next().unwrap();
+    let first = std::fs::read(&file).unwrap();
+    assert!(
+        file.to_string_lossy()
+            .ends_with("-d24-f16-f16-fa-auto.state"),
+        "{file:?}"
+    );
+    // The same bytes move whether the depth was computed or read, paged or not.
+    assert_eq!(copied("--vram-budgets 60%"), computed);
+    assert_eq!(
+        std::fs::read(&file).unwrap(),
+        first,
+        "it is read, and not written again"
+    );
+    copied("--stock --vram-budgets 90%");
+    copied("-ctk q8_0");
+    assert_eq!(files().count(), 2);
+    // What was cut is computed anew.
+    std::fs::write(&file, &first[..first.len() / 2]).unwrap();
+    assert_eq!(copied("--vram-budgets 60%"), computed);
+    assert_eq!(std::fs::read(&file).unwrap().len(), first.len());
+    assert_refused(
+        &bench("-d 8 --depth-dir /nonexistent"),
+        1,
+        &["/nonexistent", "--depth-dir"],
+    );
+}
+
+#[test]
 fn sql_loads_into_sqlite() {
     let text = done("-r 1 -o sql --vram-budgets 5%,60% --stock");
     let base = rusqlite::Connection::open_in_memory().unwrap();
@@ -297,6 +390,8 @@ fn a_sweep_goes_on_where_its_journal_ends() {
     }
     let other = bench(&format!("{line} -ctk q8_0"));
     assert_refused(&other, 2, &["another sweep", "--resume"]);
+    let cold = bench(&format!("{line} --cold stream"));
+    assert_refused(&cold, 2, &["case 1 of 4 is another one"]);
     let fewer = bench(&line.replace("60%,90%", "60%"));
     assert_refused(&fewer, 2, &["it has 4 cases, the command line makes 2"]);
 }

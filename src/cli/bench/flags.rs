@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use crate::bench::ranges::{Numbers, Pair, numbers, pair, signed_numbers};
-use crate::cli::flags::{Layers, parse_layers};
+use crate::cli::flags::{Layers, parse_cold, parse_layers};
 use crate::cli::size::parse_budget;
-use crate::device::Budget;
+use crate::device::{Budget, Cold};
 
 /// Texts, in the order in which they were given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,10 @@ pub struct Truths(pub Vec<bool>);
 /// Budgets, each as it was given and what it means.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Budgets(pub Vec<(String, Budget)>);
+
+/// Who computes with cold weights, likewise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Colds(pub Vec<Cold>);
 
 /// The flags of `bench`.
 #[derive(Clone, Debug, Parser)]
@@ -136,6 +140,11 @@ pub struct BenchFlags {
     #[arg(long, value_name = "N", value_parser = numbers, allow_hyphen_values = true)]
     pub n_depth: Vec<Numbers>,
 
+    /// Keep what contexts hold at a depth in files of this folder, and read it from there the
+    /// next time (default: it is computed for each context).
+    #[arg(long, value_name = "PATH")]
+    pub depth_dir: Option<PathBuf>,
+
     /// Tokens of a batch (default: 2048).
     #[arg(long, value_name = "N", value_parser = numbers, allow_hyphen_values = true)]
     pub batch_size: Vec<Numbers>,
@@ -245,6 +254,11 @@ pub struct BenchFlags {
     /// Page the KV cache, and the weights only with --dynamic-layers.
     #[arg(long)]
     pub paged_kv: bool,
+
+    /// Who computes with weights that a GPU has no room for: cpu, stream (the GPU) or auto
+    /// (default: auto).
+    #[arg(long, value_name = "WHO", value_parser = parse_colds)]
+    pub cold: Vec<Colds>,
 
     /// Layers whose weights stay in memory.
     #[arg(long, value_name = "LIST", value_parser = parse_layers, allow_hyphen_values = true)]
@@ -406,6 +420,11 @@ fn parse_budgets(text: &str) -> Parsed<Budgets> {
         Ok((text.trim().to_owned(), budget))
     };
     Ok(Budgets(text.split(',').map(budget).collect::<Parsed<_>>()?))
+}
+
+fn parse_colds(text: &str) -> Parsed<Colds> {
+    let cold = |text: &str| parse_cold(text).map_err(|reason| format!("'{text}': {reason}"));
+    Ok(Colds(text.split(',').map(cold).collect::<Parsed<_>>()?))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use super::resolve::{KV_PAGE_TOKENS, PREFETCH_THREADS, THREADS_MAX};
 use crate::bench::case::Axes;
 use crate::bench::ranges::Numbers;
 use crate::bench::{self, Format, Models, Paging, Plan, Process, Results, Runs};
-use crate::device::Budget;
+use crate::device::{Budget, Cold};
 use crate::error::{Error, Result};
 use crate::session::signal;
 
@@ -120,8 +120,14 @@ fn plan(flags: BenchFlags) -> Result<Plan> {
         budgets.push(("auto".to_owned(), Budget::Auto));
     }
     check_paging(&flags, !budgets.is_empty())?;
+    let cold: Vec<Cold> = flags.cold.iter().flat_map(|list| list.0.clone()).collect();
     Ok(Plan {
         axes,
+        cold: if cold.is_empty() {
+            vec![Cold::Auto]
+        } else {
+            cold
+        },
         stock: flags.stock,
         paging: paging(&flags, asks_for_paging),
         process: Process {
@@ -135,6 +141,7 @@ fn plan(flags: BenchFlags) -> Result<Plan> {
             warm_up: !flags.no_warmup,
             progress: flags.progress,
             journal: flags.resume.clone(),
+            depth_folder: flags.depth_dir.clone(),
         },
         results: results(&flags),
         models: models(flags),
@@ -182,6 +189,12 @@ fn check_paging(flags: &BenchFlags, paged: bool) -> Result<()> {
             "paged weights",
         ),
         (
+            "--cold",
+            !flags.cold.is_empty(),
+            !paged || only_kv,
+            "paged weights",
+        ),
+        (
             "--prefetch-depth",
             flags.prefetch_depth.is_some(),
             !paged,
@@ -222,13 +235,23 @@ fn check_paging(flags: &BenchFlags, paged: bool) -> Result<()> {
     if let Some((flag, _, _, what)) = lacking {
         return Err(Error::Usage(format!("'{flag}' needs {what}")));
     }
-    match &flags.spill_dir {
-        Some(folder) if !folder.is_dir() => Err(Error::Failed(format!(
-            "'{}' is no folder; the KV cache cannot spill there, see --spill-dir",
-            folder.display()
-        ))),
-        _ => Ok(()),
+    let folders = [
+        (
+            &flags.spill_dir,
+            "the KV cache cannot spill there, see --spill-dir",
+        ),
+        (
+            &flags.depth_dir,
+            "nothing can be kept there, see --depth-dir",
+        ),
+    ];
+    for (folder, what) in folders {
+        if let Some(folder) = folder.as_ref().filter(|folder| !folder.is_dir()) {
+            let name = folder.display();
+            return Err(Error::Failed(format!("'{name}' is no folder; {what}")));
+        }
     }
+    Ok(())
 }
 
 fn paging(flags: &BenchFlags, asked: bool) -> Paging {
@@ -436,6 +459,14 @@ mod tests {
     }
 
     #[test]
+    fn who_computes_what_is_cold_is_a_list() {
+        let cold = |line: &str| plan_of(line).unwrap().cold;
+        assert_eq!(cold("--vram-budgets 10%"), [Cold::Auto]);
+        let all = [Cold::Stream, Cold::Cpu, Cold::Auto];
+        assert_eq!(cold("--dynamic-layers --cold stream,cpu --cold auto"), all);
+    }
+
+    #[test]
     fn a_file_has_the_format_that_its_name_ends_in() {
         let results = |line: &str| plan_of(line).unwrap().results;
         let both = results("--output-file a.jsonl");
@@ -471,6 +502,12 @@ mod tests {
             ("--vram-budgets 10%,lots", &["'lots'", "--vram-budgets"]),
             ("--vram-budgets 0%", &["more than zero"]),
             ("--pin-layers 1", &["--pin-layers"]),
+            ("--cold cpu", &["--cold", "paged weights"]),
+            ("--paged-kv --cold cpu", &["--cold", "paged weights"]),
+            (
+                "--dynamic-layers --cold gpu",
+                &["'gpu'", "--cold", "stream"],
+            ),
             (
                 "--vram-budgets 1G --dynamic-layers --kv-page-size 64",
                 &["--kv-page-size"],

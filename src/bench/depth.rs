@@ -1,0 +1,128 @@
+//! The depth of a case: the tokens that its context holds before anything is measured.
+//!
+//! They are computed once for a context, and with `--depth-dir` once for a model: what
+//! attention is given does not change how long it takes.
+
+use std::ffi::CString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::arguments::flash_attention;
+use super::case::Case;
+use super::row::ModelFacts;
+use super::sessions::{Filled, Ready};
+use crate::error::{Error, Result};
+
+/// Whether the context holds something else than the depth of `case`.
+pub fn is_missing(ready: &mut Ready, case: &Case) -> bool {
+    let is_there = |filled: Filled| filled.tokens == case.n_depth;
+    if case.n_depth > 0 {
+        return !ready.filled.is_some_and(is_there);
+    }
+    begin(ready);
+    false
+}
+
+/// Empties the context.
+pub fn begin(ready: &mut Ready) {
+    ready.filled = None;
+    ready.context.clear();
+}
+
+/// Reads the depth of `case` from its file in `folder`, if it is there and fits; whether it
+/// was read.
+///
+/// # Errors
+/// What the device recorded.
+pub fn read(
+    ready: &mut Ready,
+    case: &Case,
+    model: &ModelFacts,
+    folder: Option<&Path>,
+) -> Result<bool> {
+    let path = folder.map(|folder| file(folder, case, model));
+    let Some(path) = path.filter(|path| path.is_file()) else {
+        return Ok(false);
+    };
+    begin(ready);
+    let fits = ready.context.load(&c_path(&path)?)?;
+    let last = ready.context.positions().1;
+    if !fits || last != case.n_depth - 1 {
+        return Ok(false);
+    }
+    is_whole(ready, case);
+    Ok(true)
+}
+
+/// The context has computed the depth of `case`; it is kept in `folder`, if there is one.
+///
+/// # Errors
+/// `Failed` when the file cannot be written, or what the device recorded.
+pub fn keep(
+    ready: &mut Ready,
+    case: &Case,
+    model: &ModelFacts,
+    folder: Option<&Path>,
+) -> Result<()> {
+    if let Some(folder) = folder {
+        let path = file(folder, case, model);
+        let part = path.with_extension(format!("{}.part", std::process::id()));
+        let failed = |what: &dyn std::fmt::Display| {
+            Error::Failed(format!(
+                "could not write '{}'{what}; see --depth-dir",
+                path.display()
+            ))
+        };
+        let written = ready.context.save(&c_path(&part)?)?;
+        let renamed = fs::rename(&part, &path);
+        if !written || renamed.is_err() {
+            drop(fs::remove_file(&part));
+        }
+        if !written {
+            return Err(failed(&", perhaps the disk is full"));
+        }
+        renamed.map_err(|error| failed(&format!(": {error}")))?;
+    }
+    is_whole(ready, case);
+    Ok(())
+}
+
+fn is_whole(ready: &mut Ready, case: &Case) {
+    ready.filled = Some(Filled {
+        tokens: case.n_depth,
+        positions: ready.context.positions(),
+    });
+}
+
+/// Takes back what was added to the depth. Where memory cannot forget a part, or has lost
+/// a part of the depth meanwhile (a window that slides), it has to be filled again.
+pub fn empty(ready: &mut Ready, case: &Case) {
+    let Some(filled) = ready.filled else {
+        return;
+    };
+    let is_whole = ready.context.truncate(case.n_depth)
+        && filled.tokens == case.n_depth
+        && ready.context.positions() == filled.positions;
+    if !is_whole {
+        ready.filled = None;
+    }
+}
+
+/// The file for all that shapes what a context holds.
+fn file(folder: &Path, case: &Case, model: &ModelFacts) -> PathBuf {
+    let name = Path::new(&case.model.shown).file_stem();
+    folder.join(format!(
+        "{}-{}-d{}-{}-{}-fa-{}.state",
+        name.unwrap_or_default().to_string_lossy(),
+        model.model_size,
+        case.n_depth,
+        case.type_k,
+        case.type_v,
+        flash_attention(case.flash_attn),
+    ))
+}
+
+fn c_path(path: &Path) -> Result<CString> {
+    let text = path.to_string_lossy().into_owned();
+    CString::new(text).map_err(|_| Error::Usage("--depth-dir contains a NUL".to_owned()))
+}
