@@ -4,6 +4,7 @@
 //!  machine.rs    whose rates they are
 //!  store.rs      the file in the cache folder: found, read, judged, written
 //!  copies.rs     storage, memory and a device's link, through the engine that a run uses
+//!  kinds.rs      matrices by their type
 //!  products.rs   matrices, attention and nodes, on ggml's CPU backend or a device's
 //!  link.rs       what a run on a device needs besides
 //!  observed.rs   what runs have seen of the storage since
@@ -16,6 +17,7 @@
 //! [`LinkRates`] has what a run on a device needs besides.
 
 mod copies;
+mod kinds;
 mod link;
 mod machine;
 mod measure;
@@ -28,6 +30,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::kinds::Kinds;
 pub use self::machine::{Device, Machine, Run, machine};
 pub use self::measure::measure;
 use crate::ggml::InnerDevice;

@@ -161,6 +161,12 @@ impl PagingConfig {
     pub fn device_with_memory(&self) -> Option<InnerDevice> {
         self.inner.filter(|inner| !inner.is_host())
     }
+
+    /// Whether copies go on while something computes.
+    pub fn overlaps(&self) -> bool {
+        let device = self.device_with_memory();
+        self.prefetch && device.is_none_or(InnerDevice::is_asynchronous)
+    }
 }
 
 impl PagedDevice {

@@ -14,7 +14,7 @@ mod speed;
 pub mod table;
 pub mod ubatch;
 
-use crate::calibration::{Run, Wanted};
+use crate::calibration::{Kinds, Run, Wanted};
 use crate::cli::Config;
 use crate::device::rehearsal::{Notes, Rehearsal};
 use crate::device::{Budget, PagingConfig};
@@ -26,7 +26,7 @@ use crate::planner::Placement;
 use crate::session::demo::DemoModel;
 use crate::telemetry::memory::share_of;
 
-pub(crate) use self::speed::{COLD_ROLES, NODES_BY_LAYER};
+pub(crate) use self::speed::NODES_BY_LAYER;
 pub use self::speed::{Speed, Step, pass_bytes, shares, speed};
 
 /// llama.cpp reads rows of the KV cache up to a multiple of this many.
@@ -155,14 +155,11 @@ impl Subject {
 
     /// What has to be measured for a forecast.
     pub fn wanted(&self) -> Wanted {
-        let mut kinds: Vec<(u32, u64)> = Vec::new();
+        let mut all = Kinds::default();
         for matrix in self.matrices().filter(|matrix| matrix.rows > 1) {
-            match kinds.iter_mut().find(|(kind, _)| *kind == matrix.kind) {
-                Some((_, bytes)) => *bytes += matrix.bytes,
-                None => kinds.push((matrix.kind, matrix.bytes)),
-            }
+            all.add(matrix.kind, matrix.bytes);
         }
-        kinds.sort_by_key(|(kind, bytes)| (std::cmp::Reverse(*bytes), *kind));
+        let mut kinds = all.most_first();
         // Small vectors that are no matrices have types too.
         kinds.retain(|(kind, _)| is_measurable(*kind));
         Wanted {

@@ -2,10 +2,9 @@
 //! a device computes, of `planner::cold`.
 
 use super::Subject;
-use crate::calibration::{Calibration, Contention, LinkRates};
+use crate::calibration::{Calibration, Contention, Kinds, LinkRates};
 use crate::device::rehearsal::Matrix;
 use crate::device::{Cold, keep_bytes};
-use crate::ggml::InnerDevice;
 use crate::ggml::workload::kind_name;
 use crate::pager::GroupKey;
 use crate::pager::outlook::{Outlook, Placed};
@@ -13,9 +12,6 @@ use crate::planner::Placement;
 use crate::planner::cold::{self, Choice, Load, Rates, Shares};
 use crate::planner::cost::{self, Pair};
 use crate::telemetry::memory::share_of;
-
-/// How the names begin of weights that the processor may compute with beside a device.
-pub const COLD_ROLES: &str = "ffn_";
 
 /// Nodes of a layer's graph that are no matrix products: norms, rotations, additions,
 /// activation, writing the cache.
@@ -138,16 +134,10 @@ fn pass_seconds(
         compute_seconds,
         compute_slowdown: contention.map_or(1.0, |both| both.compute_slowdown),
     };
-    match overlaps(subject) {
+    match subject.paging.overlaps() {
         true => cost::overlap(&pair),
         false => cost::in_turn(&pair),
     }
-}
-
-/// Whether copies go on while something computes.
-fn overlaps(subject: &Subject) -> bool {
-    let device = subject.paging.device_with_memory();
-    subject.paging.prefetch && device.is_none_or(InnerDevice::is_asynchronous)
 }
 
 /// How fast one token is on a device, with the share of the cold weights for the processor
@@ -208,7 +198,7 @@ fn used_share(subject: &Subject) -> f64 {
 
 /// The same as it goes: without overlap where there is none.
 fn timed(subject: &Subject, load: &Load, rates: &Rates) -> (Load, Rates) {
-    match overlaps(subject) {
+    match subject.paging.overlaps() {
         true => (*load, *rates),
         false => cold::in_turn(load, rates),
     }
@@ -253,7 +243,7 @@ fn cold(
         must_bytes: crossing - may_bytes,
         resident_bytes: products
             .bytes
-            .saturating_sub(crossing - may_bytes + may.used_bytes()),
+            .saturating_sub(crossing - may_bytes + may.used.bytes()),
         other_seconds,
         segments: may.layers,
     };
@@ -275,22 +265,14 @@ struct Candidates {
     /// Layers that have such.
     layers: u32,
     /// Those that a token uses.
-    used: Vec<(u32, u64)>,
+    used: Kinds,
 }
 
 impl Candidates {
-    /// Bytes that a token uses: of experts a part.
-    fn used_bytes(&self) -> u64 {
-        self.used.iter().map(|(_, bytes)| bytes).sum()
-    }
-
     /// Bytes per second of the processor's products with them, those of experts counted that
     /// it need not read.
     fn processor_rate(&self, link: &LinkRates) -> Option<f64> {
-        let mut seconds = 0.0;
-        for (kind, bytes) in &self.used {
-            seconds += cost::matrix_seconds(*bytes, link.processor(kind_name(*kind)?)?);
-        }
+        let seconds = self.used.seconds(|name| link.processor(name))?;
         // Where there are none the rate is of no use.
         let all = link.processor_bytes_per_second.values().copied();
         match self.bytes {
@@ -304,32 +286,25 @@ fn candidates(subject: &Subject, outlook: &Outlook, used_share: f64) -> Candidat
     let mut found = Candidates {
         bytes: 0,
         layers: 0,
-        used: Vec::new(),
+        used: Kinds::default(),
     };
     if outlook.streamed_bytes() == 0 {
         return found;
     }
     let is_one = |(tensor, _): &(&Placed, &Matrix)| {
-        tensor.placement == Placement::Streamed
-            && !tensor.state
-            && tensor
-                .role
-                .split('.')
-                .any(|part| part.starts_with(COLD_ROLES))
+        tensor.placement == Placement::Streamed && !tensor.state && cold::may_compute(&tensor.role)
     };
     let all = outlook.tensors.iter().zip(&subject.notes.paged);
     let mut groups: Vec<GroupKey> = Vec::new();
     for (tensor, matrix) in all.filter(is_one) {
         found.bytes += tensor.bytes;
         groups.push(tensor.group);
+        // Of experts a part.
         let used_bytes = match matrix.slices > 1 {
             true => share_of(tensor.bytes, used_share),
             false => tensor.bytes,
         };
-        match found.used.iter_mut().find(|(kind, _)| *kind == matrix.kind) {
-            Some((_, bytes)) => *bytes += used_bytes,
-            None => found.used.push((matrix.kind, used_bytes)),
-        }
+        found.used.add(matrix.kind, used_bytes);
     }
     groups.sort_unstable();
     groups.dedup();

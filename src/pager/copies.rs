@@ -21,13 +21,8 @@ use super::storage::BLOCK_BYTES;
 use super::{Backing, GroupKey, Pager, Place, TensorId};
 use crate::error::{Error, Result};
 use crate::ggml::RawBuffer;
-use crate::planner::spread;
+use crate::planner::{cold, spread};
 use crate::telemetry::memory::share_of;
-
-/// How the names of weights begin that the processor may compute with, in their layer: those
-/// of feed-forward blocks. They are most of a model, and what is between their products is
-/// little work.
-const ROLES: &str = "ffn_";
 
 /// Where memory for copies comes from.
 #[derive(Debug)]
@@ -212,7 +207,7 @@ impl Pager {
             let is_one = matches!(tensor.place, Place::Streamed)
                 && matches!(spec.backing, Backing::Weight(_))
                 && spec.slice_bytes.is_none()
-                && spec.role.split('.').any(|part| part.starts_with(ROLES));
+                && cold::may_compute(&spec.role);
             if is_one {
                 found.push((spec.group, id, spec.span_bytes as u64));
             }

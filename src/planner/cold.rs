@@ -30,6 +30,13 @@
 //!   processor.
 //! - Segments grow in proportion to the share, and each costs the same.
 
+/// Whether the processor may compute with weights of this role, a name without the layer:
+/// those of feed-forward blocks. They are most of a model, and what is between their products
+/// is little work.
+pub fn may_compute(role: &str) -> bool {
+    role.split('.').any(|part| part.starts_with("ffn_"))
+}
+
 /// What of a model is cold, and what is not.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Load {

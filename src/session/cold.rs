@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use super::progress::Measuring;
 use crate::calibration::store::{self, Origin};
-use crate::calibration::{Calibration, Run, Wanted};
+use crate::calibration::{Calibration, Kinds, Run, Wanted};
 use crate::cli::size::show_bytes;
 use crate::device::{self, Budget, Cold, PagedDevice, PagingConfig, Report};
 use crate::error::Result;
+use crate::forecast::NODES_BY_LAYER;
 use crate::forecast::advice::show_speed;
 use crate::forecast::revision::{Cause, Decision, Passage, Revision, What};
-use crate::forecast::{COLD_ROLES, NODES_BY_LAYER};
-use crate::ggml::workload::{is_measurable, kind_name};
+use crate::ggml::workload::is_measurable;
 use crate::ggml::{Header, InnerDevice};
 use crate::llama::log;
 use crate::planner::cold::{self, Load, Rates};
@@ -24,9 +24,6 @@ use crate::telemetry::memory::share_of;
 const KIND_SHARE_MIN: f64 = 0.005;
 /// Elements of an attention head, where the header does not say.
 const HEAD: u32 = 128;
-
-/// Bytes of matrices by their type, the most first.
-type Kinds = Vec<(u32, u64)>;
 
 /// What of a model's header matters here.
 #[derive(Clone, Debug, Default)]
@@ -94,15 +91,15 @@ impl Shares {
         if matrices.fit(least) {
             return Ok(None);
         }
-        let total: u64 = matrices.all.iter().map(|(_, bytes)| bytes).sum();
-        let kinds = matrices.all.iter();
+        let total = matrices.all.bytes();
+        let kinds = matrices.all.most_first().into_iter();
         let kinds = kinds.filter(|(kind, bytes)| {
             is_measurable(*kind) && *bytes >= share_of(total, KIND_SHARE_MIN)
         });
         let wanted = Wanted {
             machine: run.machine(device::is_direct(paging)?),
             model: paging.model.clone(),
-            kinds: kinds.map(|(kind, _)| *kind).collect(),
+            kinds: kinds.map(|(kind, _)| kind).collect(),
             // A short one: prompts are not foretold here.
             ubatch: None,
             head: matrices.head,
@@ -115,8 +112,7 @@ impl Shares {
         for notice in notices {
             log::warn(format!("{notice}\n"));
         }
-        let overlaps = paging.prefetch && device.is_asynchronous();
-        Ok(Some(Self::with(rates, matrices, overlaps)))
+        Ok(Some(Self::with(rates, matrices, paging.overlaps())))
     }
 
     fn with(rates: Calibration, matrices: Matrices, overlaps: bool) -> Self {
@@ -135,9 +131,11 @@ impl Shares {
     /// # Errors
     /// `Failed` when the header cannot be read.
     pub fn by(rates: Calibration, paging: &PagingConfig) -> Result<Self> {
-        let device = paging.device_with_memory();
-        let overlaps = paging.prefetch && device.is_some_and(InnerDevice::is_asynchronous);
-        Ok(Self::with(rates, Matrices::read(paging)?, overlaps))
+        Ok(Self::with(
+            rates,
+            Matrices::read(paging)?,
+            paging.overlaps(),
+        ))
     }
 
     /// The model is loaded: chooses a share, if something is cold that the processor may
@@ -252,11 +250,7 @@ impl Shares {
 
 /// Bytes per second over matrices of several types.
 fn rate(kinds: &Kinds, of: impl Fn(&str) -> Option<f64>) -> Option<f64> {
-    let (mut bytes, mut seconds) = (0, 0.0);
-    for (kind, of_kind) in kinds {
-        bytes += of_kind;
-        seconds += cost::matrix_seconds(*of_kind, of(kind_name(*kind)?)?);
-    }
+    let (bytes, seconds) = (kinds.bytes(), kinds.seconds(of)?);
     (bytes > 0).then(|| units(bytes) / seconds.max(1e-12))
 }
 
@@ -277,13 +271,10 @@ impl Matrices {
             if !role.ends_with(".weight") {
                 continue;
             }
-            add(&mut found.all, entry.kind, entry.bytes);
-            if role.starts_with(COLD_ROLES) && !role.contains("_exps") && !role.contains("norm") {
-                add(&mut found.cold, entry.kind, entry.bytes);
+            found.all.add(entry.kind, entry.bytes);
+            if cold::may_compute(role) && !role.contains("_exps") && !role.contains("norm") {
+                found.cold.add(entry.kind, entry.bytes);
             }
-        }
-        for kinds in [&mut found.all, &mut found.cold] {
-            kinds.sort_by_key(|(kind, bytes)| (std::cmp::Reverse(*bytes), *kind));
         }
         if let Some(first) = headers.first() {
             let facts = first.facts();
@@ -303,13 +294,6 @@ impl Matrices {
             Budget::Bytes(bytes) => bytes > wanted,
             Budget::ModelShare(_) | Budget::Auto => false,
         }
-    }
-}
-
-fn add(kinds: &mut Kinds, kind: u32, bytes: u64) {
-    match kinds.iter_mut().find(|(known, _)| *known == kind) {
-        Some((_, sum)) => *sum += bytes,
-        None => kinds.push((kind, bytes)),
     }
 }
 
