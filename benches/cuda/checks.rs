@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::options::Options;
 use super::run::{Runner, find};
+use super::trial;
 
 /// A text whose tokens the demo's model knows.
 const PROMPT: &str = "Once upon a time, there was a";
@@ -93,7 +94,7 @@ fn tests(options: &Options, runner: &Runner) -> Result<Value> {
     )?;
     // Without a GPU, a few that compute on the processor: whether this part runs.
     let filter: &[&str] = match options.device.as_str() {
-        "none" => &["equivalence::captured"],
+        "none" | trial::DEVICE => &["equivalence::captured"],
         _ => &["gpu::"],
     };
     let words = [filter, &["--test-threads=1"]].concat();
@@ -174,7 +175,8 @@ pub fn graphs(options: &Options, runner: &Runner) -> Result<Value> {
         }));
     }
     // The processor has no such graphs.
-    let ok = (options.device != "none").then_some(ok);
+    let is_gpu = options.device != "none" && !options.trial;
+    let ok = is_gpu.then_some(ok);
     Ok(json!({"ok": ok, "budgets": of_budgets}))
 }
 

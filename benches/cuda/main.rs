@@ -10,22 +10,28 @@
 //!
 //! Each part has its share of `--minutes`; what fails is written down and stops nothing else.
 //! The file is written anew after each step, so that a run that is ended leaves what it has.
+//! It says what it was measured on, and each command line with its time and its memory.
 //! `.ci/cuda` builds the programs on a machine with a compiler and runs them on another one.
-//! With `--smoke --device none` all of it runs on the processor, on a tiny model.
+//! With `--smoke --device none` all of it runs on the processor, on a tiny model, and with
+//! `--smoke --trial` on the device of the tests.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
     reason = "its result is what it is for"
 )]
 
+mod bars;
 mod checks;
+mod machine;
 mod model;
 mod options;
+mod placement;
 #[path = "../rig/mod.rs"]
 #[allow(dead_code, reason = "what several benches share, each in part")]
 mod rig;
 mod run;
 mod speed;
+mod trial;
 
 use std::fs;
 use std::process::ExitCode;
@@ -40,10 +46,13 @@ use self::run::Runner;
 /// The parts, in their order.
 const PARTS: [&str; 4] = ["identity", "sanitizer", "graphs", "speed"];
 /// How much of the time a part may take, in percent; what it leaves is the next ones'.
-const SHARES: [f64; 4] = [30.0, 10.0, 10.0, 50.0];
+const SHARES: [f64; 4] = [25.0, 10.0, 5.0, 60.0];
 
 /// A refusal is a sentence, not a backtrace.
 fn main() -> ExitCode {
+    if trial::is_asked() {
+        return trial::run();
+    }
     match bench() {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -57,16 +66,21 @@ fn main() -> ExitCode {
 /// Runs the parts; whether all went well.
 fn bench() -> Result<bool> {
     rig::measure::check_arithmetic();
+    placement::check_arithmetic();
     speed::check_arithmetic();
     let options = Options::read(std::env::args().skip(1))?;
     fs::create_dir_all(&options.folder)
         .with_context(|| format!("could not make '{}'", options.folder.display()))?;
     let started = Instant::now();
     let end = started + Duration::from_secs_f64(options.minutes * 60.0);
-    let runner = Runner::new(&options.folder, end);
+    let mut runner = Runner::new(&options.folder, end);
+    if options.trial {
+        runner.set(trial::VARIABLE, "1");
+    }
     let mut report = json!({
-        "gpu": runner.gpu(), "device": options.device, "smoke": options.smoke,
-        "minutes": options.minutes, "parts": {},
+        "machine": machine::facts(runner.smi()), "device": options.device,
+        "smoke": options.smoke, "minutes": options.minutes,
+        "command": std::env::args().collect::<Vec<_>>(), "parts": {},
     });
     report["version"] = match runner.run(&options.program, &["--version"]) {
         Ok(output) => json!(output.stdout.lines().collect::<Vec<_>>()),
@@ -82,6 +96,7 @@ fn bench() -> Result<bool> {
         let within = runner.until(began + Duration::from_secs_f64(seconds));
         let result = part(name, &options, &within, &mut |so_far| {
             report["parts"][name] = so_far.clone();
+            report["runs"] = json!(runner.runs());
             // The last one says why it cannot be written.
             let _ = write(&options, &report);
         });
@@ -93,6 +108,7 @@ fn bench() -> Result<bool> {
         all &= result["ok"] != false;
         eprintln!("{name}: {}", result["ok"]);
         report["parts"][name] = result;
+        report["runs"] = json!(runner.runs());
         write(&options, &report)?;
     }
     report["ok"] = json!(all);

@@ -1,10 +1,11 @@
 //! The model that is measured with, made on the spot.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ggml_sys as ggml;
 
+use super::options::Options;
 use super::rig::model::{Model, Shape};
 
 /// A model on disk.
@@ -16,9 +17,15 @@ pub struct Made {
     pub layers: u32,
 }
 
-/// The shape of an 8B model of the Llama family, in Q4_0; or, for a trial, a tiny one.
-pub fn make(folder: &Path, smoke: bool) -> Result<Made> {
-    let shape = match smoke {
+/// Types of matrices, by the command line's names.
+const QUANTS: [(&str, ggml::ggml_type, ggml::llama_ftype); 2] = [
+    ("q4_0", ggml::GGML_TYPE_Q4_0, ggml::LLAMA_FTYPE_MOSTLY_Q4_0),
+    ("q8_0", ggml::GGML_TYPE_Q8_0, ggml::LLAMA_FTYPE_MOSTLY_Q8_0),
+];
+
+/// The shape of an 8B model of the Llama family; or, for a trial, a tiny one.
+pub fn make(options: &Options) -> Result<Made> {
+    let shape = match options.smoke {
         true => Shape {
             layers: 8,
             embedding: 256,
@@ -41,13 +48,16 @@ pub fn make(folder: &Path, smoke: bool) -> Result<Made> {
         },
     };
     let layers = shape.layers;
+    let known = QUANTS.iter().find(|(name, ..)| *name == options.quant);
+    let (quant, kind, file_type) = *known.context("it is q4_0 or q8_0; see --quant")?;
+    let size = if options.smoke { "smoke" } else { "8b" };
     let model = Model {
-        name: if smoke { "cuda-smoke" } else { "cuda-8b-q4_0" }.to_owned(),
-        kind: ggml::GGML_TYPE_Q4_0,
-        file_type: ggml::LLAMA_FTYPE_MOSTLY_Q4_0,
+        name: format!("cuda-{size}-{quant}"),
+        kind,
+        file_type,
         shape,
     };
-    let path = model.file(folder)?;
+    let path = model.file(&options.folder)?;
     Ok(Made {
         bytes: std::fs::metadata(&path)?.len(),
         path,

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::PARTS;
+use super::{PARTS, trial};
 
 /// The flags, with their values and what they are without.
 pub const USAGE: &str = "options: --minutes N (9), --only PART,PART (identity, sanitizer, \
      graphs, speed), --device NAME (CUDA0), --program PATH, --tests PATH, --folder PATH, \
-     --out FILE (FOLDER/cuda.json), --budgets P,P (50,25,75,10,100; percent of the model), \
-     --smoke";
+     --out FILE (FOLDER/cuda.json), --budgets P,P (50,100,25,10,75; percent of the model), \
+     --quant q4_0|q8_0 (q4_0), --smoke, --trial (the tests' device in the place of a GPU)";
 
 /// All options.
 pub struct Options {
@@ -30,8 +30,12 @@ pub struct Options {
     pub out: PathBuf,
     /// Budgets, in percent of the model; what comes first is measured first.
     pub budgets: Vec<u64>,
+    /// Type of the model's matrices.
+    pub quant: String,
     /// A tiny model and short runs: whether everything runs, not how fast.
     pub smoke: bool,
+    /// On the device of the tests.
+    pub trial: bool,
 }
 
 impl Options {
@@ -46,13 +50,21 @@ impl Options {
             tests: None,
             out: PathBuf::new(),
             folder,
-            budgets: vec![50, 25, 75, 10, 100],
+            budgets: vec![50, 100, 25, 10, 75],
+            quant: "q4_0".to_owned(),
             smoke: false,
+            trial: false,
         };
         let mut words = words.filter(|word| word != "--bench");
         while let Some(flag) = words.next() {
             if flag == "--smoke" {
                 options.smoke = true;
+                continue;
+            }
+            if flag == "--trial" {
+                options.trial = true;
+                options.device = trial::DEVICE.to_owned();
+                options.program = std::env::current_exe()?;
                 continue;
             }
             let value = words
@@ -72,6 +84,14 @@ impl Options {
             options.program.display()
         );
         Ok(options)
+    }
+
+    /// Flags for the number of threads: a trial leaves the machine to others.
+    pub fn threads(&self) -> &'static [&'static str] {
+        match self.smoke {
+            true => &["-t", "1"],
+            false => &[],
+        }
     }
 
     fn take(&mut self, flag: &str, value: &str) -> Result<()> {
@@ -97,6 +117,7 @@ impl Options {
             "--program" => self.program = value.into(),
             "--tests" => self.tests = Some(value.into()),
             "--folder" => self.folder = value.into(),
+            "--quant" => value.clone_into(&mut self.quant),
             "--out" => self.out = value.into(),
             "--budgets" => {
                 let budgets = value.split(',').map(str::parse);

@@ -1,13 +1,16 @@
 //! One run of a program, which ends when its time is over, and what it took of the GPU.
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
 
 /// How often the GPU is asked what is in use.
 const SAMPLE: Duration = Duration::from_millis(250);
@@ -35,21 +38,44 @@ impl Output {
     }
 }
 
-/// Runs programs until a time is over.
+/// Runs programs until a time is over, and notes each run.
 pub struct Runner {
     folder: PathBuf,
     end: Instant,
     smi: Option<PathBuf>,
+    /// Set for each program.
+    variables: Vec<(&'static str, String)>,
+    /// Command line, time, result and memory of each, in order.
+    runs: Rc<RefCell<Vec<Value>>>,
 }
 
 impl Runner {
     /// Keeps what programs print in `folder` until the next one runs.
     pub fn new(folder: &Path, end: Instant) -> Self {
+        // What is measured of the machine stays with the results.
+        let cache = folder.join("cache").to_string_lossy().into_owned();
         Self {
             folder: folder.to_owned(),
             end,
             smi: find("nvidia-smi"),
+            variables: vec![("XDG_CACHE_HOME", cache)],
+            runs: Rc::default(),
         }
+    }
+
+    /// Has each program see this variable.
+    pub fn set(&mut self, name: &'static str, value: &str) {
+        self.variables.push((name, value.to_owned()));
+    }
+
+    /// The driver's own tool, where there is one.
+    pub fn smi(&self) -> Option<&Path> {
+        self.smi.as_deref()
+    }
+
+    /// All runs so far.
+    pub fn runs(&self) -> Vec<Value> {
+        self.runs.borrow().clone()
     }
 
     /// The same, ending earlier.
@@ -58,6 +84,8 @@ impl Runner {
             folder: self.folder.clone(),
             end: end.min(self.end),
             smi: self.smi.clone(),
+            variables: self.variables.clone(),
+            runs: Rc::clone(&self.runs),
         }
     }
 
@@ -80,15 +108,38 @@ impl Runner {
         words: &[W],
         variables: &[(&str, &str)],
     ) -> Result<Output> {
+        let words: Vec<&OsStr> = words.iter().map(AsRef::as_ref).collect();
+        let ended = self.finish(program, &words, variables);
+        let shown = words.iter().map(|word| word.to_string_lossy());
+        let command = [program.to_string_lossy()].into_iter().chain(shown);
+        let command: Vec<_> = command.map(|word| quoted(&word)).collect();
+        let mut run = json!({"command": command.join(" ")});
+        match &ended {
+            Ok(output) => {
+                run["exit_code"] = json!(output.code);
+                run["seconds"] = json!(output.seconds);
+                run["vram_bytes"] = json!(output.vram_bytes);
+            }
+            Err(error) => run["error"] = json!(format!("{error:#}")),
+        }
+        self.runs.borrow_mut().push(run);
+        ended
+    }
+
+    fn finish(
+        &self,
+        program: &Path,
+        words: &[&OsStr],
+        variables: &[(&str, &str)],
+    ) -> Result<Output> {
         ensure!(self.seconds_left() > 1.0, "no time was left for it");
-        let (stdout, stderr) = (
-            self.folder.join("last-output.txt"),
-            self.folder.join("last-log.txt"),
-        );
+        let names = ["last-output.txt", "last-log.txt"];
+        let [stdout, stderr] = names.map(|name| self.folder.join(name));
         let before = self.vram_bytes();
         let started = Instant::now();
         let mut child = Command::new(program)
             .args(words)
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(File::create(&stdout)?)
@@ -138,18 +189,14 @@ impl Runner {
         let mib: u64 = String::from_utf8(output.stdout).ok()?.trim().parse().ok()?;
         Some(mib << 20)
     }
+}
 
-    /// The first GPU and its driver, in the words of the driver's own tool.
-    pub fn gpu(&self) -> Option<String> {
-        let words = [
-            "--query-gpu=name,driver_version,pcie.link.gen.max,pcie.link.width.max",
-            "--format=csv,noheader",
-            "-i",
-            "0",
-        ];
-        let output = Command::new(self.smi.as_ref()?).args(words).output().ok()?;
-        let text = String::from_utf8(output.stdout).ok()?;
-        Some(text.trim().to_owned())
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./=%,:+".contains(letter);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
     }
 }
 

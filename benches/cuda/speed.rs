@@ -1,56 +1,81 @@
 //! Speeds beside stock llama.cpp of the same build, in alternation, with the same memory of
 //! the GPU.
 //!
-//! - **Prefill** of a short and a long prompt, **decode** at a short and a long context, for
-//!   each budget; of stock the placement that is fastest and takes no more of the GPU's
-//!   memory than the paged run took: whole layers (`-ngl`) or feed-forward blocks kept with
-//!   the processor (`-ot`), each with small and large ubatches, its memory pinned (`-lm none`).
-//! - **Bars**: see [`bar`].
+//! - A **case** is a budget with one kind of test: prefill of a short and a long prompt,
+//!   decode at a short context, decode at a long one; and one is decode with a KV cache larger
+//!   than the budget, beside stock's in the machine's memory. The most telling come first, each
+//!   with an estimate of its time; the file is written after each, and what fails ends no other.
+//! - Of **stock**, whatever was fastest of what was tried and took no more of the GPU's memory
+//!   than the paged run: whole layers, or all but feed-forward matrices, as many as have room
+//!   by what a run of them took (see [`super::placement`]), its memory pinned (`-lm none`),
+//!   with small and large ubatches where prompts are read.
+//! - **Bars**: see [`super::bars`]. The rate of the link is what calibration measured.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+use super::bars::{self, Test, all_met, bar, prefill_seconds};
 use super::checks::smallest;
 use super::model::{Made, make};
 use super::options::Options;
+use super::placement::{Kind, next};
 use super::rig::measure::median_and_mad;
 use super::run::Runner;
 
-/// Rounds of a budget: ours, stock, ours, stock.
+/// Rounds of a case: ours, stock, ours, stock.
 const ROUNDS: usize = 2;
+/// A case gets so many times its estimate, and so many seconds at least.
+const PATIENCE: f64 = 3.0;
+const CASE_SECONDS_MIN: f64 = 60.0;
+/// With less than this left, nothing is begun.
+const SECONDS_LEFT_MIN: f64 = 5.0;
+/// Counts that a search for a placement tries for one budget.
+const TRIES_MAX: usize = 4;
 
 /// What is measured, in tokens.
 struct Work {
     prompts: [u64; 2],
     depths: [u64; 2],
+    /// A context whose KV cache is larger than the model.
+    depth_beyond: u64,
     generated: u64,
-    /// A prompt and a generation to choose a placement by.
-    trial: (u64, u64),
     ubatches: [u64; 2],
 }
 
 const FULL: Work = Work {
     prompts: [2048, 8192],
     depths: [512, 32_768],
+    depth_beyond: 61_440,
     generated: 32,
-    trial: (2048, 8),
     ubatches: [512, 2048],
 };
 
 const SMOKE: Work = Work {
     prompts: [64, 128],
     depths: [32, 256],
+    depth_beyond: 1024,
     generated: 4,
-    trial: (64, 2),
     ubatches: [32, 64],
 };
 
-/// What runs: the program, the model, and what there is to do.
-struct Rig<'a> {
-    options: &'a Options,
-    runner: &'a Runner,
-    model: Made,
-    work: &'static Work,
+/// One kind of test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Prefill,
+    /// At this depth.
+    Decode(u64),
+    /// At this depth, whose KV cache has no room.
+    Beyond(u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    what: What,
+    percent: u64,
 }
 
 /// One test of a run.
@@ -58,228 +83,525 @@ struct Rig<'a> {
 struct Row {
     prompt: u64,
     depth: u64,
+    ubatch: u64,
     tokens_per_second: f64,
     json: Value,
 }
 
 /// A run of several tests.
+#[derive(Clone)]
 struct Measured {
     rows: Vec<Row>,
     vram_bytes: Option<u64>,
-    seconds: f64,
 }
 
-/// Flags of a placement, and how fast it was tried to be.
-#[derive(Clone)]
-struct Placement {
+/// Flags, and what runs with them gave.
+struct Tried {
+    what: What,
+    /// Of stock: what it gives the GPU, and tokens at once.
+    placement: Option<(Kind, u64, u64)>,
     flags: Vec<String>,
-    prefill: f64,
-    decode: f64,
-    vram_bytes: Option<u64>,
+    runs: Vec<Measured>,
 }
 
-/// Measures all budgets; what is done is handed to `save` after each.
+/// What runs: the program, the model, and what is known so far.
+struct Rig<'a> {
+    options: &'a Options,
+    model: Made,
+    work: &'static Work,
+    depths: PathBuf,
+    /// Bytes per second into the GPU's memory.
+    link: Option<f64>,
+    /// Prefill with everything resident.
+    resident: Vec<Row>,
+    /// Placements of stock, whatever the budget they were tried for.
+    stock: Vec<Tried>,
+    /// Seconds of runs, by what they were of.
+    seconds: Vec<(What, f64)>,
+}
+
+/// Measures all cases; what is done is handed to `save` after each.
 pub fn speed(options: &Options, runner: &Runner, save: &mut dyn FnMut(&Value)) -> Result<Value> {
-    let started = std::time::Instant::now();
-    let model = make(&options.folder, options.smoke)?;
-    let rig = Rig {
+    let started = Instant::now();
+    let model = make(options)?;
+    let depths = options.folder.join("depths");
+    fs::create_dir_all(&depths)?;
+    let mut rig = Rig {
         options,
-        runner,
         work: if options.smoke { &SMOKE } else { &FULL },
         model,
+        depths,
+        link: None,
+        resident: Vec::new(),
+        stock: Vec::new(),
+        seconds: Vec::new(),
     };
     let mut result = json!({
         "model": rig.model.path.file_name().map(|name| name.to_string_lossy()),
         "model_bytes": rig.model.bytes, "made_seconds": started.elapsed().as_secs_f64(),
-        "budgets": [], "errors": [],
+        "errors": [],
     });
-    // What is computed when nothing travels: the other bound of the bars.
-    let compute = rig.resident(&mut result);
-    let mut ok = true;
-    for (number, percent) in options.budgets.iter().enumerate() {
-        let rest = u32::try_from(options.budgets.len() - number + 1)?;
-        let seconds = runner.seconds_left() / f64::from(rest);
-        let end = std::time::Instant::now() + std::time::Duration::from_secs_f64(seconds);
-        let within = Rig {
-            runner: &runner.until(end),
-            model: rig.model.clone(),
-            ..rig
-        };
-        match within.budget(*percent, compute.as_ref()) {
-            Ok(value) => {
-                ok &= value["ok"] == true;
-                push(&mut result, "budgets", value);
-            }
-            Err(error) => {
-                ok = false;
-                note(&mut result, &format!("budget of {percent} %"), &error);
-            }
+    let cases = rig.cases();
+    result["cases"] = cases.iter().map(|case| rig.planned(case)).collect();
+    save(&result);
+    match rates(options, runner, &rig.model) {
+        Ok(rates) => {
+            rig.link = link_rate(&rates);
+            result["rates"] = rates;
         }
+        Err(error) => note(&mut result, "the machine's rates", &error),
+    }
+    match rig.bench(runner, What::Prefill, &rig.resident_flags()) {
+        Ok(measured) => rig.resident = measured.rows,
+        Err(error) => note(&mut result, "prefill with everything resident", &error),
+    }
+    result["resident"] = rig.resident.iter().map(|row| row.json.clone()).collect();
+    for (index, case) in cases.iter().enumerate() {
+        result["cases"][index] = rig.run(runner, case);
         save(&result);
     }
-    match rig.long_context() {
-        Ok(value) => {
-            ok &= value["ok"] == true;
-            result["kv_beyond_budget"] = value;
-        }
-        Err(error) => {
-            ok = false;
-            note(&mut result, "KV cache beyond the budget", &error);
-        }
-    }
-    result["ok"] = json!(ok);
+    let states = result["cases"].as_array().into_iter().flatten();
+    let bad = states.clone().filter(|case| case["ok"] == false).count();
+    let done = states.filter(|case| case["state"] == "done").count();
+    result["cases_done"] = json!(done);
+    result["cases_planned"] = json!(cases.len());
+    result["ok"] = json!(bad == 0 && done > 0);
+    // Large, and made again in a minute.
+    drop(fs::remove_dir_all(&rig.depths));
     Ok(result)
 }
 
-fn push(result: &mut Value, list: &str, value: Value) {
-    if let Some(values) = result[list].as_array_mut() {
-        values.push(value);
+fn note(result: &mut Value, what: &str, error: &anyhow::Error) {
+    if let Some(values) = result["errors"].as_array_mut() {
+        values.push(json!(format!("{what}: {error:#}")));
     }
 }
 
-fn note(result: &mut Value, what: &str, error: &anyhow::Error) {
-    push(result, "errors", json!(format!("{what}: {error:#}")));
+/// What `rpaged-cli plan` measures of the machine, as it keeps it.
+fn rates(options: &Options, runner: &Runner, model: &Made) -> Result<Value> {
+    let path = model.path.to_string_lossy();
+    let words = ["plan", "-m", &*path, "--device", &options.device];
+    let anew = ["--recalibrate", "--dynamic-layers", "--json"];
+    let words = [&words[..], options.threads(), &anew].concat();
+    runner.run(&options.program, &words)?.printed()?;
+    let folder = options.folder.join("cache").join("rpaged");
+    let files = fs::read_dir(&folder)
+        .with_context(|| format!("nothing was kept in '{}'", folder.display()))?
+        .filter_map(|file| Some(file.ok()?.path()));
+    let newest = files.max_by_key(|path| fs::metadata(path).and_then(|meta| meta.modified()).ok());
+    let newest = newest.context("no rates were kept")?;
+    Ok(serde_json::from_str(&fs::read_to_string(newest)?)?)
+}
+
+/// Bytes per second to where it is computed: over the link, from pinned memory where there is
+/// such; from storage where the processor computes.
+fn link_rate(rates: &Value) -> Option<f64> {
+    let link = &rates["link"];
+    let pinned = link["pinned_bytes_per_second"].as_f64();
+    let over_link = pinned.or_else(|| link["pageable_bytes_per_second"].as_f64());
+    over_link.or_else(|| rates["storage_bytes_per_second"].as_f64())
+}
+
+impl Case {
+    fn name(&self) -> String {
+        match self.what {
+            What::Prefill => format!("prefill, {} %", self.percent),
+            What::Decode(depth) => format!("decode at {depth}, {} %", self.percent),
+            What::Beyond(depth) => format!("decode at {depth}, KV cache beyond the budget"),
+        }
+    }
+}
+
+impl Tried {
+    /// The most memory that a run took, in bytes.
+    fn vram_bytes(&self) -> Option<u64> {
+        self.runs.iter().filter_map(|run| run.vram_bytes).max()
+    }
+
+    /// Speeds of the newest runs at the test of `like`.
+    fn speeds(&self, like: &Row) -> Vec<f64> {
+        let newest = self.runs.len().saturating_sub(ROUNDS);
+        let rows = self.runs[newest..].iter().flat_map(|run| &run.rows);
+        let rows = rows.filter(|row| (row.prompt, row.depth) == (like.prompt, like.depth));
+        rows.map(|row| row.tokens_per_second).collect()
+    }
+
+    fn json(&self) -> Value {
+        let rows = self.runs.iter().flat_map(|run| &run.rows);
+        let speed = |row: &Row| json!({"n_prompt": row.prompt, "n_depth": row.depth, "ts": row.tokens_per_second});
+        json!({
+            "flags": self.flags.join(" "), "vram_bytes": self.vram_bytes(),
+            "speeds": rows.map(speed).collect::<Vec<_>>(),
+        })
+    }
 }
 
 impl Rig<'_> {
-    /// A run of `rpaged-cli bench` with these tests.
-    fn bench(&self, tests: &[String], flags: &[String]) -> Result<Measured> {
-        let path = self.model.path.to_string_lossy().into_owned();
-        let fixed = ["bench", "-m", &path, "-r", "1", "-o", "jsonl"].map(str::to_owned);
-        let device = ["-dev", &self.options.device, "-fa", "on"].map(str::to_owned);
-        let threads: Vec<String> = match self.options.smoke {
-            true => ["-t", "1"].map(str::to_owned).into(),
-            false => Vec::new(),
+    /// All cases, the most telling first.
+    fn cases(&self) -> Vec<Case> {
+        let [short, long] = self.work.depths;
+        let kinds = [What::Prefill, What::Decode(short), What::Decode(long)];
+        let of_budget = |percent: &u64| {
+            let percent = *percent;
+            kinds.map(|what| Case { what, percent })
         };
-        let words = [&fixed[..], &device, &threads, tests, flags].concat();
-        let output = self.runner.run(&self.options.program, &words)?;
-        let (vram_bytes, seconds) = (output.vram_bytes, output.seconds);
-        let rows: Vec<Row> = output.stdout.lines().filter_map(row).collect();
-        if rows.is_empty() {
-            // Tests that have no room fail alone; what is left counts.
-            output.printed().context(words.join(" "))?;
+        let mut cases: Vec<Case> = self.options.budgets.iter().flat_map(of_budget).collect();
+        let beyond = Case {
+            what: What::Beyond(self.work.depth_beyond),
+            percent: 0,
+        };
+        cases.insert(cases.len().min(kinds.len()), beyond);
+        cases
+    }
+
+    /// Seconds that a case will take, by the runs of its kind so far, or by a guess.
+    fn estimate(&self, case: &Case) -> f64 {
+        let (runs, guess) = match case.what {
+            What::Prefill => (8.0, 7.0),
+            What::Decode(depth) if depth <= 4096 => (6.0, 6.0),
+            What::Decode(_) => (6.0, 12.0),
+            What::Beyond(_) => (4.0, 30.0),
+        };
+        let of_kind = self.seconds.iter().filter(|(what, _)| *what == case.what);
+        let seconds: Vec<f64> = of_kind.map(|(_, seconds)| *seconds).collect();
+        match seconds.is_empty() {
+            true if self.options.smoke => runs,
+            true => runs * guess,
+            false => runs * median_and_mad(&seconds).0,
         }
-        ensure!(!rows.is_empty(), "no speeds from {}", words.join(" "));
-        Ok(Measured {
-            rows,
-            vram_bytes,
-            seconds,
+    }
+
+    fn planned(&self, case: &Case) -> Value {
+        json!({
+            "name": case.name(), "percent": case.percent, "state": "planned",
+            "estimate_seconds": self.estimate(case), "ok": null,
         })
     }
 
-    fn prefill_tests(&self) -> Vec<String> {
-        let lengths = self.work.prompts.map(|length| length.to_string());
-        [
-            "-p".to_owned(),
-            lengths.join(","),
-            "-n".to_owned(),
-            "0".to_owned(),
-        ]
-        .into()
+    /// Runs a case, as far as there is time; what was measured of it stays when it fails.
+    fn run(&mut self, runner: &Runner, case: &Case) -> Value {
+        let mut record = self.planned(case);
+        let left = runner.seconds_left();
+        if left < SECONDS_LEFT_MIN {
+            record["state"] = json!("no time was left");
+            return record;
+        }
+        let estimate = self.estimate(case);
+        eprintln!("  {}: about {estimate:.0} s of {left:.0} s", case.name());
+        let began = Instant::now();
+        let seconds = (PATIENCE * estimate).max(CASE_SECONDS_MIN);
+        let within = runner.until(began + Duration::from_secs_f64(seconds));
+        match self.measure(&within, case, &mut record) {
+            Ok(()) => record["state"] = json!("done"),
+            Err(error) => {
+                record["state"] = json!("failed");
+                record["error"] = json!(format!("{error:#}"));
+                // Without time it is no failure of what is measured.
+                record["ok"] = if within.seconds_left() > 1.0 {
+                    json!(false)
+                } else {
+                    Value::Null
+                };
+            }
+        }
+        record["seconds"] = json!(began.elapsed().as_secs_f64());
+        record
     }
 
-    fn decode_tests(&self, depths: &[u64]) -> Vec<String> {
-        let depths: Vec<String> = depths.iter().map(u64::to_string).collect();
-        let words = [
-            "-p",
-            "0",
-            "-n",
-            &self.work.generated.to_string(),
-            "-d",
-            &depths.join(","),
-        ];
-        words.map(str::to_owned).into()
+    fn measure(&mut self, runner: &Runner, case: &Case, record: &mut Value) -> Result<()> {
+        let mut ours = self.ours(runner, case, record)?;
+        record["ours"] = ours.iter().map(Tried::json).collect();
+        let limit = ours.iter().filter_map(Tried::vram_bytes).max();
+        record["vram_limit_bytes"] = json!(limit);
+        let stock = self.best_of_stock(runner, case, limit, record);
+        let fitting = stock.iter().map(|index| self.stock[*index].json());
+        record["stock"] = fitting.collect();
+        ensure!(
+            !stock.is_empty(),
+            "no placement of stock takes so little memory"
+        );
+        // For each test the fastest of both; they run once more, in turn.
+        let rows: Vec<Row> = ours
+            .first()
+            .map_or_else(Vec::new, |tried| tried.runs[0].rows.clone());
+        let mut pairs = Vec::new();
+        for row in &rows {
+            let speed = |tried: &Tried| median_and_mad(&tried.speeds(row)).0;
+            let of_ours =
+                (0..ours.len()).max_by(|a, b| speed(&ours[*a]).total_cmp(&speed(&ours[*b])));
+            let of_stock = stock
+                .iter()
+                .copied()
+                .max_by(|a, b| speed(&self.stock[*a]).total_cmp(&speed(&self.stock[*b])));
+            pairs.extend(of_ours.zip(of_stock));
+        }
+        for _ in 1..ROUNDS {
+            let (mut of_ours, mut of_stock): (Vec<_>, Vec<_>) = pairs.iter().copied().unzip();
+            of_ours.dedup();
+            of_stock.dedup();
+            for turn in 0..of_ours.len().max(of_stock.len()) {
+                if let Some(index) = of_ours.get(turn) {
+                    let again = self.bench(runner, case.what, &ours[*index].flags)?;
+                    ours[*index].runs.push(again);
+                }
+                if let Some(index) = of_stock.get(turn) {
+                    let again = self.bench(runner, case.what, &self.stock[*index].flags.clone())?;
+                    self.stock[*index].runs.push(again);
+                }
+            }
+        }
+        let tests = rows.iter().zip(pairs);
+        let tests = tests.map(|(row, (a, b))| self.compare(case, row, &ours[a], &self.stock[b]));
+        let tests: Vec<Value> = tests.collect();
+        let bars: Vec<Value> = tests
+            .iter()
+            .flat_map(|test| test["bars"].as_array().cloned().unwrap_or_default())
+            .collect();
+        record["ok"] = all_met(&bars);
+        record["tests"] = json!(tests);
+        Ok(())
     }
 
-    fn trial_tests(&self) -> Vec<String> {
-        let (prompt, generated) = self.work.trial;
-        ["-p", &prompt.to_string(), "-n", &generated.to_string()]
+    /// Paged runs with each number of tokens at once.
+    fn ours(&mut self, runner: &Runner, case: &Case, record: &mut Value) -> Result<Vec<Tried>> {
+        let ubatches = match case.what {
+            What::Prefill => &self.work.ubatches[..],
+            What::Decode(_) | What::Beyond(_) => &self.work.ubatches[..1],
+        };
+        let budget = match case.percent {
+            // Room for what is computed with, when all of the model is to stay.
+            100.. => "400%".to_owned(),
+            percent => {
+                let percent = if percent == 0 { 100 } else { percent };
+                let share = self.model.bytes * percent / 100;
+                // What the budget has to cover beside the weights may be more than the share.
+                let bytes = share.max(self.smallest(runner, case)?);
+                record["budget_bytes"] = json!(bytes);
+                format!("{bytes}b")
+            }
+        };
+        let (mut all, mut failure) = (Vec::new(), None);
+        for ubatch in ubatches {
+            let flags = ["--vram-budgets", &budget, "-ub", &ubatch.to_string()].map(str::to_owned);
+            match self.bench(runner, case.what, &flags) {
+                Ok(measured) => all.push(Tried {
+                    what: case.what,
+                    placement: None,
+                    flags: flags.into(),
+                    runs: vec![measured],
+                }),
+                Err(error) => failure = Some(error),
+            }
+        }
+        match (all.is_empty(), failure) {
+            (true, Some(error)) => Err(error),
+            (_, failure) => {
+                record["failed_of_ours"] = json!(failure.map(|error| format!("{error:#}")));
+                Ok(all)
+            }
+        }
+    }
+
+    /// Placements of stock that take no more than `limit`, as places in `self.stock`.
+    fn best_of_stock(
+        &mut self,
+        runner: &Runner,
+        case: &Case,
+        limit: Option<u64>,
+        record: &mut Value,
+    ) -> Vec<usize> {
+        let [small, large] = self.work.ubatches;
+        let mut errors = Vec::new();
+        let mut fitting = Vec::new();
+        let mut look = |rig: &mut Self, kind, ubatch| {
+            let (mut found, error) = rig.search(runner, case, (kind, ubatch), limit);
+            errors.extend(error.map(|error| format!("{error:#}")));
+            fitting.append(&mut found);
+        };
+        match case.what {
+            What::Beyond(_) => {
+                let flags = [
+                    "-ngl",
+                    "99",
+                    "-nkvo",
+                    "1",
+                    "-lm",
+                    "none",
+                    "-ub",
+                    &small.to_string(),
+                ];
+                let flags: Vec<String> = flags.map(str::to_owned).into();
+                match self.bench(runner, case.what, &flags) {
+                    Ok(measured) => {
+                        fitting.push(self.stock.len());
+                        self.stock.push(Tried {
+                            what: case.what,
+                            placement: None,
+                            flags,
+                            runs: vec![measured],
+                        });
+                    }
+                    Err(error) => errors.push(format!("{error:#}")),
+                }
+            }
+            What::Prefill => {
+                look(self, Kind::Layers, large);
+                look(self, Kind::Layers, small);
+                if case.percent < 100 {
+                    look(self, Kind::FeedForward, large);
+                }
+            }
+            What::Decode(_) => {
+                look(self, Kind::Layers, small);
+                if case.percent < 100 {
+                    look(self, Kind::FeedForward, small);
+                }
+            }
+        }
+        record["failed_of_stock"] = json!(errors);
+        fitting
+    }
+
+    /// Looks for the most of one kind that takes no more than `limit`.
+    fn search(
+        &mut self,
+        runner: &Runner,
+        case: &Case,
+        (kind, ubatch): (Kind, u64),
+        limit: Option<u64>,
+    ) -> (Vec<usize>, Option<anyhow::Error>) {
+        let most = kind.most(&self.model);
+        let guess = (most * case.percent / 100).min(most);
+        // Sizes are sampled: a hundredth more is the same.
+        let limit = limit.map(|limit| limit + limit / 100);
+        let mut failure = None;
+        for _ in 0..TRIES_MAX {
+            let found = self.found(case.what, kind, ubatch);
+            let known = found
+                .iter()
+                .filter_map(|(count, bytes, _)| Some((*count, (*bytes)?)));
+            let known: Vec<(u64, u64)> = known.collect();
+            let count = match limit {
+                Some(limit) if !known.is_empty() => {
+                    let step = self.model.bytes / (u64::from(self.model.layers) + 1);
+                    next(&known, limit, most, step)
+                }
+                _ => Some(guess).filter(|guess| !found.iter().any(|(count, ..)| count == guess)),
+            };
+            let Some(count) = count else {
+                break;
+            };
+            let mut flags = kind.flags(&self.model, count);
+            flags.extend(["-lm", "none", "-ub", &ubatch.to_string()].map(str::to_owned));
+            match self.bench(runner, case.what, &flags) {
+                Ok(measured) => self.stock.push(Tried {
+                    what: case.what,
+                    placement: Some((kind, count, ubatch)),
+                    flags,
+                    runs: vec![measured],
+                }),
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
+        }
+        let found = self.found(case.what, kind, ubatch).into_iter();
+        let fits = |(count, bytes, _): &(u64, Option<u64>, usize)| match (*bytes, limit) {
+            (Some(bytes), Some(limit)) => bytes <= limit,
+            // Nobody says how much it takes: about the same part of the model.
+            _ => *count == guess,
+        };
+        (
+            found.filter(fits).map(|(.., index)| index).collect(),
+            failure,
+        )
+    }
+
+    /// What was tried of one kind: counts, bytes, and places in `self.stock`.
+    fn found(&self, what: What, kind: Kind, ubatch: u64) -> Vec<(u64, Option<u64>, usize)> {
+        let all = self.stock.iter().enumerate();
+        let all = all.filter_map(|(index, tried)| {
+            let (of, count, at_once) = tried.placement?;
+            let same = tried.what == what && (of, at_once) == (kind, ubatch);
+            same.then(|| (count, tried.vram_bytes(), index))
+        });
+        all.collect()
+    }
+
+    /// A run of `rpaged-cli bench`.
+    fn bench(&mut self, runner: &Runner, what: What, flags: &[String]) -> Result<Measured> {
+        let path = self.model.path.to_string_lossy().into_owned();
+        let fixed = ["bench", "-m", &path, "-r", "2", "-o", "jsonl", "-fa", "on"];
+        let device = ["-dev", &self.options.device];
+        let words = [&fixed[..], &device, self.options.threads()].concat();
+        let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+        let words = [words, self.tests(what), flags.to_vec()].concat();
+        let output = runner.run(&self.options.program, &words)?;
+        self.seconds.push((what, output.seconds));
+        let vram_bytes = output.vram_bytes;
+        let lines = output.stdout.lines();
+        let rows: Vec<Row> = lines.clone().filter_map(row).collect();
+        if rows.is_empty() {
+            let said: Vec<Value> = lines
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .collect();
+            let why = said
+                .first()
+                .and_then(|row| row["note"].as_str().map(str::to_owned));
+            output.printed()?;
+            anyhow::bail!("nothing was measured: {}", why.unwrap_or_default());
+        }
+        Ok(Measured { rows, vram_bytes })
+    }
+
+    fn tests(&self, what: What) -> Vec<String> {
+        let generated = self.work.generated.to_string();
+        let words = match what {
+            What::Prefill => {
+                let lengths = self.work.prompts.map(|length| length.to_string());
+                vec![
+                    "-p".to_owned(),
+                    lengths.join(","),
+                    "-n".to_owned(),
+                    "0".to_owned(),
+                ]
+            }
+            What::Decode(depth) | What::Beyond(depth) => {
+                let folder = self.depths.to_string_lossy();
+                [
+                    "-p",
+                    "0",
+                    "-n",
+                    &generated,
+                    "-d",
+                    &depth.to_string(),
+                    "--depth-dir",
+                    &folder,
+                ]
+                .map(str::to_owned)
+                .into()
+            }
+        };
+        words
+    }
+
+    fn resident_flags(&self) -> Vec<String> {
+        let ubatches = self.work.ubatches.map(|ubatch| ubatch.to_string());
+        ["--vram-budgets", "400%", "-ub", &ubatches.join(",")]
             .map(str::to_owned)
             .into()
     }
 
-    /// Paged, with room for everything.
-    fn resident(&self, result: &mut Value) -> Option<Measured> {
-        let most = self.work.ubatches[1].to_string();
-        let flags = ["--vram-budgets", "400%", "-ub", &most].map(str::to_owned);
-        let measured = self.bench(&self.prefill_tests(), &flags);
-        match measured {
-            Ok(measured) => Some(measured),
-            Err(error) => {
-                note(result, "everything resident", &error);
-                None
-            }
-        }
-    }
-
-    /// The fastest of several placements, by prefill and by decode, that takes no more of the
-    /// GPU's memory than `limit_bytes`.
-    fn choose(&self, all: Vec<Vec<String>>, limit_bytes: Option<u64>) -> Result<[Placement; 2]> {
-        let mut tried = Vec::new();
-        let mut failure = None;
-        for flags in all {
-            match self.bench(&self.trial_tests(), &flags) {
-                Ok(found) => {
-                    let speed = |prompt: bool| {
-                        let row = found.rows.iter().find(|row| (row.prompt > 0) == prompt);
-                        row.map_or(0.0, |row| row.tokens_per_second)
-                    };
-                    tried.push(Placement {
-                        flags,
-                        prefill: speed(true),
-                        decode: speed(false),
-                        vram_bytes: found.vram_bytes,
-                    });
-                }
-                Err(error) => failure = Some(error),
-            }
-        }
-        // Sizes are sampled: a hundredth more is the same.
-        let fits = |placement: &&Placement| match (placement.vram_bytes, limit_bytes) {
-            (Some(bytes), Some(limit)) => bytes <= limit + limit / 100,
-            _ => true,
+    /// The smallest budget for the case with the smallest ubatch, in bytes.
+    fn smallest(&self, runner: &Runner, case: &Case) -> Result<u64> {
+        let tokens = match case.what {
+            What::Prefill => self.work.prompts[1],
+            What::Decode(depth) | What::Beyond(depth) => depth + self.work.generated,
         };
-        let best = |by: fn(&Placement) -> f64| {
-            let fitting = tried.iter().filter(fits);
-            fitting.max_by(|a, b| by(a).total_cmp(&by(b))).cloned()
-        };
-        match (best(|found| found.prefill), best(|found| found.decode)) {
-            (Some(prefill), Some(decode)) => Ok([prefill, decode]),
-            _ => Err(failure.unwrap_or_else(|| anyhow::anyhow!("no placement takes so little"))),
-        }
-    }
-
-    /// Placements of stock that take about so much of the model into the GPU's memory.
-    fn stock_placements(&self, percent: u64) -> Vec<Vec<String>> {
-        let layers = u64::from(self.model.layers);
-        let resident = (layers * percent / 100).min(layers + 1);
-        // Of a layer's bytes, feed-forward blocks are about four fifths.
-        let cold = (layers * (100 - percent.min(100)) * 5)
-            .div_ceil(400)
-            .min(layers);
-        let numbers: Vec<String> = (0..cold).map(|layer| layer.to_string()).collect();
-        let blocks = format!("blk\\.({})\\.ffn_.*=CPU", numbers.join("|"));
-        let whole = match percent >= 100 {
-            true => vec!["-ngl".to_owned(), "99".to_owned()],
-            false => vec!["-ngl".to_owned(), resident.to_string()],
-        };
-        let mut all = vec![whole];
-        if cold > 0 {
-            all.push(["-ngl", "99", "-ot", &blocks].map(str::to_owned).into());
-        }
-        let with = |flags: &Vec<String>| {
-            self.work.ubatches.map(|ubatch| {
-                let more = ["-lm", "none", "-ub", &ubatch.to_string()].map(str::to_owned);
-                [&flags[..], &more].concat()
-            })
-        };
-        all.iter().flat_map(with).collect()
-    }
-
-    /// The smallest budget for these many tokens with the smallest ubatch, in bytes.
-    fn smallest(&self, tokens: u64) -> Result<u64> {
         let path = self.model.path.to_string_lossy();
-        let (tokens, ubatch) = (tokens.to_string(), self.work.ubatches[0].to_string());
+        let tokens = tokens.next_multiple_of(256).to_string();
+        let ubatch = self.work.ubatches[0].to_string();
         let flags = [
             "-m",
             &*path,
@@ -291,80 +613,54 @@ impl Rig<'_> {
             "on",
             "--paged-kv",
         ];
-        smallest(self.options, self.runner, &flags)
+        smallest(self.options, runner, &flags)
     }
 
-    fn budget(&self, percent: u64, compute: Option<&Measured>) -> Result<Value> {
-        let longest = self.work.depths[1] + self.work.generated + self.work.prompts[1];
-        // What the budget has to cover beside the weights may be more than the share.
-        let bytes = (self.model.bytes * percent / 100).max(self.smallest(longest)?);
-        // Room for what is computed with, when all of the model is to stay.
-        let budget = if percent >= 100 {
-            "400%".to_owned()
-        } else {
-            format!("{bytes}b")
+    /// A test of ours beside stock's: speeds, ratio, and whether it is above its bars.
+    fn compare(&self, case: &Case, row: &Row, ours: &Tried, stock: &Tried) -> Value {
+        let (a, b) = (ours.speeds(row), stock.speeds(row));
+        let ratios: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a / b).collect();
+        let (ratio, spread) = median_and_mad(&ratios);
+        let rows = ours.runs.last().into_iter().flat_map(|run| &run.rows);
+        let mut rows = rows.filter(|other| (other.prompt, other.depth) == (row.prompt, row.depth));
+        let row = rows.next_back().unwrap_or(row);
+        let bound = self.bound(row);
+        let of_bound = bound.map(|bound| median_and_mad(&a).0 / bound);
+        let number = |name: &str| row.json[name].as_f64().unwrap_or(0.0);
+        let test = Test {
+            percent: case.percent,
+            is_prefill: row.prompt > 0,
+            ratio: Some(ratio),
+            of_bound,
+            link_bytes: number("bytes_per_token"),
+            processor_bytes: number("host_bytes_per_token"),
         };
-        let ours = self.work.ubatches.map(|ubatch| {
-            let ubatch = ubatch.to_string();
-            ["--vram-budgets", &budget, "-ub", &ubatch]
-                .map(str::to_owned)
-                .to_vec()
-        });
-        let ours = self.choose(ours.into(), None)?;
-        let limit = ours.iter().filter_map(|found| found.vram_bytes).max();
-        let stock = self.choose(self.stock_placements(percent), limit)?;
-        let mut tests = Vec::new();
-        for (index, words) in [self.prefill_tests(), self.decode_tests(&self.work.depths)]
-            .into_iter()
-            .enumerate()
-        {
-            let (mut a, mut b) = (Vec::new(), Vec::new());
-            for _ in 0..ROUNDS {
-                a.push(self.bench(&words, &ours[index].flags)?);
-                b.push(self.bench(&words, &stock[index].flags)?);
-            }
-            tests.extend(compare(percent, &a, &b, compute));
-        }
-        let ok = tests.iter().all(|test| test["ok"] != false);
-        Ok(json!({
-            "percent": percent, "budget_bytes": bytes, "ok": ok, "tests": tests,
-            "ours": describe(&ours), "stock": describe(&stock), "vram_limit_bytes": limit,
-        }))
+        let bars = match case.what {
+            What::Beyond(_) => vec![bar("5x of -nkvo", 5.0, Some(ratio))],
+            What::Prefill | What::Decode(_) => test.bars(),
+        };
+        let finite = |value: f64| value.is_finite().then_some(value);
+        json!({
+            "n_prompt": row.prompt, "n_depth": row.depth, "ours_ts": a, "stock_ts": b,
+            "ratio": finite(ratio), "ratio_mad": finite(spread), "bound_ts": bound,
+            "share_of_bound": of_bound, "shares_the_work": test.is_shared(), "bars": bars,
+            "ok": all_met(&bars), "ours_flags": ours.flags.join(" "),
+            "stock_flags": stock.flags.join(" "), "ours_vram_bytes": ours.vram_bytes(),
+            "stock_vram_bytes": stock.vram_bytes(), "ours": row.json,
+        })
     }
 
-    /// Decode when the KV cache is larger than what the budget leaves it: beside stock with
-    /// the cache in the machine's memory.
-    fn long_context(&self) -> Result<Value> {
-        let depth = self.work.depths[1];
-        let words = self.decode_tests(&[depth]);
-        let bytes = self
-            .model
-            .bytes
-            .max(self.smallest(depth + self.work.generated)?);
-        let (budget, ubatch) = (format!("{bytes}b"), self.work.ubatches[0].to_string());
-        let ours = ["--vram-budgets", &budget, "-ub", &ubatch].map(str::to_owned);
-        let stock = ["-ngl", "99", "-nkvo", "1", "-lm", "none", "-ub", &ubatch].map(str::to_owned);
-        let (mut a, mut b) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            a.push(self.bench(&words, &ours)?);
-            b.push(self.bench(&words, &stock)?);
-        }
-        let mut tests = compare(0, &a, &b, None);
-        let mut test = tests.pop().context("no speeds")?;
-        test["bar"] = json!("5x of -nkvo");
-        test["ok"] = json!(test["ratio"].as_f64().is_some_and(|ratio| ratio >= 5.0));
-        Ok(test)
+    /// What a prefill could be: tokens per second with link or computation busy all the time.
+    fn bound(&self, row: &Row) -> Option<f64> {
+        let streamed = row.json["streamed_bytes"].as_f64()?;
+        let mut known = self.resident.iter();
+        let resident = known.find(|known| {
+            (known.prompt, known.ubatch) == (row.prompt, row.ubatch) && row.prompt > 0
+        })?;
+        let speed = resident.tokens_per_second;
+        let seconds = prefill_seconds(row.prompt, row.ubatch, streamed, self.link?, speed);
+        Some(f64::from(u32::try_from(row.prompt).ok()?) / seconds)
     }
-}
-
-fn describe(placements: &[Placement; 2]) -> Value {
-    let one = |Placement {
-                   flags, vram_bytes, ..
-               }: &Placement| {
-        let flags = flags.join(" ");
-        json!({"flags": flags, "vram_bytes": vram_bytes})
-    };
-    json!({"prefill": one(&placements[0]), "decode": one(&placements[1])})
 }
 
 /// A line of the bench; None when the test did not run.
@@ -373,105 +669,29 @@ fn row(line: &str) -> Option<Row> {
     Some(Row {
         prompt: json["n_prompt"].as_u64()?,
         depth: json["n_depth"].as_u64()?,
+        ubatch: json["n_ubatch"].as_u64()?,
         tokens_per_second: json["median_ts"].as_f64()?,
         json,
     })
 }
 
-/// Each test of ours beside stock's: speeds, ratio, and whether it is above its bar.
-fn compare(
-    percent: u64,
-    ours: &[Measured],
-    stock: &[Measured],
-    compute: Option<&Measured>,
-) -> Vec<Value> {
-    let of = |runs: &[Measured], like: &Row| -> Vec<f64> {
-        let rows = runs.iter().flat_map(|run| &run.rows);
-        let rows = rows.filter(|row| (row.prompt, row.depth) == (like.prompt, like.depth));
-        rows.map(|row| row.tokens_per_second).collect()
-    };
-    let vram = |runs: &[Measured]| runs.iter().filter_map(|run| run.vram_bytes).max();
-    let mut tests = Vec::new();
-    for row in ours.first().map_or(&[][..], |run| &run.rows[..]) {
-        let (a, b) = (of(ours, row), of(stock, row));
-        let ratios: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a / b).collect();
-        let (ratio, spread) = median_and_mad(&ratios);
-        let resident = compute.map(|run| median_and_mad(&of(std::slice::from_ref(run), row)).0);
-        let bound = bound(row, resident.filter(|speed| speed.is_finite()));
-        let share = bound.map(|bound| median_and_mad(&a).0 / bound);
-        let (bar, ok) = bar(percent, row.prompt > 0, ratio, share);
-        let field = |name: &str| row.json[name].clone();
-        tests.push(json!({
-            "n_prompt": row.prompt, "n_depth": row.depth, "ours_ts": a, "stock_ts": b,
-            "ratio": number(ratio), "ratio_mad": number(spread),
-            "bound_ts": bound, "share_of_bound": share, "bar": bar, "ok": ok,
-            "ours_vram_bytes": vram(ours), "stock_vram_bytes": vram(stock),
-            "streamed_bytes": field("streamed_bytes"), "resident_bytes": field("resident_bytes"),
-            "copy_bytes_per_sec": field("copy_bytes_per_sec"), "stall_ms": field("stall_ms"),
-            "compute_ms": field("compute_ms"),
-            "seconds": ours.iter().chain(stock).map(|run| run.seconds).sum::<f64>(),
-        }));
-    }
-    tests
-}
-
-/// JSON has no infinities.
-fn number(value: f64) -> Value {
-    value.is_finite().then_some(value).into()
-}
-
-/// Tokens per second of a prefill when either the link or the computation is busy all the
-/// time: the law that ours is held to.
-fn bound(row: &Row, resident: Option<f64>) -> Option<f64> {
-    let streamed = row.json["streamed_bytes"].as_f64()?;
-    let rate = row.json["copy_bytes_per_sec"].as_f64()?;
-    let ubatch = row.json["n_ubatch"].as_u64()?;
-    if row.prompt == 0 || rate <= 0.0 {
-        return None;
-    }
-    let passes = u32::try_from(row.prompt.div_ceil(ubatch)).ok()?;
-    let tokens = u32::try_from(row.prompt).ok()?;
-    let link = f64::from(passes) * streamed / rate;
-    let compute = f64::from(tokens) / resident?;
-    Some(f64::from(tokens) / link.max(compute))
-}
-
-/// The bar of a test, in words, and whether it is cleared; null when nothing can be said.
-fn bar(percent: u64, is_prefill: bool, ratio: f64, share: Option<f64>) -> (&'static str, Value) {
-    if !ratio.is_finite() {
-        return ("none: a run has no speed", Value::Null);
-    }
-    let (bar, least) = match (percent, is_prefill) {
-        (100.., _) => ("98 % of stock", 0.98),
-        (..=50, true) => ("1.5x of stock, and 95 % of the bound", 1.5),
-        (_, true) => ("95 % of the bound", 0.0),
-        // Whether processor and link share is for the reader of the rates to say.
-        (_, false) => (
-            "never below stock; 1.2x where processor and link share",
-            1.0,
-        ),
-    };
-    let near = !(is_prefill && percent < 100) || share.is_none_or(|share| share >= 0.95);
-    (bar, json!(ratio >= least && near))
-}
-
-/// The arithmetic of this file on known values: a bench has no test harness of its own.
+/// This file's reading of what others write, on known lines.
 pub fn check_arithmetic() {
+    bars::check_arithmetic();
     let line = json!({
-        "n_prompt": 2048, "n_depth": 0, "median_ts": 100.0, "streamed_bytes": 1000,
-        "copy_bytes_per_sec": 500, "n_ubatch": 512,
+        "n_prompt": 2048, "n_depth": 0, "n_ubatch": 512, "median_ts": 100.0, "note": "",
     });
-    let row = row(&line.to_string()).expect("all fields are there");
-    // Four passes of two seconds each, against one second of computing.
-    assert_eq!(bound(&row, Some(2048.0)), Some(256.0));
-    assert_eq!(bound(&row, Some(64.0)), Some(64.0));
-    assert_eq!(bound(&row, None), None);
-    assert_eq!(bar(100, false, 0.97, None).1, json!(false));
-    assert_eq!(bar(100, true, 0.985, Some(0.1)).1, json!(true));
-    assert_eq!(bar(50, true, 1.6, Some(0.96)).1, json!(true));
-    assert_eq!(bar(50, true, 1.6, Some(0.94)).1, json!(false));
-    assert_eq!(bar(50, true, 1.4, Some(0.99)).1, json!(false));
-    assert_eq!(bar(75, true, 1.1, Some(0.99)).1, json!(true));
-    assert_eq!(bar(25, false, 0.99, None).1, json!(false));
-    assert_eq!(bar(25, false, f64::NAN, None).1, Value::Null);
+    assert!(row(&line.to_string()).is_some_and(|row| row.ubatch == 512));
+    let failed = json!({"n_prompt": 1, "n_depth": 0, "n_ubatch": 1, "median_ts": null});
+    assert!(row(&failed.to_string()).is_none());
+    let pinned =
+        json!({"link": {"pinned_bytes_per_second": 5.0, "pageable_bytes_per_second": 3.0}});
+    assert_eq!(link_rate(&pinned), Some(5.0));
+    let pageable =
+        json!({"link": {"pinned_bytes_per_second": null, "pageable_bytes_per_second": 3.0}});
+    assert_eq!(link_rate(&pageable), Some(3.0));
+    assert_eq!(
+        link_rate(&json!({"storage_bytes_per_second": 2.0})),
+        Some(2.0)
+    );
 }
