@@ -4,7 +4,8 @@
 //! attention is given does not change how long it takes.
 
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::arguments::flash_attention;
@@ -12,6 +13,10 @@ use super::case::Case;
 use super::row::ModelFacts;
 use super::sessions::{Filled, Ready};
 use crate::error::{Error, Result};
+
+/// Stands behind what llama.cpp has written, which aborts the process when it reads of a file
+/// that was cut.
+const END: [u8; 8] = *b"\nwhole.\n";
 
 /// Whether the context holds something else than the depth of `case`.
 pub fn is_missing(ready: &mut Ready, case: &Case) -> bool {
@@ -41,7 +46,7 @@ pub fn read(
     folder: Option<&Path>,
 ) -> Result<bool> {
     let path = folder.map(|folder| file(folder, case, model));
-    let Some(path) = path.filter(|path| path.is_file()) else {
+    let Some(path) = path.filter(|path| ends_whole(path).unwrap_or(false)) else {
         return Ok(false);
     };
     begin(ready);
@@ -74,7 +79,8 @@ pub fn keep(
             ))
         };
         let written = ready.context.save(&c_path(&part)?)?;
-        let renamed = fs::rename(&part, &path);
+        let end = || OpenOptions::new().append(true).open(&part)?.write_all(&END);
+        let renamed = end().and_then(|()| fs::rename(&part, &path));
         if !written || renamed.is_err() {
             drop(fs::remove_file(&part));
         }
@@ -85,6 +91,14 @@ pub fn keep(
     }
     is_whole(ready, case);
     Ok(())
+}
+
+fn ends_whole(path: &Path) -> std::io::Result<bool> {
+    let mut file = File::open(path)?;
+    let mut end = [0; END.len()];
+    file.seek(SeekFrom::End(-8))?;
+    file.read_exact(&mut end)?;
+    Ok(end == END)
 }
 
 fn is_whole(ready: &mut Ready, case: &Case) {

@@ -251,7 +251,7 @@ impl<'a> Sessions<'a> {
             let inner = self.arguments.inner_device(case)?;
             let config = paging_config(case, self.paging, inner, budget_bytes);
             let run = Run::with_threads(&config, (case.n_threads, case.n_threads));
-            shares = Shares::of_run(&config, &run, least, false);
+            shares = Shares::of_run(&config, &run, Some(least), false);
             Some(PagedDevice::new(config)?)
         } else {
             None

@@ -13,9 +13,9 @@ use crate::ggml::workload::{Work, kind_name};
 use crate::ggml::{DeviceBuffer, InnerDevice};
 
 /// How long the link is timed with each kind of memory.
-const LINK_TIME: Duration = COPY_TIME.checked_div(2).expect("not by zero");
+pub(super) const LINK_TIME: Duration = COPY_TIME.checked_div(2).expect("not by zero");
 /// How long copying and computing at once are timed, each time.
-const BOTH_TIME: Duration = Duration::from_millis(400);
+pub(super) const BOTH_TIME: Duration = Duration::from_millis(400);
 /// Bytes that are handed over with a segment: what a token is in a layer.
 const HANDOVER_BYTES: usize = 16 << 10;
 /// How often a handover is timed.

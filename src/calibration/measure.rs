@@ -101,11 +101,8 @@ fn empty(machine: Machine) -> Calibration {
         date: crate::telemetry::metrics::timestamp(),
         date_seconds: since.map_or(0, |since| since.as_secs()),
         program: super::store::program(),
+        method: method(&machine),
         machine,
-        method: format!(
-            "storage: {COPY_TIME:?} through the copy engine; matrices: {COLUMNS} x {ROWS}, lower \
-             quartile of up to 8; at once: {BOTH_TIME:?} of both"
-        ),
         measuring_seconds: 0.0,
         storage_bytes_per_second: None,
         memory_bytes_per_second: 0.0,
@@ -119,6 +116,24 @@ fn empty(machine: Machine) -> Calibration {
         contention_prefill: None,
         link: None,
         observed_runs: 0,
+    }
+}
+
+/// How it is measured, for a reader.
+fn method(machine: &Machine) -> String {
+    let all = format!(
+        "storage: {COPY_TIME:?} through the copy engine; matrices: {COLUMNS} x {ROWS}, lower \
+         quartile of up to 8"
+    );
+    match &machine.device {
+        None => format!("{all}; at once: {BOTH_TIME:?} of both"),
+        Some(device) => format!(
+            "{all}, on {name} and on the processor; link: {:?} of copies to {name} from each kind \
+             of memory; at once: {:?} of copies while either of them computes",
+            link::LINK_TIME,
+            link::BOTH_TIME,
+            name = device.name,
+        ),
     }
 }
 

@@ -91,7 +91,8 @@ pub fn rates(
     if let Some(known) = known.as_ref().filter(|known| known.has(wanted)) {
         return Ok((known.clone(), notices));
     }
-    let measured = measure(wanted, known, progress)?;
+    let measured = measure(wanted, known.clone(), progress)?;
+    notices.extend(refusal(known.as_ref(), &measured));
     let written = match &path {
         Some(path) => write(path, &measured),
         None => Err(Error::Failed(
@@ -102,6 +103,28 @@ pub fn rates(
         notices.push(format!("{error}; the next run measures again"));
     }
     Ok((measured, notices))
+}
+
+/// What was measured before, if it has all that is wanted.
+pub fn known(wanted: &Wanted) -> Option<Calibration> {
+    let path = path_for(&wanted.machine)?;
+    let found = read(&path, &wanted.machine, now()).ok().flatten();
+    found.filter(|found| found.has(wanted))
+}
+
+/// What a device was found not to compute with, in words; None where it was nothing new.
+fn refusal(before: Option<&Calibration>, after: &Calibration) -> Option<String> {
+    let is_new = |kind: &&String| before.is_none_or(|found| !found.refused_kinds.contains(*kind));
+    let kinds: Vec<&str> = after.refused_kinds.iter().filter(is_new).map(String::as_str).collect();
+    let device = after.machine.device.as_ref()?;
+    (!kinds.is_empty()).then(|| {
+        format!(
+            "{} did not compute with matrices of type {}: the slowest type that it did stands for \
+             them; 'rpaged-cli plan --recalibrate' tries again",
+            device.name,
+            kinds.join(", ")
+        )
+    })
 }
 
 pub(super) fn now() -> u64 {

@@ -151,6 +151,24 @@ fn a_type_that_was_refused_is_not_wanted_again() {
 }
 
 #[test]
+fn what_a_device_refuses_is_told_when_it_is_new() {
+    let mut after = calibration();
+    after.refused_kinds.insert("q4_K".into());
+    assert_eq!(refusal(None, &after), None, "a processor computes with all");
+    after.machine.device = Some(Device {
+        name: "CUDA7".into(),
+        description: String::new(),
+        memory_bytes: 1,
+    });
+    let sentence = refusal(Some(&calibration()), &after).unwrap();
+    for part in ["CUDA7", "q4_K", "--recalibrate"] {
+        assert!(sentence.contains(part), "{sentence}");
+    }
+    assert_eq!(refusal(Some(&after), &after), None);
+    assert!(refusal(None, &after).is_some());
+}
+
+#[test]
 fn an_unknown_type_is_as_slow_as_the_slowest() {
     let rates = calibration();
     assert_eq!(rates.kind("iq1_m"), rates.kind("q8_0"));
@@ -229,6 +247,7 @@ fn a_device_and_its_link_are_measured_and_kept() {
     assert!(notices.is_empty(), "{notices:?}");
     let link = found.link.as_ref().unwrap();
     assert!(link.pinned_bytes_per_second.is_some_and(|rate| rate > 0.0));
+    assert!(found.method.contains("copies to ASYNC0"), "{}", found.method);
     assert!(link.processor("q8_0").is_some_and(|rate| rate > 0.0));
     assert!(found.contention_decode.is_some() && found.contention_prefill.is_none());
     assert!(seen.iter().any(|what| what.contains("link")), "{seen:?}");

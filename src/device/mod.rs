@@ -256,6 +256,12 @@ impl PagedDevice {
         self.shared.set_host_share(share);
     }
 
+    /// The part, 0 to 1, of those weights that it does compute: whole layers, and no more than
+    /// memory has room for copies of. None where all are streamed, or nothing is to be.
+    pub fn host_share(&self) -> Option<f64> {
+        self.shared.host_share()
+    }
+
     /// Bytes of the weights without room in the inner device's memory that the processor can
     /// compute with in decode, and how many layers have such.
     pub fn cold_weights(&self) -> (u64, u32) {

@@ -360,6 +360,11 @@ impl Shared {
         self.paged().pager.set_host_share(share);
     }
 
+    /// The part of these that it does compute.
+    pub fn host_share(&self) -> Option<f64> {
+        self.paged().pager.host_share()
+    }
+
     pub fn set_budget(&self, bytes: u64, reason: Reason) -> Result<()> {
         let mut paged = self.paged();
         let part = matches!(reason, Reason::Pressure | Reason::Calm);

@@ -99,10 +99,23 @@ impl Pager {
         }
     }
 
-    /// The part of the bytes that may be computed with on the processor that is, 0 to 1;
-    /// None where all are streamed.
+    /// The part of the bytes that may be computed with on the processor that is, 0 to 1: not
+    /// what was asked for, but whole layers, and those that have copies or will have. None where
+    /// all are streamed, or there are none.
+    #[allow(clippy::cast_precision_loss, reason = "a share of a size")]
     pub fn host_share(&self) -> Option<f64> {
-        self.copies.as_ref().map(|copies| copies.share)
+        let refused = self.copies.as_ref()?.refused;
+        let is_done = |id: &TensorId| {
+            let host = &self.tensor(*id).host;
+            host.computes && (host.copy.is_some() || !refused)
+        };
+        let (mut all, mut done) = (0, 0);
+        for layer in self.layers_to_copy() {
+            all += layer.bytes;
+            let ids = layer.weights.iter().filter(|id| is_done(id));
+            done += ids.map(|id| self.tensor(*id).spec.span_bytes as u64).sum::<u64>();
+        }
+        (all > 0).then(|| done as f64 / all as f64)
     }
 
     /// Whether the processor computes with the weight in decode.

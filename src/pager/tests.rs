@@ -296,7 +296,7 @@ fn weight_specs(file: &Arc<StoreFile>) -> Vec<TensorSpec> {
             offset: place.start as u64,
             bytes: place.len() as u64,
         };
-        let role = ["up", "down"][index % 2];
+        let role = ["ffn_up.weight", "ffn_down.weight"][index % 2];
         spec(index / 2, role, place.len(), Backing::Weight(location))
     };
     (0..2 * LAYERS).map(weight).collect()
@@ -532,6 +532,31 @@ fn a_spill_folder_that_cannot_be_written_keeps_the_cache_in_the_arena() {
     assert!(refused.to_string().contains("--spill-dir"), "{refused}");
     stage.pass(1, 30, true).unwrap();
     stage.check_usage();
+}
+
+#[test]
+fn the_share_that_is_told_is_the_one_that_is_done() {
+    let mut stage = Stage::new(&Setup::new(LEAST_BYTES)).unwrap();
+    let pager = &mut stage.pager;
+    assert_eq!(pager.host_share(), None);
+    let room = Arc::new(room::Room::new(1 << 20));
+    pager.keep_copies(CopyMemory {
+        room: Arc::clone(&room),
+        pinning: None,
+    });
+    let layers = u32::try_from(LAYERS).unwrap();
+    assert_eq!(pager.copyable(), ((LAYERS * LAYER_WEIGHT_BYTES) as u64, layers));
+    assert_eq!(pager.host_share(), Some(1.0));
+    // The unit is a layer.
+    pager.set_host_share(0.5);
+    let half = pager.host_share().unwrap();
+    assert!([0.4, 0.6].contains(&half), "{half}");
+    assert_eq!(pager.host_layers().len(), if half < 0.5 { 2 } else { 3 });
+    // What others keep leaves room for two.
+    let _kept = room.take((1 << 20) - 2100).unwrap();
+    pager.set_host_share(1.0);
+    assert_eq!(pager.host_share(), Some(0.4));
+    assert_eq!(pager.host_layers().len(), 2);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use crate::llama::log;
 use crate::planner::cold::{self, Load, Rates};
 use crate::planner::cost;
 use crate::telemetry::memory::share_of;
+use crate::telemetry::pressure::automatic_device_budget_now;
 
 /// A type of which a model has less than this share is not measured.
 const KIND_SHARE_MIN: f64 = 0.005;
@@ -43,22 +44,52 @@ struct Matrices {
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Shares {
-    rates: Calibration,
+    /// None where nothing was to be cold when the run began, and nobody had measured before.
+    rates: Option<Calibration>,
     matrices: Matrices,
     /// Host memory that may keep what is streamed, as it was before any was taken.
     keep_bytes: u64,
     /// Whether copies go on while the device computes.
     overlaps: bool,
     revision: Option<Revision>,
+    /// The plan that was looked at last.
+    seen: Option<Plan>,
     /// When the last token came, and how things stood then.
     last: Option<(Instant, Report)>,
+    /// What the user was told once.
+    told: bool,
+}
+
+/// What of a report changes with the plan, and with nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Plan {
+    budget_bytes: u64,
+    weights: [u64; 2],
+    states: [u64; 2],
+    moved: [u64; 2],
+}
+
+impl Plan {
+    fn of(report: &Report) -> Self {
+        Self {
+            budget_bytes: report.budget_bytes,
+            weights: [report.resident_bytes, report.streamed_bytes],
+            states: [report.kv_resident_bytes, report.kv_streamed_bytes],
+            moved: [report.layers_evicted, report.layers_loaded],
+        }
+    }
 }
 
 impl Shares {
     /// For a run that leaves the choice to us, on a device with memory of its own; None for
     /// any other, and, with a sentence, where the rates cannot be had. `shows`: what is
-    /// measured is shown; `least`: the smallest budget to come, `Auto` when nobody knows.
-    pub fn of_run(paging: &PagingConfig, run: &Run, least: Budget, shows: bool) -> Option<Self> {
+    /// measured is shown; `least`: the smallest budget to come, None when nobody knows.
+    pub fn of_run(
+        paging: &PagingConfig,
+        run: &Run,
+        least: Option<Budget>,
+        shows: bool,
+    ) -> Option<Self> {
         let device = paging.device_with_memory()?;
         if paging.cold != Cold::Auto || !paging.weights {
             return None;
@@ -79,16 +110,13 @@ impl Shares {
         paging: &PagingConfig,
         run: &Run,
         device: InnerDevice,
-        least: Budget,
+        least: Option<Budget>,
         shows: bool,
     ) -> Result<Option<Self>> {
         let matrices = Matrices::read(paging)?;
         // Of experts the processor reads the few that a token uses, and the link would move
         // them all: nothing is to be weighed.
         if matrices.cold.is_empty() || matrices.used_share < 1.0 {
-            return Ok(None);
-        }
-        if matrices.fit(least) {
             return Ok(None);
         }
         let total = matrices.all.bytes();
@@ -105,6 +133,12 @@ impl Shares {
             head: matrices.head,
             device: Some(device),
         };
+        let automatic = || automatic_device_budget_now(device);
+        if least.is_some_and(|least| matrices.fit(least, automatic)) {
+            // Nothing will be cold: measuring would be for nothing.
+            let known = store::known(&wanted);
+            return Ok(Some(Self::with(known, matrices, paging.overlaps())));
+        }
         let bar = Measuring::new(shows);
         let found = store::rates(&wanted, &Origin::default(), |what| bar.say(what));
         bar.end();
@@ -112,25 +146,27 @@ impl Shares {
         for notice in notices {
             log::warn(format!("{notice}\n"));
         }
-        Ok(Some(Self::with(rates, matrices, paging.overlaps())))
+        Ok(Some(Self::with(Some(rates), matrices, paging.overlaps())))
     }
 
-    fn with(rates: Calibration, matrices: Matrices, overlaps: bool) -> Self {
+    fn with(rates: Option<Calibration>, matrices: Matrices, overlaps: bool) -> Self {
         Self {
             rates,
             matrices,
             keep_bytes: device::keep_bytes(),
             overlaps,
             revision: None,
+            seen: None,
             last: None,
+            told: false,
         }
     }
 
-    /// For a model whose header is at hand, by known rates.
+    /// For a model whose header is at hand, by known rates, if there are any.
     ///
     /// # Errors
     /// `Failed` when the header cannot be read.
-    pub fn by(rates: Calibration, paging: &PagingConfig) -> Result<Self> {
+    pub fn by(rates: Option<Calibration>, paging: &PagingConfig) -> Result<Self> {
         Ok(Self::with(
             rates,
             Matrices::read(paging)?,
@@ -141,7 +177,7 @@ impl Shares {
     /// The model is loaded: chooses a share, if something is cold that the processor may
     /// compute with.
     pub fn begin(&mut self, device: &PagedDevice) -> Option<Decision> {
-        self.last = None;
+        (self.last, self.seen) = (None, None);
         self.look(device, &device.report())
     }
 
@@ -178,8 +214,7 @@ impl Shares {
             processor_seconds: report.host_seconds - before.host_seconds,
         };
         let decision = revision.token(&passage)?;
-        device.set_host_share(decision.share_after);
-        Some(decision)
+        Some(self.carry_out(device, decision))
     }
 
     /// What there was to choose from, in the state of the last decision.
@@ -189,6 +224,11 @@ impl Shares {
 
     /// Looks whether the plan has changed, and chooses anew if so.
     fn look(&mut self, device: &PagedDevice, report: &Report) -> Option<Decision> {
+        let plan = Plan::of(report);
+        if self.seen.replace(plan) == Some(plan) {
+            return None;
+        }
+        self.tell_of_rates(device);
         let (load, rates) = self.load(device, report)?;
         let decision = match &mut self.revision {
             Some(revision) => revision.reload(load),
@@ -199,26 +239,49 @@ impl Shares {
                 Some(decision)
             }
         }?;
+        Some(self.carry_out(device, decision))
+    }
+
+    /// Has the device do what was decided. It does that in whole layers, and no more than
+    /// memory has room for: the decision tells of that share.
+    fn carry_out(&self, device: &PagedDevice, mut decision: Decision) -> Decision {
+        let done = |otherwise| device.host_share().unwrap_or(otherwise);
+        decision.share_before = done(decision.share_before);
         device.set_host_share(decision.share_after);
-        Some(decision)
+        decision.share_after = done(decision.share_after);
+        decision
+    }
+
+    /// Something is cold, and nobody knows how fast the machine is: measuring would take the
+    /// device's memory now.
+    fn tell_of_rates(&mut self, device: &PagedDevice) {
+        let lacks = self.rates.is_none() && device.cold_weights().0 > 0;
+        if lacks && !std::mem::replace(&mut self.told, true) {
+            log::warn(
+                "weights have no room in the device's memory any more, and how fast the machine \
+                 is was not measured, for all had room at the start: the processor computes with \
+                 all of them that it can, as with --cold cpu; 'rpaged-cli plan' measures\n",
+            );
+        }
     }
 
     /// What is cold now, and how fast that goes.
     fn load(&self, device: &PagedDevice, report: &Report) -> Option<(Load, Rates)> {
-        let link = self.rates.link.as_ref()?;
+        let known = self.rates.as_ref()?;
+        let link = known.link.as_ref()?;
         let (may_bytes, segments) = device.cold_weights();
         let streamed = report.streamed_bytes.saturating_sub(may_bytes);
         // Of experts a token reads a few.
         let streamed = share_of(streamed, self.matrices.used_share);
         let must_bytes = streamed + report.kv_streamed_bytes;
         let rate_of_device = rate(&self.matrices.all, |name| {
-            Some(self.rates.kind(name)?.bytes_per_second)
+            Some(known.kind(name)?.bytes_per_second)
         })?;
         let crossing = may_bytes + must_bytes;
         let effective = match crossing {
             0 => link.bytes_per_second(),
             bytes => {
-                let seconds = self.rates.travel_seconds(bytes, self.keep_bytes)?;
+                let seconds = known.travel_seconds(bytes, self.keep_bytes)?;
                 units(bytes) / seconds.max(1e-12)
             }
         };
@@ -228,7 +291,7 @@ impl Shares {
             must_bytes,
             resident_bytes: share_of(report.resident_bytes, self.matrices.used_share),
             // One token's attention reads the cache once.
-            other_seconds: cost::nodes_seconds(nodes, self.rates.node_seconds, 0, 0.0)
+            other_seconds: cost::nodes_seconds(nodes, known.node_seconds, 0, 0.0)
                 + cost::matrix_seconds(report.kv_resident_bytes, rate_of_device),
             segments,
         };
@@ -288,12 +351,14 @@ impl Matrices {
 
     /// Whether a budget has room for all weights, and for as much beside them as a context
     /// mostly takes: nothing would be cold then.
-    fn fit(&self, budget: Budget) -> bool {
+    fn fit(&self, budget: Budget, automatic_bytes: impl FnOnce() -> u64) -> bool {
         let wanted = self.tensor_bytes.saturating_add(self.tensor_bytes / 4);
-        match budget {
-            Budget::Bytes(bytes) => bytes > wanted,
-            Budget::ModelShare(_) | Budget::Auto => false,
-        }
+        let bytes = match budget {
+            Budget::Bytes(bytes) => bytes,
+            Budget::ModelShare(part) => share_of(self.tensor_bytes, part),
+            Budget::Auto => automatic_bytes(),
+        };
+        bytes > wanted
     }
 }
 
@@ -362,10 +427,34 @@ mod tests {
             ..Matrices::default()
         };
         let (gib, quarter) = (1u64 << 30, 1u64 << 28);
-        assert!(matrices.fit(Budget::Bytes(gib + quarter + 1)));
-        assert!(!matrices.fit(Budget::Bytes(gib + quarter)));
-        assert!(!matrices.fit(Budget::ModelShare(1.0)));
-        assert!(!matrices.fit(Budget::Auto));
+        let fit = |budget, automatic| matrices.fit(budget, || automatic);
+        assert!(fit(Budget::Bytes(gib + quarter + 1), 0));
+        assert!(!fit(Budget::Bytes(gib + quarter), u64::MAX));
+        assert!(fit(Budget::ModelShare(1.26), 0) && !fit(Budget::ModelShare(1.25), u64::MAX));
+        assert!(fit(Budget::Auto, 2 * gib) && !fit(Budget::Auto, gib));
+    }
+
+    #[test]
+    fn a_plan_that_stays_is_looked_at_once() {
+        let report = Report::default();
+        let mut counted = report;
+        (counted.graphs, counted.host_bytes, counted.compute_seconds) = (1, 2, 3.0);
+        counted.traffic.link_bytes = 4;
+        assert_eq!(Plan::of(&counted), Plan::of(&report));
+        let changes: [fn(&mut Report); 7] = [
+            |report| report.budget_bytes += 1,
+            |report| report.resident_bytes += 1,
+            |report| report.streamed_bytes += 1,
+            |report| report.kv_resident_bytes += 1,
+            |report| report.kv_streamed_bytes += 1,
+            |report| report.layers_evicted += 1,
+            |report| report.layers_loaded += 1,
+        ];
+        for change in changes {
+            let mut other = report;
+            change(&mut other);
+            assert_ne!(Plan::of(&other), Plan::of(&report));
+        }
     }
 
     #[test]

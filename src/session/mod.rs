@@ -71,10 +71,7 @@ fn boundary(config: &mut Config) -> Boundary {
     // Before the model takes the memory that is measured with.
     boundary.choose_shares(config.paging.as_ref().and_then(|paging| {
         let run = calibration::Run::new(paging, &config.settings);
-        let least = match may_change {
-            true => Budget::Auto,
-            false => paging.budget,
-        };
+        let least = (!may_change).then_some(paging.budget);
         cold::Shares::of_run(paging, &run, least, config.progress)
     }));
     boundary

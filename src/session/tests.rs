@@ -112,7 +112,7 @@ fn run_on(device: Option<(&AsyncDevice, f64, f64)>, line: &str, series: &[u64]) 
         paging.inner = InnerDevice::of_test(device.raw());
         paging.cold = Cold::Auto;
         let machine = calibration::Run::new(paging, &config.settings).machine(false);
-        Shares::by(by_hand(machine, link, processor), paging).unwrap()
+        Shares::by(Some(by_hand(machine, link, processor)), paging).unwrap()
     });
     let paging = config.paging.as_ref().map(|_| Paging {
         budget_file: None,

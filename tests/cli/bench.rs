@@ -180,45 +180,36 @@ fn who_computes_what_is_cold_is_an_axis_of_the_paged_cases() {
 #[test]
 fn a_context_is_filled_once_and_read_from_its_file_then() {
     let folder = tempfile::tempdir().unwrap();
-    let line = |of: &str| {
-        format!(
-            "-r 1 -d 24 -o jsonl {of} --depth-dir {}",
-            folder.path().display()
-        )
-    };
-    let copied = |of: &str| {
-        let rows = rows(&done(&line(of)));
+    // Whether the depth was computed.
+    let computes = |flags: &str| {
+        let place = folder.path().display();
+        let output = bench(&format!(
+            "-r 1 -d 24 -o jsonl --progress {flags} --depth-dir {place}"
+        ));
+        let rows = rows(&stdout(&output));
         assert!(rows.iter().all(|row| row["avg_ts"].is_f64()), "{rows:?}");
-        let rate = rows[0]["bytes_per_token"].as_f64();
-        rate.map(|bytes| bytes.round())
+        String::from_utf8_lossy(&output.stderr).contains("depth run")
     };
-    let computed = copied("--vram-budgets 60%");
-    let files = || {
-        std::fs::read_dir(folder.path())
-            .unwrap()
-            .map(|file| file.unwrap().path())
-    };
-    let file = files().next().unwrap();
-    let first = std::fs::read(&file).unwrap();
+    assert!(computes("--vram-budgets 60%"));
+    let files = || std::fs::read_dir(folder.path()).unwrap();
+    let file = files().next().unwrap().unwrap().path();
+    let name = file.to_string_lossy();
     assert!(
-        file.to_string_lossy()
-            .ends_with("-d24-f16-f16-fa-auto.state"),
-        "{file:?}"
+        name.ends_with("-2658816-d24-f16-f16-fa-auto.state"),
+        "{name}"
     );
-    // The same bytes move whether the depth was computed or read, paged or not.
-    assert_eq!(copied("--vram-budgets 60%"), computed);
-    assert_eq!(
-        std::fs::read(&file).unwrap(),
-        first,
-        "it is read, and not written again"
-    );
-    copied("--stock --vram-budgets 90%");
-    copied("-ctk q8_0");
+    let whole = std::fs::read(&file).unwrap();
+    // Paged or not, under any budget it is the same.
+    assert!(!computes("--vram-budgets 60%,90%"));
+    assert!(!computes(""));
+    assert_eq!(std::fs::read(&file).unwrap(), whole);
+    // Other types are not, and what was cut is computed anew.
+    assert!(computes("-ctk q8_0"));
     assert_eq!(files().count(), 2);
-    // What was cut is computed anew.
-    std::fs::write(&file, &first[..first.len() / 2]).unwrap();
-    assert_eq!(copied("--vram-budgets 60%"), computed);
-    assert_eq!(std::fs::read(&file).unwrap().len(), first.len());
+    std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    assert!(computes("--vram-budgets 60%"));
+    assert_eq!(std::fs::read(&file).unwrap().len(), whole.len());
+    assert!(!computes("--vram-budgets 60%"));
     assert_refused(
         &bench("-d 8 --depth-dir /nonexistent"),
         1,
