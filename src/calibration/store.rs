@@ -115,7 +115,12 @@ pub fn known(wanted: &Wanted) -> Option<Calibration> {
 /// What a device was found not to compute with, in words; None where it was nothing new.
 fn refusal(before: Option<&Calibration>, after: &Calibration) -> Option<String> {
     let is_new = |kind: &&String| before.is_none_or(|found| !found.refused_kinds.contains(*kind));
-    let kinds: Vec<&str> = after.refused_kinds.iter().filter(is_new).map(String::as_str).collect();
+    let kinds: Vec<&str> = after
+        .refused_kinds
+        .iter()
+        .filter(is_new)
+        .map(String::as_str)
+        .collect();
     let device = after.machine.device.as_ref()?;
     (!kinds.is_empty()).then(|| {
         format!(

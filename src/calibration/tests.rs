@@ -247,7 +247,11 @@ fn a_device_and_its_link_are_measured_and_kept() {
     assert!(notices.is_empty(), "{notices:?}");
     let link = found.link.as_ref().unwrap();
     assert!(link.pinned_bytes_per_second.is_some_and(|rate| rate > 0.0));
-    assert!(found.method.contains("copies to ASYNC0"), "{}", found.method);
+    assert!(
+        found.method.contains("copies to ASYNC0"),
+        "{}",
+        found.method
+    );
     assert!(link.processor("q8_0").is_some_and(|rate| rate > 0.0));
     assert!(found.contention_decode.is_some() && found.contention_prefill.is_none());
     assert!(seen.iter().any(|what| what.contains("link")), "{seen:?}");

@@ -113,7 +113,9 @@ impl Pager {
         for layer in self.layers_to_copy() {
             all += layer.bytes;
             let ids = layer.weights.iter().filter(|id| is_done(id));
-            done += ids.map(|id| self.tensor(*id).spec.span_bytes as u64).sum::<u64>();
+            done += ids
+                .map(|id| self.tensor(*id).spec.span_bytes as u64)
+                .sum::<u64>();
         }
         (all > 0).then(|| done as f64 / all as f64)
     }

@@ -11,7 +11,7 @@ use super::state::State;
 use super::usage::Move;
 use super::{Backing, GroupKey, PagedTensor, Pager, Place, TensorId, TensorSpec};
 use crate::error::{Error, Result};
-use crate::planner::{self, Item, Limits, Placement, Plan, Shortfall};
+use crate::planner::{self, Item, Limits, Placement, Plan, Shortfall, WhenStreamed, cold};
 
 /// Why a plan could not be put into effect.
 #[derive(Debug)]
@@ -266,6 +266,10 @@ impl Pager {
             pinned: spec.group == GroupKey::Shared || pinned_layer || stuck,
             streamed: known && matches!(tensor.place, Place::Streamed),
             experts: spec.slice_bytes.is_some(),
+            cold: match self.copies.is_some() && !is_state {
+                true => cold::use_of(&spec.role),
+                false => WhenStreamed::Fetched,
+            },
         }
     }
 

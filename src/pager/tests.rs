@@ -545,7 +545,10 @@ fn the_share_that_is_told_is_the_one_that_is_done() {
         pinning: None,
     });
     let layers = u32::try_from(LAYERS).unwrap();
-    assert_eq!(pager.copyable(), ((LAYERS * LAYER_WEIGHT_BYTES) as u64, layers));
+    assert_eq!(
+        pager.copyable(),
+        ((LAYERS * LAYER_WEIGHT_BYTES) as u64, layers)
+    );
     assert_eq!(pager.host_share(), Some(1.0));
     // The unit is a layer.
     pager.set_host_share(0.5);

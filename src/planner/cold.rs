@@ -30,11 +30,23 @@
 //!   processor.
 //! - Segments grow in proportion to the share, and each costs the same.
 
+use super::WhenStreamed;
+
 /// Whether the processor may compute with weights of this role, a name without the layer:
 /// those of feed-forward blocks. They are most of a model, and what is between their products
 /// is little work.
 pub fn may_compute(role: &str) -> bool {
     role.split('.').any(|part| part.starts_with("ffn_"))
+}
+
+/// What becomes of weights of this role that are cold, where the processor computes what it
+/// may.
+pub fn use_of(role: &str) -> WhenStreamed {
+    match may_compute(role) {
+        true if role.contains("_exps") => WhenStreamed::PartOnHost,
+        true => WhenStreamed::OnHost,
+        false => WhenStreamed::Fetched,
+    }
 }
 
 /// What of a model is cold, and what is not.

@@ -94,7 +94,7 @@ fn bound(items: &[Item<'_>], cached: &[bool], groups_max: Option<u32>, bytes: u6
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{LookAhead, plan};
+    use super::super::{LookAhead, WhenStreamed, plan};
     use super::*;
 
     fn item(group: usize, role: &'static str, bytes: u64) -> Item<'static> {
@@ -106,6 +106,7 @@ mod tests {
             pinned: false,
             streamed: false,
             experts: role.ends_with("exps"),
+            cold: WhenStreamed::default(),
         }
     }
 

@@ -24,7 +24,11 @@
 //! A byte of weights that leaves the arena costs a byte per token. So does a byte of the
 //! KV cache in use; but its pages are small requests, there are more of them with every
 //! token, and what is written goes back: it counts double, and gives way when weights
-//! cannot. The output matrix is a role of its own: streaming it takes a ring as large as
+//! cannot. Weights that the processor can compute with where they lie give way before those
+//! that have to cross a link: they count half, and experts, of which a token reads a few, a
+//! quarter. So a static placement that keeps attention in a device's memory and leaves
+//! feed-forward blocks to the processor is among the plans, and nothing crosses the link in
+//! it. The output matrix is a role of its own: streaming it takes a ring as large as
 //! itself. Tensors far smaller than their layer always stay, because a request of their
 //! own costs more than the memory that they leave.
 //!
@@ -53,6 +57,18 @@ pub enum Placement {
     Cached,
 }
 
+/// What becomes of a tensor without a place in the arena, in a pass over one token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenStreamed {
+    /// It is fetched.
+    #[default]
+    Fetched,
+    /// The processor may compute with it where it lies.
+    OnHost,
+    /// The same, with a part of it: experts.
+    PartOnHost,
+}
+
 /// What the planner knows of one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item<'a> {
@@ -70,6 +86,8 @@ pub struct Item<'a> {
     pub streamed: bool,
     /// Is made of experts, of which a token reads a few.
     pub experts: bool,
+    /// What becomes of it when it is streamed.
+    pub cold: WhenStreamed,
 }
 
 /// How much of the ring lies ahead of what is computed.

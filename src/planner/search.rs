@@ -1,8 +1,8 @@
-//! The search for the plan that moves the fewest bytes: all sets of roles, each alone and
+//! The search for the plan whose streamed bytes cost least: all sets of roles, each alone and
 //! with one more role in some of the layers.
 
 use super::spread::spread;
-use super::{Item, Limits, LookAhead, Placement, Plan, Shortfall};
+use super::{Item, Limits, LookAhead, Placement, Plan, Shortfall, WhenStreamed};
 
 /// Roles that are tried by themselves; the smaller ones go together.
 const WEIGHT_ROLES_MAX: usize = 6;
@@ -11,9 +11,19 @@ const STATE_ROLES_MAX: usize = 2;
 /// Passes over which the loading of a tensor has to pay. A context that grows asks for a
 /// new plan every few passes.
 const PAYBACK_PASSES: u64 = 8;
-/// A streamed byte of a state costs as much as this many of a weight: its pages are small
-/// requests, there are more of them with every token, and its rows are written back.
-const STATE_COST: u64 = 2;
+/// What a streamed byte of a weight costs that is fetched; see `planner`.
+const FETCHED_COST: u64 = 4;
+
+/// What a streamed byte costs.
+fn cost(item: &Item<'_>) -> u64 {
+    match (item.state, item.cold) {
+        // Small requests, more of them with every token, and rows that are written back.
+        (true, _) => 2 * FETCHED_COST,
+        (false, WhenStreamed::Fetched) => FETCHED_COST,
+        (false, WhenStreamed::OnHost) => FETCHED_COST / 2,
+        (false, WhenStreamed::PartOnHost) => FETCHED_COST / 4,
+    }
+}
 
 /// The tensors of one role, as one entry for each group that has any.
 struct Role {
@@ -26,6 +36,8 @@ struct Member {
     group: usize,
     items: Vec<usize>,
     bytes: u64,
+    // What streaming them costs.
+    cost: u64,
     largest: u64,
     // Bytes that would have to be loaded if it stays.
     streamed_now: u64,
@@ -55,7 +67,7 @@ impl Sums {
         self.need_max = self.need_max.max(member.largest).max(*states);
         self.group_max = self.group_max.max(*streamed);
         self.streamed += member.bytes;
-        self.cost += member.bytes * if role.state { STATE_COST } else { 1 };
+        self.cost += member.cost;
         self.largest = self.largest.max(member.largest);
         self.loaded -= member.streamed_now;
     }
@@ -124,7 +136,7 @@ pub(super) fn search(
         ring_bytes: 0,
     };
     for_each_choice(&roles, &start, |choice, sums| {
-        let score = sums.cost + sums.loaded / PAYBACK_PASSES;
+        let score = sums.cost + FETCHED_COST * sums.loaded / PAYBACK_PASSES;
         for (best, shape) in best.iter_mut().zip(sums.rings(limits)) {
             let ring = shape.ring;
             let arena = total - sums.streamed + ring;
@@ -229,6 +241,7 @@ fn members(items: &[Item<'_>], loose: &[bool], names: &[&str]) -> Vec<Member> {
                     group: item.group,
                     items: Vec::new(),
                     bytes: 0,
+                    cost: 0,
                     largest: 0,
                     streamed_now: 0,
                 });
@@ -238,6 +251,7 @@ fn members(items: &[Item<'_>], loose: &[bool], names: &[&str]) -> Vec<Member> {
         let member = &mut members[place];
         member.items.push(index);
         member.bytes += item.bytes;
+        member.cost += item.bytes * cost(item);
         member.largest = member.largest.max(item.bytes);
         member.streamed_now += u64::from(item.streamed) * item.bytes;
     }
@@ -265,6 +279,7 @@ fn start(items: &[Item<'_>], roles: &[Role], forced: &[bool], group_count: usize
             group: item.group,
             items: vec![index],
             bytes: item.bytes,
+            cost: item.bytes * cost(item),
             largest: item.bytes,
             streamed_now: 0,
         };

@@ -14,6 +14,7 @@ fn layers(count: usize) -> Vec<Item<'static>> {
             pinned: false,
             streamed: false,
             experts: false,
+            cold: WhenStreamed::default(),
         })
     };
     (0..count).flat_map(layer).collect()
@@ -28,6 +29,7 @@ fn state(group: usize, bytes: u64) -> Item<'static> {
         pinned: false,
         streamed: false,
         experts: false,
+        cold: WhenStreamed::default(),
     }
 }
 
@@ -99,6 +101,7 @@ fn a_huge_output_stays_while_layers_can_give_way() {
         pinned: false,
         streamed: false,
         experts: false,
+        cold: WhenStreamed::default(),
     });
     let total: u64 = items.iter().map(|item| item.bytes).sum();
     let plan = plan(&items, 9, &limits(total / 2)).unwrap();
@@ -113,6 +116,57 @@ fn weights_give_way_before_the_cache() {
     let plan = plan(&items, 8, &limits(total - 800)).unwrap();
     for (item, placement) in items.iter().zip(&plan.placements) {
         assert!(!item.state || *placement == Placement::Resident, "{item:?}");
+    }
+}
+
+#[test]
+fn what_the_processor_may_compute_with_gives_way_before_what_has_to_be_fetched() {
+    let fetched = |cold: fn(&str) -> WhenStreamed, percent: u64| {
+        let mut items = layers(16);
+        items.extend((0..16).map(|group| state(group, 20)));
+        for item in items.iter_mut().filter(|item| !item.state) {
+            item.cold = cold(item.role);
+        }
+        let total: u64 = items.iter().map(|item| item.bytes).sum();
+        let plan = plan(&items, 16, &limits(total * percent / 100)).unwrap();
+        let streamed = items.iter().zip(&plan.placements);
+        let streamed = streamed.filter(|(_, placement)| **placement == Placement::Streamed);
+        let fetched = streamed.filter(|(item, _)| !matches!(item.role, "down" | "up"));
+        fetched.map(|(item, _)| item.bytes).sum::<u64>()
+    };
+    let with_processor = |role: &str| match role {
+        "down" | "up" => WhenStreamed::OnHost,
+        _ => WhenStreamed::Fetched,
+    };
+    // The other weights, the states and a ring of two layers take 45 percent.
+    for percent in [46, 55, 60, 70, 80, 90, 95] {
+        assert_eq!(fetched(with_processor, percent), 0, "{percent} %");
+    }
+    // Even where they do not fit, the states stay, and nothing is fetched but what must be.
+    assert!((1..=16 * 40).contains(&fetched(with_processor, 30)));
+    // Without it, what packs best is fetched.
+    let all =
+        [46, 55, 60, 70, 80, 90, 95].map(|percent| fetched(|_| WhenStreamed::Fetched, percent));
+    assert!(all.iter().any(|bytes| *bytes > 0), "{all:?}");
+}
+
+#[test]
+fn experts_give_way_before_what_a_token_reads_as_a_whole() {
+    let mut items = layers(8);
+    for item in &mut items {
+        item.cold = match item.role {
+            "down" => WhenStreamed::OnHost,
+            "up" => WhenStreamed::PartOnHost,
+            _ => WhenStreamed::Fetched,
+        };
+    }
+    let total: u64 = items.iter().map(|item| item.bytes).sum();
+    let plan = plan(&items, 8, &limits(total - 500)).unwrap();
+    for (item, placement) in items.iter().zip(&plan.placements) {
+        assert!(
+            item.role == "up" || *placement == Placement::Resident,
+            "{item:?}"
+        );
     }
 }
 
@@ -194,6 +248,7 @@ proptest! {
                 pinned,
                 streamed: false,
         experts: false,
+        cold: WhenStreamed::default(),
             })
             .collect();
         let look_ahead = match layers {

@@ -25,7 +25,7 @@ use boundary::{Boundary, Paging};
 use crate::calibration;
 use crate::chat;
 use crate::cli::{Config, Mode};
-use crate::device::{Budget, PagedDevice};
+use crate::device::PagedDevice;
 use crate::error::{Error, Result};
 use crate::llama::log;
 use crate::telemetry::fuller::Fuller;

@@ -164,6 +164,20 @@ fn check_model(model: Model, first_seed: u64) {
     assert!(computed > 0, "{model:?}");
 }
 
+/// Where all that the processor may not compute with has room, nothing crosses the link in
+/// decode: the best static placement is among the plans.
+#[test]
+fn what_the_processor_cannot_compute_with_stays_before_the_rest() {
+    for (seed, percent) in (1..).zip([65, 75, 85, 90]) {
+        let run = run_of(Model::Dense, seed, Size::Percent(percent));
+        let found = Watched::new(&run, Cold::Cpu, |_, _| {});
+        found.check(&run);
+        let last = found.last();
+        assert!(last.host_pass_bytes > 0, "all fits: {run:?}");
+        assert_eq!(last.pass_bytes, 0, "{last:?} in {run:?}");
+    }
+}
+
 #[test]
 fn gated_blocks() {
     for (seed, model) in (1..).step_by(3).zip(&MODELS[..3]) {
