@@ -31,7 +31,9 @@ mod placement;
 mod rig;
 mod run;
 mod speed;
+mod stock;
 mod trial;
+mod work;
 
 use std::fs;
 use std::process::ExitCode;

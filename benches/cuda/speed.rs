@@ -22,102 +22,30 @@ use super::bars::{self, Test, all_met, bar, prefill_seconds};
 use super::checks::smallest;
 use super::model::{Made, make};
 use super::options::Options;
-use super::placement::{Kind, next};
 use super::rig::measure::median_and_mad;
 use super::run::Runner;
+use super::work::{Case, FULL, Measured, ROUNDS, Row, SMOKE, Tried, What, Work, row};
 
-/// Rounds of a case: ours, stock, ours, stock.
-const ROUNDS: usize = 2;
 /// A case gets so many times its estimate, and so many seconds at least.
 const PATIENCE: f64 = 3.0;
 const CASE_SECONDS_MIN: f64 = 60.0;
 /// With less than this left, nothing is begun.
 const SECONDS_LEFT_MIN: f64 = 5.0;
-/// Counts that a search for a placement tries for one budget.
-const TRIES_MAX: usize = 4;
-
-/// What is measured, in tokens.
-struct Work {
-    prompts: [u64; 2],
-    depths: [u64; 2],
-    /// A context whose KV cache is larger than the model.
-    depth_beyond: u64,
-    generated: u64,
-    ubatches: [u64; 2],
-}
-
-const FULL: Work = Work {
-    prompts: [2048, 8192],
-    depths: [512, 32_768],
-    depth_beyond: 61_440,
-    generated: 32,
-    ubatches: [512, 2048],
-};
-
-const SMOKE: Work = Work {
-    prompts: [64, 128],
-    depths: [32, 256],
-    depth_beyond: 1024,
-    generated: 4,
-    ubatches: [32, 64],
-};
-
-/// One kind of test.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum What {
-    Prefill,
-    /// At this depth.
-    Decode(u64),
-    /// At this depth, whose KV cache has no room.
-    Beyond(u64),
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Case {
-    what: What,
-    percent: u64,
-}
-
-/// One test of a run.
-#[derive(Clone, Debug)]
-struct Row {
-    prompt: u64,
-    depth: u64,
-    ubatch: u64,
-    tokens_per_second: f64,
-    json: Value,
-}
-
-/// A run of several tests.
-#[derive(Clone)]
-struct Measured {
-    rows: Vec<Row>,
-    vram_bytes: Option<u64>,
-}
-
-/// Flags, and what runs with them gave.
-struct Tried {
-    what: What,
-    /// Of stock: what it gives the GPU, and tokens at once.
-    placement: Option<(Kind, u64, u64)>,
-    flags: Vec<String>,
-    runs: Vec<Measured>,
-}
 
 /// What runs: the program, the model, and what is known so far.
-struct Rig<'a> {
-    options: &'a Options,
-    model: Made,
-    work: &'static Work,
-    depths: PathBuf,
+pub struct Rig<'a> {
+    pub options: &'a Options,
+    pub model: Made,
+    pub work: &'static Work,
+    pub depths: PathBuf,
     /// Bytes per second into the GPU's memory.
-    link: Option<f64>,
+    pub link: Option<f64>,
     /// Prefill with everything resident.
-    resident: Vec<Row>,
+    pub resident: Vec<Row>,
     /// Placements of stock, whatever the budget they were tried for.
-    stock: Vec<Tried>,
+    pub stock: Vec<Tried>,
     /// Seconds of runs, by what they were of.
-    seconds: Vec<(What, f64)>,
+    pub seconds: Vec<(What, f64)>,
 }
 
 /// Measures all cases; what is done is handed to `save` after each.
@@ -166,9 +94,32 @@ pub fn speed(options: &Options, runner: &Runner, save: &mut dyn FnMut(&Value)) -
     result["cases_done"] = json!(done);
     result["cases_planned"] = json!(cases.len());
     result["ok"] = json!(bad == 0 && done > 0);
+    result["missed"] = json!(missed(&result));
     // Large, and made again in a minute.
     drop(fs::remove_dir_all(&rig.depths));
     Ok(result)
+}
+
+/// The bars that were missed, each in a line.
+fn missed(result: &Value) -> Vec<String> {
+    let mut lines = Vec::new();
+    for case in result["cases"].as_array().into_iter().flatten() {
+        for test in case["tests"].as_array().into_iter().flatten() {
+            let bars = test["bars"].as_array().into_iter().flatten();
+            for bar in bars.filter(|bar| bar["met"] == false) {
+                lines.push(format!(
+                    "{}, {} tokens at {}: {} of {}: {}",
+                    case["name"].as_str().unwrap_or_default(),
+                    test["n_prompt"],
+                    test["n_depth"],
+                    bar["value"],
+                    bar["least"],
+                    bar["bar"].as_str().unwrap_or_default(),
+                ));
+            }
+        }
+    }
+    lines
 }
 
 fn note(result: &mut Value, what: &str, error: &anyhow::Error) {
@@ -200,40 +151,6 @@ fn link_rate(rates: &Value) -> Option<f64> {
     let pinned = link["pinned_bytes_per_second"].as_f64();
     let over_link = pinned.or_else(|| link["pageable_bytes_per_second"].as_f64());
     over_link.or_else(|| rates["storage_bytes_per_second"].as_f64())
-}
-
-impl Case {
-    fn name(&self) -> String {
-        match self.what {
-            What::Prefill => format!("prefill, {} %", self.percent),
-            What::Decode(depth) => format!("decode at {depth}, {} %", self.percent),
-            What::Beyond(depth) => format!("decode at {depth}, KV cache beyond the budget"),
-        }
-    }
-}
-
-impl Tried {
-    /// The most memory that a run took, in bytes.
-    fn vram_bytes(&self) -> Option<u64> {
-        self.runs.iter().filter_map(|run| run.vram_bytes).max()
-    }
-
-    /// Speeds of the newest runs at the test of `like`.
-    fn speeds(&self, like: &Row) -> Vec<f64> {
-        let newest = self.runs.len().saturating_sub(ROUNDS);
-        let rows = self.runs[newest..].iter().flat_map(|run| &run.rows);
-        let rows = rows.filter(|row| (row.prompt, row.depth) == (like.prompt, like.depth));
-        rows.map(|row| row.tokens_per_second).collect()
-    }
-
-    fn json(&self) -> Value {
-        let rows = self.runs.iter().flat_map(|run| &run.rows);
-        let speed = |row: &Row| json!({"n_prompt": row.prompt, "n_depth": row.depth, "ts": row.tokens_per_second});
-        json!({
-            "flags": self.flags.join(" "), "vram_bytes": self.vram_bytes(),
-            "speeds": rows.map(speed).collect::<Vec<_>>(),
-        })
-    }
 }
 
 impl Rig<'_> {
@@ -402,135 +319,8 @@ impl Rig<'_> {
         }
     }
 
-    /// Placements of stock that take no more than `limit`, as places in `self.stock`.
-    fn best_of_stock(
-        &mut self,
-        runner: &Runner,
-        case: &Case,
-        limit: Option<u64>,
-        record: &mut Value,
-    ) -> Vec<usize> {
-        let [small, large] = self.work.ubatches;
-        let mut errors = Vec::new();
-        let mut fitting = Vec::new();
-        let mut look = |rig: &mut Self, kind, ubatch| {
-            let (mut found, error) = rig.search(runner, case, (kind, ubatch), limit);
-            errors.extend(error.map(|error| format!("{error:#}")));
-            fitting.append(&mut found);
-        };
-        match case.what {
-            What::Beyond(_) => {
-                let flags = [
-                    "-ngl",
-                    "99",
-                    "-nkvo",
-                    "1",
-                    "-lm",
-                    "none",
-                    "-ub",
-                    &small.to_string(),
-                ];
-                let flags: Vec<String> = flags.map(str::to_owned).into();
-                match self.bench(runner, case.what, &flags) {
-                    Ok(measured) => {
-                        fitting.push(self.stock.len());
-                        self.stock.push(Tried {
-                            what: case.what,
-                            placement: None,
-                            flags,
-                            runs: vec![measured],
-                        });
-                    }
-                    Err(error) => errors.push(format!("{error:#}")),
-                }
-            }
-            What::Prefill => {
-                look(self, Kind::Layers, large);
-                look(self, Kind::Layers, small);
-                if case.percent < 100 {
-                    look(self, Kind::FeedForward, large);
-                }
-            }
-            What::Decode(_) => {
-                look(self, Kind::Layers, small);
-                if case.percent < 100 {
-                    look(self, Kind::FeedForward, small);
-                }
-            }
-        }
-        record["failed_of_stock"] = json!(errors);
-        fitting
-    }
-
-    /// Looks for the most of one kind that takes no more than `limit`.
-    fn search(
-        &mut self,
-        runner: &Runner,
-        case: &Case,
-        (kind, ubatch): (Kind, u64),
-        limit: Option<u64>,
-    ) -> (Vec<usize>, Option<anyhow::Error>) {
-        let most = kind.most(&self.model);
-        let guess = (most * case.percent / 100).min(most);
-        // Sizes are sampled: a hundredth more is the same.
-        let limit = limit.map(|limit| limit + limit / 100);
-        let mut failure = None;
-        for _ in 0..TRIES_MAX {
-            let found = self.found(case.what, kind, ubatch);
-            let known = found
-                .iter()
-                .filter_map(|(count, bytes, _)| Some((*count, (*bytes)?)));
-            let known: Vec<(u64, u64)> = known.collect();
-            let count = match limit {
-                Some(limit) if !known.is_empty() => {
-                    let step = self.model.bytes / (u64::from(self.model.layers) + 1);
-                    next(&known, limit, most, step)
-                }
-                _ => Some(guess).filter(|guess| !found.iter().any(|(count, ..)| count == guess)),
-            };
-            let Some(count) = count else {
-                break;
-            };
-            let mut flags = kind.flags(&self.model, count);
-            flags.extend(["-lm", "none", "-ub", &ubatch.to_string()].map(str::to_owned));
-            match self.bench(runner, case.what, &flags) {
-                Ok(measured) => self.stock.push(Tried {
-                    what: case.what,
-                    placement: Some((kind, count, ubatch)),
-                    flags,
-                    runs: vec![measured],
-                }),
-                Err(error) => {
-                    failure = Some(error);
-                    break;
-                }
-            }
-        }
-        let found = self.found(case.what, kind, ubatch).into_iter();
-        let fits = |(count, bytes, _): &(u64, Option<u64>, usize)| match (*bytes, limit) {
-            (Some(bytes), Some(limit)) => bytes <= limit,
-            // Nobody says how much it takes: about the same part of the model.
-            _ => *count == guess,
-        };
-        (
-            found.filter(fits).map(|(.., index)| index).collect(),
-            failure,
-        )
-    }
-
-    /// What was tried of one kind: counts, bytes, and places in `self.stock`.
-    fn found(&self, what: What, kind: Kind, ubatch: u64) -> Vec<(u64, Option<u64>, usize)> {
-        let all = self.stock.iter().enumerate();
-        let all = all.filter_map(|(index, tried)| {
-            let (of, count, at_once) = tried.placement?;
-            let same = tried.what == what && (of, at_once) == (kind, ubatch);
-            same.then(|| (count, tried.vram_bytes(), index))
-        });
-        all.collect()
-    }
-
     /// A run of `rpaged-cli bench`.
-    fn bench(&mut self, runner: &Runner, what: What, flags: &[String]) -> Result<Measured> {
+    pub fn bench(&mut self, runner: &Runner, what: What, flags: &[String]) -> Result<Measured> {
         let path = self.model.path.to_string_lossy().into_owned();
         let fixed = ["bench", "-m", &path, "-r", "2", "-o", "jsonl", "-fa", "on"];
         let device = ["-dev", &self.options.device];
@@ -661,18 +451,6 @@ impl Rig<'_> {
         let seconds = prefill_seconds(row.prompt, row.ubatch, streamed, self.link?, speed);
         Some(f64::from(u32::try_from(row.prompt).ok()?) / seconds)
     }
-}
-
-/// A line of the bench; None when the test did not run.
-fn row(line: &str) -> Option<Row> {
-    let json: Value = serde_json::from_str(line).ok()?;
-    Some(Row {
-        prompt: json["n_prompt"].as_u64()?,
-        depth: json["n_depth"].as_u64()?,
-        ubatch: json["n_ubatch"].as_u64()?,
-        tokens_per_second: json["median_ts"].as_f64()?,
-        json,
-    })
 }
 
 /// This file's reading of what others write, on known lines.

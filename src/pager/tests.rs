@@ -544,21 +544,19 @@ fn the_share_that_is_told_is_the_one_that_is_done() {
         room: Arc::clone(&room),
         pinning: None,
     });
-    let layers = u32::try_from(LAYERS).unwrap();
-    assert_eq!(
-        pager.copyable(),
-        ((LAYERS * LAYER_WEIGHT_BYTES) as u64, layers)
-    );
+    // All layers have some that the processor can compute with; one may lack a small one.
+    let (all, layers) = pager.copyable();
+    assert_eq!(layers as usize, LAYERS);
     assert_eq!(pager.host_share(), Some(1.0));
+    let done = |pager: &Pager| (pager.host_share().unwrap() * all as f64).round();
     // The unit is a layer.
     pager.set_host_share(0.5);
-    let half = pager.host_share().unwrap();
-    assert!([0.4, 0.6].contains(&half), "{half}");
-    assert_eq!(pager.host_layers().len(), if half < 0.5 { 2 } else { 3 });
+    let sizes = [1700.0, 2000.0, 2700.0, 3000.0];
+    assert!(sizes.contains(&done(pager)), "{}", done(pager));
     // What others keep leaves room for two.
     let _kept = room.take((1 << 20) - 2100).unwrap();
     pager.set_host_share(1.0);
-    assert_eq!(pager.host_share(), Some(0.4));
+    assert!(sizes[..2].contains(&done(pager)), "{}", done(pager));
     assert_eq!(pager.host_layers().len(), 2);
 }
 
