@@ -68,8 +68,8 @@ pub struct OwnFlags {
     #[arg(value_parser = parse_layers, allow_hyphen_values = true)]
     pub pin_layers: Option<Layers>,
 
-    /// Who computes with weights that a GPU has no room for: cpu, stream (the GPU) or auto
-    /// (default: auto).
+    /// Who computes with weights that a GPU has no room for: cpu (feed-forward blocks),
+    /// stream (the GPU) or auto (default: auto).
     ///
     /// rpaged-cli -m big.gguf -no-cnv -p "Hello" --dynamic-layers --device CUDA0 --cold cpu
     #[arg(long, value_name = "WHO", env = "LLAMA_ARG_COLD")]

@@ -49,6 +49,7 @@ use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
 pub use crate::pager::engine_host::Faults;
 use crate::pager::mib;
+use crate::planner::cold::Reach;
 use crate::telemetry::memory::Level;
 
 /// How much memory the arena may take.
@@ -67,7 +68,7 @@ pub enum Budget {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cold {
-    /// The processor, from a copy in host memory, as far as it can.
+    /// The processor, from a copy in host memory, with those of feed-forward blocks.
     Cpu,
     /// The device: they cross the link for each pass.
     Stream,
@@ -262,8 +263,14 @@ impl PagedDevice {
         self.shared.host_share()
     }
 
+    /// Says which weights without room in the inner device's memory the processor can compute
+    /// with in decode: at first those of feed-forward blocks. Between graphs only.
+    pub fn set_host_reach(&self, reach: Reach) {
+        self.shared.set_host_reach(reach);
+    }
+
     /// Bytes of the weights without room in the inner device's memory that the processor can
-    /// compute with in decode, and how many layers have such.
+    /// compute with in decode, and how many times a pass goes to it and back for them.
     pub fn cold_weights(&self) -> (u64, u32) {
         self.shared.cold_weights()
     }

@@ -22,6 +22,7 @@ use crate::pager::model_index::ModelIndex;
 use crate::pager::storage::Access;
 use crate::pager::{Pager, PagerConfig};
 use crate::planner::LookAhead;
+use crate::planner::cold::Reach;
 use crate::telemetry::memory::{available_bytes, share_of};
 use crate::telemetry::pressure::automatic_device_budget_now;
 
@@ -347,12 +348,18 @@ impl Shared {
         !self.inner.is_host() && self.config.cold != Cold::Stream
     }
 
-    /// Bytes of the cold weights that the processor can compute with, and their layers.
+    /// Bytes of the cold weights that the processor can compute with, and how many times a
+    /// pass goes to it and back for them.
     pub fn cold_weights(&self) -> (u64, u32) {
         match self.computes_on_host() {
             true => self.paged().pager.copyable(),
             false => (0, 0),
         }
+    }
+
+    /// Has the processor compute with these of the cold weights.
+    pub fn set_host_reach(&self, reach: Reach) {
+        self.paged().pager.set_host_reach(reach);
     }
 
     /// Has the processor compute this part, 0 to 1, of the cold weights that it can.

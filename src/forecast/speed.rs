@@ -3,13 +3,12 @@
 
 use super::Subject;
 use crate::calibration::{Calibration, Contention, Kinds, LinkRates};
-use crate::device::rehearsal::Matrix;
 use crate::device::{Cold, keep_bytes};
 use crate::ggml::workload::kind_name;
 use crate::pager::GroupKey;
 use crate::pager::outlook::{Outlook, Placed};
 use crate::planner::Placement;
-use crate::planner::cold::{self, Choice, Load, Rates, Shares};
+use crate::planner::cold::{self, Choice, Load, Rates, Reach, Shares};
 use crate::planner::cost::{self, Pair};
 use crate::telemetry::memory::share_of;
 
@@ -245,7 +244,7 @@ fn cold(
             .bytes
             .saturating_sub(crossing - may_bytes + may.used.bytes()),
         other_seconds,
-        segments: may.layers,
+        segments: may.segments,
     };
     let contention = link.processor_contention;
     let cold_rates = Rates {
@@ -262,8 +261,8 @@ fn cold(
 /// The cold weights that the processor may compute with.
 struct Candidates {
     bytes: u64,
-    /// Layers that have such.
-    layers: u32,
+    /// How many times a pass goes to the processor and back for them.
+    segments: u32,
     /// Those that a token uses.
     used: Kinds,
 }
@@ -285,20 +284,22 @@ impl Candidates {
 fn candidates(subject: &Subject, outlook: &Outlook, used_share: f64) -> Candidates {
     let mut found = Candidates {
         bytes: 0,
-        layers: 0,
+        segments: 0,
         used: Kinds::default(),
     };
     if outlook.streamed_bytes() == 0 {
         return found;
     }
-    let is_one = |(tensor, _): &(&Placed, &Matrix)| {
-        tensor.placement == Placement::Streamed && !tensor.state && cold::may_compute(&tensor.role)
-    };
-    let all = outlook.tensors.iter().zip(&subject.notes.paged);
-    let mut groups: Vec<GroupKey> = Vec::new();
-    for (tensor, matrix) in all.filter(is_one) {
+    let most = reach(subject);
+    let is_cold = |tensor: &Placed| tensor.placement == Placement::Streamed && !tensor.state;
+    let mut units: Vec<(Reach, GroupKey)> = Vec::new();
+    for (tensor, matrix) in outlook.tensors.iter().zip(&subject.notes.paged) {
+        let reach = Reach::of(&tensor.role).filter(|reach| is_cold(tensor) && *reach <= most);
+        let Some(reach) = reach else {
+            continue;
+        };
         found.bytes += tensor.bytes;
-        groups.push(tensor.group);
+        units.push((reach, tensor.group));
         // Of experts a part.
         let used_bytes = match matrix.slices > 1 {
             true => share_of(tensor.bytes, used_share),
@@ -306,10 +307,19 @@ fn candidates(subject: &Subject, outlook: &Outlook, used_share: f64) -> Candidat
         };
         found.used.add(matrix.kind, used_bytes);
     }
-    groups.sort_unstable();
-    groups.dedup();
-    found.layers = u32::try_from(groups.len()).unwrap_or(u32::MAX);
+    units.sort_unstable();
+    units.dedup();
+    let segments = units.iter().map(|(reach, _)| reach.segments());
+    found.segments = segments.fold(0, u32::saturating_add);
     found
+}
+
+/// How far a run's processor would go.
+fn reach(subject: &Subject) -> Reach {
+    match subject.paging.cold {
+        Cold::Auto if used_share(subject) >= 1.0 => Reach::All,
+        Cold::Auto | Cold::Cpu | Cold::Stream => Reach::FeedForward,
+    }
 }
 
 /// Bytes of experts that a pass fetches into the cache.

@@ -100,7 +100,6 @@ fn a_device_is_as_fast_as_link_and_processor_together() {
     let on_processor = by(1.0, 1e12).cold.unwrap();
     assert_eq!(on_processor.share, 1.0);
 
-    // Weights of attention have to cross the link anyway.
     let both = by(1e6, 1e6);
     let (cold, decode) = (both.cold.unwrap(), both.decode.unwrap());
     assert!(cold.share > 0.0, "{cold:?}");
@@ -171,20 +170,22 @@ fn who_computes_what_is_cold_may_be_said() {
     let mut subject = subject(Some(&device), "--vram-budget 1200K");
     let rates = rates(&subject, 1e6, 1e6);
     let auto = forecast(&subject, &rates).cold.unwrap();
-    for (cold, share, speed) in [
-        (Cold::Cpu, 1.0, auto.processor_tokens_per_second),
-        (Cold::Stream, 0.0, auto.stream_tokens_per_second),
-    ] {
-        subject.paging.cold = cold;
-        let found = forecast(&subject, &rates);
-        let decode = found.decode.unwrap().tokens_per_second;
-        assert_eq!(found.cold.unwrap().share, share);
-        assert_eq!(
-            (found.cold.unwrap().tokens_per_second, decode),
-            (speed, speed)
-        );
-        assert!(auto.tokens_per_second >= speed);
-    }
+    let under = |subject: &mut Subject, who: Cold| {
+        subject.paging.cold = who;
+        let found = forecast(subject, &rates);
+        let (cold, decode) = (found.cold.unwrap(), found.decode.unwrap());
+        assert_eq!(cold.tokens_per_second, decode.tokens_per_second);
+        assert!(auto.tokens_per_second >= cold.tokens_per_second);
+        (cold, decode.pass_bytes)
+    };
+    let (streamed, all) = under(&mut subject, Cold::Stream);
+    assert_eq!(streamed.share, 0.0);
+    assert_eq!(streamed.tokens_per_second, auto.stream_tokens_per_second);
+    // Feed-forward blocks alone: attention and the output cross the link.
+    let (blocks, others) = under(&mut subject, Cold::Cpu);
+    assert_eq!(blocks.share, 1.0);
+    assert_eq!(blocks.tokens_per_second, blocks.processor_tokens_per_second);
+    assert!(0 < others && others < all, "{others} of {all}");
 }
 
 #[test]

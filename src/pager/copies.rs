@@ -21,7 +21,8 @@ use super::storage::BLOCK_BYTES;
 use super::{Backing, GroupKey, Pager, Place, TensorId};
 use crate::error::{Error, Result};
 use crate::ggml::RawBuffer;
-use crate::planner::{cold, spread};
+use crate::planner::cold::Reach;
+use crate::planner::spread;
 use crate::telemetry::memory::share_of;
 
 /// Where memory for copies comes from.
@@ -37,7 +38,9 @@ pub struct CopyMemory {
 #[derive(Debug)]
 pub(super) struct Copies {
     memory: CopyMemory,
-    // Of the bytes that may be computed with on the processor, the part that is; 0 to 1.
+    // Which weights the processor may compute with.
+    reach: Reach,
+    // Of their bytes the part that it does compute with; 0 to 1.
     share: f64,
     // The system gave no more memory since the last choice.
     refused: bool,
@@ -72,8 +75,9 @@ enum Filled {
     Yes,
 }
 
-/// A layer's weights that may have copies.
+/// What a layer has of weights that may have copies, of one reach.
 struct Layer {
+    reach: Reach,
     bytes: u64,
     weights: Vec<TensorId>,
 }
@@ -84,10 +88,20 @@ impl Pager {
     pub fn keep_copies(&mut self, memory: CopyMemory) {
         self.copies = Some(Copies {
             memory,
+            reach: Reach::default(),
             share: 1.0,
             refused: false,
         });
         self.choose_copies();
+    }
+
+    /// Says which weights the processor may compute with. Between graphs only; nothing is
+    /// moved.
+    pub fn set_host_reach(&mut self, reach: Reach) {
+        if let Some(copies) = &mut self.copies {
+            copies.reach = reach;
+            self.choose_copies();
+        }
     }
 
     /// Says which part of the bytes that may be computed with on the processor is, 0 to 1.
@@ -158,7 +172,8 @@ impl Pager {
     /// the places that tensors have now.
     ///
     /// The unit is a layer: its products follow each other, so that activations cross the
-    /// link twice and not with each of them.
+    /// link twice and not with each of them. What is beyond feed-forward blocks comes after
+    /// all of these.
     pub(super) fn choose_copies(&mut self) {
         let Some(copies) = &mut self.copies else {
             return;
@@ -177,15 +192,18 @@ impl Pager {
         if all > room {
             wanted = wanted.min(room);
         }
-        let members: Vec<usize> = (0..layers.len()).collect();
+        let of_blocks = layers.partition_point(|layer| layer.reach == Reach::FeedForward);
+        let indices: Vec<usize> = (0..layers.len()).collect();
+        let (blocks, others) = indices.split_at(of_blocks);
         let mut parts = vec![(false, false); layers.len()];
         let mut sum = 0;
-        for index in spread(&members) {
+        for index in spread(blocks).chain(spread(others)) {
             let bytes = layers[index].bytes;
             let ends = sum + bytes;
-            // Copies as far as there is room; the processor, to the nearest whole layer.
-            if ends <= room {
-                let computes = wanted > 0 && ends.saturating_sub(bytes / 2) <= wanted;
+            let computes = wanted > 0 && ends.saturating_sub(bytes / 2) <= wanted;
+            // Copies as far as there is room; the processor, to the nearest whole layer. What
+            // is seldom its own is not kept for that.
+            if ends <= room && (computes || index < of_blocks) {
                 parts[index] = (true, computes);
                 sum = ends;
             }
@@ -206,30 +224,36 @@ impl Pager {
         }
     }
 
-    /// Bytes of the weights that the processor may compute with, and the layers that have such.
+    /// Bytes of the weights that the processor may compute with, and how many times a pass
+    /// goes to it and back for them.
     pub fn copyable(&self) -> (u64, u32) {
         let layers = self.layers_to_copy();
         let bytes = layers.iter().map(|layer| layer.bytes).sum();
-        (bytes, u32::try_from(layers.len()).unwrap_or(u32::MAX))
+        let segments = layers.iter().map(|layer| layer.reach.segments());
+        (bytes, segments.fold(0, u32::saturating_add))
     }
 
-    /// The layers that have weights which may be copied, in the order of a pass.
+    /// What layers have of weights that may be copied, by reach and then in the order of a
+    /// pass.
     fn layers_to_copy(&self) -> Vec<Layer> {
-        let mut found: Vec<(GroupKey, TensorId, u64)> = Vec::new();
+        let Some(most) = self.copies.as_ref().map(|copies| copies.reach) else {
+            return Vec::new();
+        };
+        let mut found: Vec<((Reach, GroupKey), TensorId, u64)> = Vec::new();
         for id in self.ids() {
             let tensor = self.tensor(id);
             let spec = &tensor.spec;
             let is_one = matches!(tensor.place, Place::Streamed)
                 && matches!(spec.backing, Backing::Weight(_))
-                && spec.slice_bytes.is_none()
-                && cold::may_compute(&spec.role);
-            if is_one {
-                found.push((spec.group, id, spec.span_bytes as u64));
+                && spec.slice_bytes.is_none();
+            let reach = Reach::of(&spec.role).filter(|reach| is_one && *reach <= most);
+            if let Some(reach) = reach {
+                found.push(((reach, spec.group), id, spec.span_bytes as u64));
             }
         }
-        found.sort_by_key(|(group, ..)| *group);
-        let same = |a: &(GroupKey, TensorId, u64), b: &(GroupKey, TensorId, u64)| a.0 == b.0;
-        let layers = found.chunk_by(same).map(|layer| Layer {
+        found.sort_by_key(|(unit, ..)| *unit);
+        let layers = found.chunk_by(|a, b| a.0 == b.0).map(|layer| Layer {
+            reach: layer[0].0.0,
             bytes: layer.iter().map(|(.., bytes)| bytes).sum(),
             weights: layer.iter().map(|(_, id, _)| *id).collect(),
         });

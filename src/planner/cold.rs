@@ -32,27 +32,55 @@
 
 use super::WhenStreamed;
 
-/// Whether the processor may compute with weights of this role, a name without the layer:
-/// those of feed-forward blocks. They are most of a model, and what is between their products
-/// is little work.
-pub fn may_compute(role: &str) -> bool {
-    role.split('.').any(|part| part.starts_with("ffn_"))
+/// How far the processor goes with cold weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// Feed-forward blocks: most of a model, and one product follows the other.
+    #[default]
+    FeedForward,
+    /// After these the products of attention and the output too, where the link is too slow
+    /// for them: each layer's chain goes to the processor twice more.
+    All,
 }
 
-/// What becomes of weights of this role that are cold, where the processor computes what it
-/// may.
+impl Reach {
+    /// The least with which the processor may compute with weights of this role, a name
+    /// without the layer; None where it never does.
+    pub fn of(role: &str) -> Option<Self> {
+        let has = |is_one: fn(&str) -> bool| role.split('.').any(is_one);
+        if has(|part| part.starts_with("ffn_")) {
+            Some(Self::FeedForward)
+        } else if has(|part| part.starts_with("attn_") || matches!(part, "output" | "token_embd")) {
+            Some(Self::All)
+        } else {
+            None
+        }
+    }
+
+    /// How many times the chain goes to the processor and back for what a layer has of this
+    /// reach and not of a smaller one.
+    pub fn segments(self) -> u32 {
+        match self {
+            Self::FeedForward => 1,
+            Self::All => 2,
+        }
+    }
+}
+
+/// What becomes of weights of this role that are cold, where the processor computes with
+/// feed-forward blocks.
 pub fn use_of(role: &str) -> WhenStreamed {
-    match may_compute(role) {
-        true if role.contains("_exps") => WhenStreamed::PartOnHost,
-        true => WhenStreamed::OnHost,
-        false => WhenStreamed::Fetched,
+    match Reach::of(role) {
+        Some(Reach::FeedForward) if role.contains("_exps") => WhenStreamed::PartOnHost,
+        Some(Reach::FeedForward) => WhenStreamed::OnHost,
+        _ => WhenStreamed::Fetched,
     }
 }
 
 /// What of a model is cold, and what is not.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Load {
-    /// Cold bytes that the processor may compute with (feed-forward weights).
+    /// Cold bytes that the processor may compute with, by its [`Reach`].
     pub may_bytes: u64,
     /// Cold bytes that have to cross the link in each pass.
     pub must_bytes: u64,

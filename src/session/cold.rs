@@ -16,7 +16,7 @@ use crate::forecast::revision::{Cause, Decision, Passage, Revision, What};
 use crate::ggml::workload::is_measurable;
 use crate::ggml::{Header, InnerDevice};
 use crate::llama::log;
-use crate::planner::cold::{self, Load, Rates};
+use crate::planner::cold::{self, Load, Rates, Reach};
 use crate::planner::cost;
 use crate::telemetry::memory::share_of;
 use crate::telemetry::pressure::automatic_device_budget_now;
@@ -178,6 +178,10 @@ impl Shares {
     /// compute with.
     pub fn begin(&mut self, device: &PagedDevice) -> Option<Decision> {
         (self.last, self.seen) = (None, None);
+        if self.rates.is_some() {
+            // Whatever is slower over the link than on the processor.
+            device.set_host_reach(Reach::All);
+        }
         self.look(device, &device.report())
     }
 
@@ -335,7 +339,8 @@ impl Matrices {
                 continue;
             }
             found.all.add(entry.kind, entry.bytes);
-            if cold::may_compute(role) && !role.contains("_exps") && !role.contains("norm") {
+            let is_matrix = !role.contains("_exps") && !role.contains("norm");
+            if is_matrix && Reach::of(role).is_some() {
                 found.cold.add(entry.kind, entry.bytes);
             }
         }

@@ -3,6 +3,7 @@
 
 use rpaged::device::report::Reason;
 use rpaged::device::{Cold, Faults, PagedDevice, PagingConfig, Report};
+use rpaged::planner::cold::Reach;
 
 use super::asynchronous::{FLAVOURS, Run, complaint, device, pick};
 use super::case::{Paging, Size};
@@ -178,6 +179,38 @@ fn what_the_processor_cannot_compute_with_stays_before_the_rest() {
     }
 }
 
+/// The processor goes on with attention and the output where it is told to: the same bits,
+/// and less crosses the link; nothing does where only these are cold.
+#[test]
+fn attention_and_output_after_feed_forward_blocks() {
+    let sizes = [Size::Smallest, Size::Percent(30)];
+    let models = MODELS.iter().chain(&[Model::Experts]);
+    for (seed, model) in (1..).zip(models) {
+        for (share, size) in [(1.0, sizes[0]), (0.9, sizes[1])] {
+            let run = run_of(*model, seed, size);
+            let reached = |reach: Reach| {
+                let found = Watched::new(&run, Cold::Cpu, |_, paged| {
+                    paged.set_host_reach(reach);
+                    paged.set_host_share(share);
+                });
+                found.check(&run);
+                found
+            };
+            let (all, blocks) = (reached(Reach::All), reached(Reach::FeedForward));
+            let (all, blocks) = (all.last(), blocks.last());
+            if size == Size::Smallest {
+                assert!(all.host_pass_bytes > blocks.host_pass_bytes, "{run:?}");
+                assert!(all.pass_bytes < blocks.pass_bytes, "{run:?}");
+            }
+            let only_weights = run.paging == Paging::Weights && *model == Model::Dense;
+            assert!(
+                !only_weights || share < 1.0 || all.pass_bytes == 0,
+                "{all:?} in {run:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn gated_blocks() {
     for (seed, model) in (1..).step_by(3).zip(&MODELS[..3]) {
@@ -215,7 +248,12 @@ fn many_seeds_of_delays() {
             flavour: usize::try_from(seed).unwrap() % FLAVOURS.len(),
             ..run_of(model, seed, Size::Smallest)
         };
-        let found = Watched::new(&run, Cold::Cpu, |_, _| {});
+        let found = Watched::new(&run, Cold::Cpu, |_, paged| {
+            paged.set_host_reach(pick(
+                [Reach::FeedForward, Reach::FeedForward, Reach::All],
+                seed,
+            ));
+        });
         found.check(&run);
         assert!(found.last().host_bytes > 0, "{run:?}");
     }
@@ -228,6 +266,7 @@ fn share_that_changes_between_tokens_changes_nothing() {
         let run = run_of(model, seed, Size::Smallest);
         let mut shares = [1.0, 0.0, 0.3, 1.0, 0.7, 0.0, 0.5].into_iter().cycle();
         let found = Watched::new(&run, Cold::Auto, |_, paged| {
+            paged.set_host_reach(pick([Reach::All, Reach::FeedForward], seed));
             paged.set_host_share(shares.next().unwrap());
         });
         found.check(&run);
@@ -248,6 +287,7 @@ fn budgets_that_change_between_tokens_change_nothing() {
         let mut random = Random::new(seed);
         let mut copies = Vec::new();
         let found = Watched::new(&run, Cold::Cpu, |number, paged| {
+            paged.set_host_reach(pick([Reach::FeedForward, Reach::All], seed));
             copies.push(paged.report().host_copy_bytes);
             let part = match number {
                 0..3 => u64::from(random.below(400)),

@@ -7,7 +7,8 @@
 //!                       ▲ activations come                ▲ results go
 //! ```
 //!
-//! A host segment reaches from the first product with such a weight to the last one, with
+//! That is a feed-forward block, as here, or the products of attention that come before it, or
+//! the one that comes after. A host segment reaches from the first product with such a weight to the last one, with
 //! what is between them, as long as the processor can compute that and it reads nothing
 //! large that lies in the device's memory. It begins with a product, which no backend fuses
 //! with what is before; and where sums lead from its last product to a norm, it ends before
