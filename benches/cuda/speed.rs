@@ -347,7 +347,7 @@ impl Rig<'_> {
 
     fn tests(&self, what: What) -> Vec<String> {
         let generated = self.work.generated.to_string();
-        let words = match what {
+        match what {
             What::Prefill => {
                 let lengths = self.work.prompts.map(|length| length.to_string());
                 vec![
@@ -372,8 +372,7 @@ impl Rig<'_> {
                 .map(str::to_owned)
                 .into()
             }
-        };
-        words
+        }
     }
 
     fn resident_flags(&self) -> Vec<String> {

@@ -120,6 +120,7 @@ fn plan(flags: BenchFlags) -> Result<Plan> {
         budgets.push(("auto".to_owned(), Budget::Auto));
     }
     check_paging(&flags, !budgets.is_empty())?;
+    check_folders(&flags)?;
     let cold: Vec<Cold> = flags.cold.iter().flat_map(|list| list.0.clone()).collect();
     Ok(Plan {
         axes,
@@ -235,6 +236,11 @@ fn check_paging(flags: &BenchFlags, paged: bool) -> Result<()> {
     if let Some((flag, _, _, what)) = lacking {
         return Err(Error::Usage(format!("'{flag}' needs {what}")));
     }
+    Ok(())
+}
+
+/// Refuses folders that are not there.
+fn check_folders(flags: &BenchFlags) -> Result<()> {
     let folders = [
         (
             &flags.spill_dir,
