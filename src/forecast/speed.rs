@@ -307,10 +307,7 @@ fn candidates(subject: &Subject, outlook: &Outlook, used_share: f64) -> Candidat
         };
         found.used.add(matrix.kind, used_bytes);
     }
-    units.sort_unstable();
-    units.dedup();
-    let segments = units.iter().map(|(reach, _)| reach.segments());
-    found.segments = segments.fold(0, u32::saturating_add);
+    found.segments = cold::segments(units.into_iter());
     found
 }
 

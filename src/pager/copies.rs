@@ -21,7 +21,7 @@ use super::storage::BLOCK_BYTES;
 use super::{Backing, GroupKey, Pager, Place, TensorId};
 use crate::error::{Error, Result};
 use crate::ggml::RawBuffer;
-use crate::planner::cold::Reach;
+use crate::planner::cold::{self, Reach};
 use crate::planner::spread;
 use crate::telemetry::memory::share_of;
 
@@ -78,6 +78,7 @@ enum Filled {
 /// What a layer has of weights that may have copies, of one reach.
 struct Layer {
     reach: Reach,
+    group: GroupKey,
     bytes: u64,
     weights: Vec<TensorId>,
 }
@@ -229,8 +230,8 @@ impl Pager {
     pub fn copyable(&self) -> (u64, u32) {
         let layers = self.layers_to_copy();
         let bytes = layers.iter().map(|layer| layer.bytes).sum();
-        let segments = layers.iter().map(|layer| layer.reach.segments());
-        (bytes, segments.fold(0, u32::saturating_add))
+        let units = layers.iter().map(|layer| (layer.reach, layer.group));
+        (bytes, cold::segments(units))
     }
 
     /// What layers have of weights that may be copied, by reach and then in the order of a
@@ -254,6 +255,7 @@ impl Pager {
         found.sort_by_key(|(unit, ..)| *unit);
         let layers = found.chunk_by(|a, b| a.0 == b.0).map(|layer| Layer {
             reach: layer[0].0.0,
+            group: layer[0].0.1,
             bytes: layer.iter().map(|(.., bytes)| bytes).sum(),
             weights: layer.iter().map(|(_, id, _)| *id).collect(),
         });

@@ -30,6 +30,8 @@
 //!   processor.
 //! - Segments grow in proportion to the share, and each costs the same.
 
+use std::collections::BTreeMap;
+
 use super::WhenStreamed;
 
 /// How far the processor goes with cold weights.
@@ -56,15 +58,22 @@ impl Reach {
             None
         }
     }
+}
 
-    /// How many times the chain goes to the processor and back for what a layer has of this
-    /// reach and not of a smaller one.
-    pub fn segments(self) -> u32 {
-        match self {
-            Self::FeedForward => 1,
-            Self::All => 2,
-        }
+/// How many times the chain goes to the processor and back for cold weights of these layers, by
+/// their reach: once for a feed-forward block, for attention's products before and after it
+/// are in one chain with it; where only these are cold, twice.
+pub fn segments<K: Copy + Ord>(units: impl Iterator<Item = (Reach, K)>) -> u32 {
+    let mut least: BTreeMap<K, Reach> = BTreeMap::new();
+    for (reach, layer) in units {
+        let known = least.entry(layer).or_insert(reach);
+        *known = reach.min(*known);
     }
+    let of_layer = least.values().map(|reach| match reach {
+        Reach::FeedForward => 1,
+        Reach::All => 2,
+    });
+    of_layer.fold(0, u32::saturating_add)
 }
 
 /// What becomes of weights of this role that are cold, where the processor computes with

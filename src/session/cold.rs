@@ -178,11 +178,13 @@ impl Shares {
     /// compute with.
     pub fn begin(&mut self, device: &PagedDevice) -> Option<Decision> {
         (self.last, self.seen) = (None, None);
-        if self.rates.is_some() {
-            // Whatever is slower over the link than on the processor.
-            device.set_host_reach(Reach::All);
-        }
-        self.look(device, &device.report())
+        let report = device.report();
+        // With rates whatever is slower over the link than on the processor.
+        device.set_host_reach(match self.load(device, &report) {
+            Some(_) => Reach::All,
+            None => Reach::FeedForward,
+        });
+        self.look(device, &report)
     }
 
     /// Chooses anew, whatever was chosen and revised before; where there is nothing to choose
@@ -329,13 +331,22 @@ impl Matrices {
             used_share: 1.0,
             ..Self::default()
         };
-        for entry in headers.iter().flat_map(Header::tensors) {
+        let entries = || headers.iter().flat_map(Header::tensors);
+        let has_output = entries().any(|entry| entry.name == "output.weight");
+        for entry in entries() {
             found.tensor_bytes = found.tensor_bytes.saturating_add(entry.bytes);
-            let Some(name) = entry.name.strip_prefix("blk.") else {
-                continue;
+            let name = entry.name.as_str();
+            let of_layer = name
+                .strip_prefix("blk.")
+                .and_then(|name| name.split_once('.'));
+            let role = of_layer.map_or(name, |(_, role)| role);
+            // The token embedding is read row by row, unless it is the output too.
+            let is_used = match of_layer {
+                Some(_) => role.ends_with(".weight"),
+                None if has_output => name == "output.weight",
+                None => name == "token_embd.weight",
             };
-            let role = name.split_once('.').map_or("", |(_, role)| role);
-            if !role.ends_with(".weight") {
+            if !is_used {
                 continue;
             }
             found.all.add(entry.kind, entry.bytes);

@@ -7,12 +7,13 @@
 //!                       ▲ activations come                ▲ results go
 //! ```
 //!
-//! That is a feed-forward block, as here, or the products of attention that come before it, or
-//! the one that comes after. A host segment reaches from the first product with such a weight to the last one, with
-//! what is between them, as long as the processor can compute that and it reads nothing
-//! large that lies in the device's memory. It begins with a product, which no backend fuses
-//! with what is before; and where sums lead from its last product to a norm, it ends before
-//! that norm, so that what the device computes is fused as if all were on the device.
+//! That is a feed-forward block, as here, or the products of attention that come before it,
+//! or the one that comes after, or the output. A host segment reaches from the first product
+//! with such a weight to the last one, with what is between them, as long as the processor can
+//! compute that and it reads nothing large that lies in the device's memory. It begins with a
+//! product, which no backend fuses with what is before; and where sums lead from its last
+//! product to a norm, it ends before that norm, so that what the device computes is fused as
+//! if all were on the device.
 //!
 //! Only in graphs of few tokens: the processor is bound by the speed of its memory then, as
 //! the link is by its own. With more tokens it would compute for longer than the link takes.
@@ -161,9 +162,12 @@ fn columns_of(graph: Graph<'_>, scan: &Scan, paged: &Paged) -> i64 {
     let products = scan.touches.iter().filter_map(|touch| {
         let node = graph.node(touch.node);
         let is_weight = paged.pager.state_group(touch.tensor).is_none();
-        let is_weight = is_weight && node.source(0)?.as_ptr() == touch.raw;
+        let weight = node.source(0)?;
+        let is_weight = is_weight && weight.as_ptr() == touch.raw;
+        // Each matrix of a weight that has several, by heads, has columns of its own.
+        let of_each = |dim| node.extent(dim) / weight.extent(dim).max(1);
         let columns = match node.op() {
-            sys::GGML_OP_MUL_MAT => node.extent(1) * node.extent(2) * node.extent(3),
+            sys::GGML_OP_MUL_MAT => node.extent(1) * of_each(2) * of_each(3),
             // Those before are of one token.
             sys::GGML_OP_MUL_MAT_ID => node.extent(2),
             _ => return None,
@@ -181,6 +185,18 @@ fn is_host_product(graph: Graph<'_>, index: usize, paged: &Paged) -> bool {
     let weight = weight.filter(|weight| is_product && weight.view_source().is_none());
     let found = weight.and_then(|weight| paged.addresses.find(weight.address()));
     found.is_some_and(|(id, _)| paged.pager.is_on_host(id))
+}
+
+/// Whether a node goes over what earlier tokens left: that is where the device is.
+fn attends(node: Tensor<'_>) -> bool {
+    matches!(
+        node.op(),
+        sys::GGML_OP_FLASH_ATTN_EXT
+            | sys::GGML_OP_SOFT_MAX
+            | sys::GGML_OP_SSM_CONV
+            | sys::GGML_OP_SSM_SCAN
+            | sys::GGML_OP_GATED_DELTA_NET
+    )
 }
 
 /// Bytes of its weight that a product reads: of experts, those that are named.
@@ -310,7 +326,12 @@ impl<'a, 'g> Builder<'a, 'g> {
         }
         let is_paged = self.paged.addresses.find(node.address()).is_some();
         // What computes into another tensor's place is not worth the care.
-        if node.view_source().is_some() || is_paged || node.span_bytes() > ACTIVATION_BYTES_MAX {
+        if node.view_source().is_some() || is_paged || attends(node) {
+            return false;
+        }
+        // Logits are many, but no more than the device would have to give to llama.cpp.
+        let is_product = is_host_product(self.graph, index, self.paged);
+        if node.span_bytes() > ACTIVATION_BYTES_MAX && !is_product {
             return false;
         }
         if !node.sources().all(|source| self.place(source)) || !self.devices.cpu.supports(node) {
@@ -393,7 +414,12 @@ impl<'a, 'g> Builder<'a, 'g> {
             }
             None if root.is_in_host_memory() => (Home::There, Part::None),
             None => {
-                if bytes > ACTIVATION_BYTES_MAX || !root.is_in_memory_of(self.devices.inner) {
+                // What nothing computes may be a cache that is not paged.
+                let most = match root.op() {
+                    sys::GGML_OP_NONE => WEIGHT_BYTES_MAX,
+                    _ => ACTIVATION_BYTES_MAX,
+                };
+                if bytes > most || !root.is_in_memory_of(self.devices.inner) {
                     return None;
                 }
                 (
