@@ -164,7 +164,7 @@ impl Stage {
             if prefetch {
                 self.pager.prefetch(schedule.upcoming(segment))?;
             }
-            self.pager.wait_ready()?;
+            self.pager.wait_ready(schedule.writes(segment))?;
             for node in segment.nodes.clone() {
                 let (layer, step) = (node / 4, node % 4);
                 match step {

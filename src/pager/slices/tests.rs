@@ -120,7 +120,7 @@ impl Stage {
             let next = self.ids[(tensor + 1) % TENSORS];
             self.pager.prefetch_ranges([(next, &all)].into_iter())?;
         }
-        self.pager.wait_ready()?;
+        self.pager.wait_ready(&[])?;
         let all: Vec<usize> = (0..SLICES).collect();
         self.check(tensor, named.unwrap_or(&all));
         let usage = self.pager.usage();
