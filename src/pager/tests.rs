@@ -318,6 +318,7 @@ fn spec(layer: usize, role: &str, bytes: usize, backing: Backing) -> TensorSpec 
         role: role.to_owned(),
         bytes,
         span_bytes: bytes,
+        read_behind_bytes: 0,
         slice_bytes: None,
         backing,
     }

@@ -166,6 +166,15 @@ impl Pager {
                 whole_blocks: false,
             });
         }
+        if tensor.spec.read_behind_bytes > 0 {
+            // Other tensors have been there.
+            copies.push(Copy {
+                from: Source::Pattern(0),
+                to: to(at + need.range.len()),
+                bytes: tensor.spec.read_behind_bytes,
+                whole_blocks: false,
+            });
+        }
         from_file
     }
 

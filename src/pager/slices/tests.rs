@@ -71,6 +71,7 @@ impl Stage {
             role: format!("exps{}", index % 2),
             bytes: tensor_bytes,
             span_bytes: tensor_bytes,
+            read_behind_bytes: 0,
             slice_bytes: Some(setup.slice_bytes),
             backing: Backing::Weight(super::super::model_index::TensorLocation {
                 file: Arc::clone(&file),
