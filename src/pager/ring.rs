@@ -190,6 +190,12 @@ impl Ring {
         }
     }
 
+    /// The newest write-back from where these tensors are in use.
+    pub fn written_back(&self, tensors: impl Iterator<Item = TensorId>) -> Option<Ticket> {
+        let of = |id| self.pinned(id)?.written_back;
+        tensors.filter_map(of).max()
+    }
+
     /// Notes that a segment was launched, which uses what is in use until the fence comes.
     pub fn note_launched(&mut self, fence: &Fence) {
         let pinned = self.holdings.iter().filter(|held| held.pinned);
@@ -235,6 +241,31 @@ mod tests {
         assert!(ring.reserve(&need(2, 10)) && !ring.is_free(&(15..25)));
         ring.unpin();
         assert!(ring.is_free(&(0..10)));
+    }
+
+    #[test]
+    fn what_is_written_again_in_its_place_waits_for_its_write_back() {
+        let mut ring = Ring::default();
+        for tensor in [1, 2, 3] {
+            let need = need(tensor, 100 + 10 * usize::try_from(tensor).unwrap());
+            ring.hold(&need, Ticket(u64::from(tensor)), true);
+            ring.pin(&need);
+        }
+        ring.delay(TensorId(1), Ticket(8));
+        ring.delay(TensorId(2), Ticket(9));
+        let of = |ring: &Ring, ids: &[u32]| {
+            let ids = ids.iter().map(|id| TensorId(*id));
+            ring.written_back(ids)
+        };
+        assert_eq!(of(&ring, &[1, 3]), Some(Ticket(8)));
+        assert_eq!(of(&ring, &[1, 2]), Some(Ticket(9)));
+        assert_eq!(of(&ring, &[3]), None, "it was never written here");
+        assert_eq!(ring.all_pinned().map(|held| held.ticket.0).max(), Some(3));
+        // A later fetch is another matter.
+        ring.unpin();
+        ring.hold(&need(1, 20), Ticket(10), true);
+        ring.pin(&need(1, 20));
+        assert_eq!(of(&ring, &[1, 2]), None);
     }
 
     #[test]

@@ -251,8 +251,7 @@ impl Pager {
         let in_cache = self.cache.pinned_ticket().map(|ticket| (ticket, true));
         let fetched = in_ring.chain(in_cache).max();
         let fetched = fetched.map(|(ticket, from_file)| (ticket, kind(from_file)));
-        let of = |id: &TensorId| self.ring.pinned(*id)?.written_back;
-        let written = writes.iter().filter_map(|(id, _)| of(id)).max();
+        let written = self.ring.written_back(writes.iter().map(|(id, _)| *id));
         let written = written.map(|ticket| (ticket, Kind::WriteBack));
         Ok([self.arrival(fetched)?, self.arrival(written)?])
     }

@@ -49,7 +49,7 @@ pub fn check(snapshot: &Snapshot, tally: &Tally) -> Result<(), String> {
 fn check_view(snapshot: &Snapshot, view: &sys::ggml_tensor, tally: &Tally) -> Result<(), String> {
     // SAFETY: no preconditions beyond a valid type, which a tensor has.
     let quantised = unsafe { sys::ggml_is_quantized(view.type_) };
-    let read = view.ne[0].next_multiple_of(STEP_ELEMENTS) - view.ne[0];
+    let read = (STEP_ELEMENTS - view.ne[0] % STEP_ELEMENTS) % STEP_ELEMENTS;
     let place = snapshot.memory_of(view).filter(|_| quantised && read > 0);
     let Some((memory, offset)) = place else {
         return Ok(());
