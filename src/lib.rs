@@ -81,10 +81,10 @@
 //! 2. **A segment runs only on bytes that are there.** Between `require` and `unpin` its
 //!    places in the ring and its experts in the cache are pinned, and `wait_ready` has
 //!    returned before the launch.
-//! 3. **One writer or many readers.** A range of arena or store is touched by one copy in
+//! 3. **One writer or many readers.** A range of arena or store is written by one copy in
 //!    flight, or by the segment that runs, or by an access from outside that has drained
-//!    the engine; never by two of them. That holds for the edges of experts too, which
-//!    share blocks of direct I/O with their neighbours.
+//!    the engine; none of the others touches it then. That holds for the edges of experts
+//!    too, which share blocks of direct I/O with their neighbours.
 //! 4. **The engine appears to run in order.** Copies that touch the same bytes are done as
 //!    they were submitted: a write-back before the fetch that reuses its place or reads
 //!    what it wrote. No further wait orders the two.

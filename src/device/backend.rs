@@ -349,7 +349,8 @@ impl PagedBackend {
         if prefetch {
             fetch_ahead(schedule, segment, &mut paged.pager)?;
         }
-        if let Some(arrival) = paged.pager.wait_ready()? {
+        let arrivals = paged.pager.wait_ready(schedule.writes(segment))?;
+        for arrival in arrivals.into_iter().flatten() {
             self.inner.wait(&arrival);
             self.fences.push(arrival);
         }

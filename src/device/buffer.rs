@@ -335,6 +335,10 @@ fn place_view(view: Tensor<'_>) {
     }
 }
 
+/// What a kernel of ggml-cuda reads behind the last row that it needs: it goes through rows
+/// of quantised elements in steps of at most as many.
+const READ_BEHIND_ELEMENTS: i64 = 512;
+
 pub(super) fn spec_of(
     shared: &Shared,
     kind: &Kind,
@@ -357,11 +361,18 @@ pub(super) fn spec_of(
             (weight_group(&name), Backing::Weight(location))
         }
     };
+    let span_bytes = tensor.span_bytes();
+    let is_read_behind = matches!(kind, Kind::States) && !shared.inner.is_host();
+    let read_behind_bytes = match is_read_behind && tensor.is_quantised() {
+        true => tensor.bytes_of_elements(READ_BEHIND_ELEMENTS),
+        false => 0,
+    };
     Ok(TensorSpec {
         group,
         role: role_of(&name),
-        bytes,
-        span_bytes: tensor.span_bytes(),
+        bytes: bytes.max(span_bytes + read_behind_bytes),
+        span_bytes,
+        read_behind_bytes,
         slice_bytes: slice_bytes(kind, tensor).filter(|_| shared.inner.is_host()),
         backing,
     })

@@ -84,7 +84,7 @@ impl Scan {
                 self.find_written_ranges(node, offset, paged);
                 for written in 0..self.rows.len() {
                     let range = self.rows[written].clone();
-                    self.add_write(index, id, range, paged);
+                    self.add_write((index, offset), id, range, paged);
                 }
             }
         }
@@ -175,13 +175,24 @@ impl Scan {
         }
     }
 
-    fn add_write(&mut self, node: usize, tensor: TensorId, range: Range<usize>, paged: &mut Paged) {
+    /// Notes that a node, which begins at `offset` of a tensor, writes a range of it.
+    fn add_write(
+        &mut self,
+        (node, offset): (usize, usize),
+        tensor: TensorId,
+        range: Range<usize>,
+        paged: &mut Paged,
+    ) {
         paged.pager.note_use(tensor, range.end);
+        let whole = match paged.pager.counts_from_base() {
+            true => offset.min(range.start)..range.end,
+            false => range.clone(),
+        };
         if paged.pager.is_streamed(tensor) {
             self.uses.push(Use {
                 node,
                 tensor,
-                range: paged.pager.unit_of_transfer(tensor, &range),
+                range: paged.pager.unit_of_transfer(tensor, &whole),
                 written: Some(range),
                 state: paged.pager.state_group(tensor),
                 cache: None,

@@ -110,6 +110,18 @@ impl<'a> Tensor<'a> {
         self.get().type_
     }
 
+    /// Whether its elements come in blocks of a common scale.
+    pub fn is_quantised(self) -> bool {
+        // SAFETY: no preconditions beyond a valid type, which a tensor has.
+        unsafe { sys::ggml_is_quantized(self.element_type()) }
+    }
+
+    /// Bytes of as many elements of its type, which are whole blocks.
+    pub fn bytes_of_elements(self, count: i64) -> usize {
+        // SAFETY: as above.
+        unsafe { sys::ggml_row_size(self.element_type(), count) }
+    }
+
     /// Elements along dimension `dim`.
     pub fn extent(self, dim: usize) -> i64 {
         self.get().ne[dim]

@@ -84,6 +84,12 @@ impl Arena {
         matches!(self, Self::Device(..))
     }
 
+    /// Whether the device's addresses are offsets in its buffers, which are not negative
+    /// (ggml-vulkan's are).
+    pub fn counts_from_base(&self) -> bool {
+        matches!(self, Self::Device(device, _) if !CudaLink::is_for(*device))
+    }
+
     /// Bytes that a block of `bytes` to itself takes: CUDA gives what is not small in whole
     /// granules.
     pub fn own_block_bytes(&self, bytes: usize) -> usize {

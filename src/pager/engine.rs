@@ -184,7 +184,7 @@ pub struct Counters {
 ///   reuses its slot need no wait between them, and fetches of different slots overlap;
 /// - tickets complete in the order of submission;
 /// - between `submit` and the completion of its ticket the destination of a request is
-///   undefined, and neither side may be touched by anybody else;
+///   undefined and may not be touched by anybody else, nor may its source be written;
 /// - a failed request leaves its destination undefined; later requests still run. The
 ///   failure is reported by every `wait` for its ticket or a later one, until
 ///   `forget_failures` is called;
@@ -203,14 +203,29 @@ pub trait CopyEngine: Send + std::fmt::Debug {
     /// The oldest failure up to `ticket` that has not been forgotten.
     fn wait(&self, ticket: Ticket) -> Result<(), Failure>;
 
-    /// What a computation on the device has to wait for, so that `ticket` is done before
-    /// it; None when `ticket` is done. Blocks only until that is known: an engine whose
-    /// copies the device itself can wait for gives a fence as soon as they are queued.
+    /// What a computation on the device has to wait for, so that `ticket` and all before it
+    /// in its direction are done before; None when they are. Those of the other direction
+    /// are waited for only where they conflict with these. Blocks only until that is known:
+    /// an engine whose copies the device itself can wait for gives a fence as soon as they
+    /// are queued.
     ///
     /// # Errors
     /// As for `wait`, as far as failures are known by then.
     fn arrival(&self, ticket: Ticket) -> Result<Option<Fence>, Failure> {
         self.wait(ticket).map(|()| None)
+    }
+
+    /// Blocks until what `arrival` tells of has come, which may be sooner than `wait` says.
+    ///
+    /// # Errors
+    /// As for `arrival`.
+    fn await_arrival(&self, ticket: Ticket) -> Result<(), Failure> {
+        self.wait(ticket)
+    }
+
+    /// Whether what `arrival` tells of has come, or will never. Never blocks.
+    fn has_arrived(&self, ticket: Ticket) -> bool {
+        self.is_done(ticket)
     }
 
     /// Whether `wait` for `ticket` would return without blocking: it is done, or will

@@ -98,6 +98,9 @@ pub struct TensorSpec {
     pub bytes: usize,
     /// Its own bytes.
     pub span_bytes: usize,
+    /// Bytes behind whatever part of it is in use that the inner device may read as well,
+    /// and that must be numbers then.
+    pub read_behind_bytes: usize,
     /// Bytes of one expert, when it is made of experts.
     pub slice_bytes: Option<usize>,
     /// Where its bytes are when they are not in the arena.
@@ -285,12 +288,21 @@ impl Pager {
         }
     }
 
+    /// Whether the inner device cannot be told of a tensor that begins before its buffer,
+    /// even if the rows in use are in there.
+    pub fn counts_from_base(&self) -> bool {
+        self.config.arena.counts_from_base()
+    }
+
     /// Bytes of the ring that a range of a tensor takes.
     pub fn ring_bytes_of(&self, id: TensorId, range: &Range<usize>) -> usize {
         let tensor = self.tensor(id);
         match &tensor.state {
             None => self.arena_bytes(&tensor.spec),
-            Some(_) => range.len().next_multiple_of(self.config.alignment),
+            Some(_) => {
+                let bytes = range.len() + tensor.spec.read_behind_bytes;
+                bytes.next_multiple_of(self.config.alignment)
+            }
         }
     }
 

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use super::TensorId;
 use super::block::Block;
 use super::engine::Ticket;
+use crate::ggml::Fence;
 
 /// What a segment needs of a streamed tensor: these bytes, at this place of the ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub struct Holding {
     pub need: Need,
     /// Its fetch.
     pub ticket: Ticket,
+    /// The newest write-back of what was written to it in its place.
+    pub written_back: Option<Ticket>,
     /// Whether the fetch reads a file.
     pub from_file: bool,
     /// In use by the segment at hand: must not be overwritten.
@@ -61,6 +64,8 @@ pub struct Holding {
 pub struct Ring {
     block: Option<Arc<Block>>,
     holdings: Vec<Holding>,
+    // Places that segments use which were launched and may not be done, oldest first.
+    uses: Vec<(Range<usize>, Fence)>,
     search: u64,
     // Places that the search has found to be needed, and in use.
     wanted: Vec<Range<usize>>,
@@ -153,6 +158,7 @@ impl Ring {
         self.holdings.push(Holding {
             need: need.clone(),
             ticket,
+            written_back: None,
             from_file,
             pinned: false,
             mark: self.search,
@@ -180,8 +186,34 @@ impl Ring {
     pub fn delay(&mut self, tensor: TensorId, ticket: Ticket) {
         let mut holdings = self.holdings.iter_mut();
         if let Some(held) = holdings.find(|held| held.pinned && held.need.tensor == tensor) {
-            held.ticket = ticket;
+            held.written_back = Some(ticket);
         }
+    }
+
+    /// The newest write-back from where these tensors are in use.
+    pub fn written_back(&self, tensors: impl Iterator<Item = TensorId>) -> Option<Ticket> {
+        let of = |id| self.pinned(id)?.written_back;
+        tensors.filter_map(of).max()
+    }
+
+    /// Notes that a segment was launched, which uses what is in use until the fence comes.
+    pub fn note_launched(&mut self, fence: &Fence) {
+        let pinned = self.holdings.iter().filter(|held| held.pinned);
+        self.uses
+            .extend(pinned.map(|held| (held.need.place(), Fence::clone(fence))));
+    }
+
+    /// Notes that all segments are done.
+    pub fn note_computed(&mut self) {
+        self.uses.clear();
+    }
+
+    /// What has to come before anything of `place` may be overwritten: segments are done in
+    /// their order.
+    pub fn last_use(&self, place: &Range<usize>) -> Option<&Fence> {
+        let mut newest_first = self.uses.iter().rev();
+        let last = newest_first.find(|(used, _)| used.start < place.end && place.start < used.end);
+        last.map(|(_, fence)| fence)
     }
 }
 
@@ -209,6 +241,31 @@ mod tests {
         assert!(ring.reserve(&need(2, 10)) && !ring.is_free(&(15..25)));
         ring.unpin();
         assert!(ring.is_free(&(0..10)));
+    }
+
+    #[test]
+    fn what_is_written_again_in_its_place_waits_for_its_write_back() {
+        let mut ring = Ring::default();
+        for tensor in [1, 2, 3] {
+            let need = need(tensor, 100 + 10 * usize::try_from(tensor).unwrap());
+            ring.hold(&need, Ticket(u64::from(tensor)), true);
+            ring.pin(&need);
+        }
+        ring.delay(TensorId(1), Ticket(8));
+        ring.delay(TensorId(2), Ticket(9));
+        let of = |ring: &Ring, ids: &[u32]| {
+            let ids = ids.iter().map(|id| TensorId(*id));
+            ring.written_back(ids)
+        };
+        assert_eq!(of(&ring, &[1, 3]), Some(Ticket(8)));
+        assert_eq!(of(&ring, &[1, 2]), Some(Ticket(9)));
+        assert_eq!(of(&ring, &[3]), None, "it was never written here");
+        assert_eq!(ring.all_pinned().map(|held| held.ticket.0).max(), Some(3));
+        // A later fetch is another matter.
+        ring.unpin();
+        ring.hold(&need(1, 20), Ticket(10), true);
+        ring.pin(&need(1, 20));
+        assert_eq!(of(&ring, &[1, 2]), None);
     }
 
     #[test]

@@ -156,7 +156,7 @@ impl Pager {
             self.cache.insert(*slice, false);
         }
         let engine = &self.engine;
-        if !self.cache.has_room(|ticket| engine.is_done(ticket)) || !self.make_room() {
+        if !self.cache.has_room(|ticket| engine.has_arrived(ticket)) || !self.make_room() {
             self.forget_wanted();
             return Ok(false);
         }
@@ -180,7 +180,7 @@ impl Pager {
             ..
         } = self;
         cache.make_room(
-            |ticket| engine.is_done(ticket),
+            |ticket| engine.has_arrived(ticket),
             |id, pages| give_back(tensors, id, pages),
         )
     }
@@ -232,7 +232,7 @@ impl Pager {
                 bytes: bytes.len(),
                 whole_blocks: false,
             }));
-            if let Err(error) = self.submit_in(copies) {
+            if let Err(error) = self.submit_in(copies, self.launched.clone()) {
                 self.forget_wanted();
                 return Err(error);
             }
@@ -246,7 +246,7 @@ impl Pager {
             let whole_blocks = self.reads_whole_blocks() && (pinned || !beside_pinned);
             copies.push(self.copy_of(id, &slices, whole_blocks));
         }
-        let submitted = self.submit_in(copies);
+        let submitted = self.submit_in(copies, self.launched.clone());
         if let Ok(ticket) = submitted {
             for run in wanted.chunk_by(next) {
                 let (id, slices) = run_of(run);

@@ -164,7 +164,7 @@ impl Stage {
             if prefetch {
                 self.pager.prefetch(schedule.upcoming(segment))?;
             }
-            self.pager.wait_ready()?;
+            self.pager.wait_ready(schedule.writes(segment))?;
             for node in segment.nodes.clone() {
                 let (layer, step) = (node / 4, node % 4);
                 match step {
@@ -318,6 +318,7 @@ fn spec(layer: usize, role: &str, bytes: usize, backing: Backing) -> TensorSpec 
         role: role.to_owned(),
         bytes,
         span_bytes: bytes,
+        read_behind_bytes: 0,
         slice_bytes: None,
         backing,
     }

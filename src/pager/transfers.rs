@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::engine::{Copy, Direction, Failure, Request, Source, Target};
+use super::engine::{Copy, Direction, Failure, Request, Source, Target, Ticket};
+use super::engine_host::progress::Kind;
 use super::underway::Underway;
 use super::{Backing, Need, PagedTensor, Pager, TensorId};
 use crate::error::{Error, Result};
@@ -114,7 +115,9 @@ impl Pager {
         let fills = filling.is_some();
         copies.extend(filling);
         let from_file = self.copies_of(need, place.start, &mut copies) || fills;
-        let ticket = self.submit_in(copies)?;
+        // Segments that use other places are nothing to it.
+        let after = self.ring.last_use(&place).map(Fence::clone);
+        let ticket = self.submit_in(copies, after)?;
         if fills {
             self.note_filling(need.tensor, ticket);
         }
@@ -163,6 +166,15 @@ impl Pager {
                 whole_blocks: false,
             });
         }
+        if tensor.spec.read_behind_bytes > 0 {
+            // Other tensors have been there.
+            copies.push(Copy {
+                from: Source::Pattern(0),
+                to: to(at + need.range.len()),
+                bytes: tensor.spec.read_behind_bytes,
+                whole_blocks: false,
+            });
+        }
         from_file
     }
 
@@ -189,10 +201,10 @@ impl Pager {
         self.config.arena.is_read_into() && alignment.is_multiple_of(super::storage::BLOCK_BYTES)
     }
 
-    pub(super) fn submit_in(&mut self, copies: Vec<Copy>) -> Result<super::engine::Ticket> {
+    /// Submits copies into the arena that come after a fence. The places that they write
+    /// are not those of the segment that is launched next.
+    pub(super) fn submit_in(&mut self, copies: Vec<Copy>, after: Option<Fence>) -> Result<Ticket> {
         let direction = Direction::In;
-        // The places that it writes are not those of the segment that is launched next.
-        let after = self.launched.clone();
         let request = Request {
             direction,
             copies,
@@ -207,38 +219,57 @@ impl Pager {
     /// been waited for.
     pub fn note_launched(&mut self, fence: Option<Fence>) {
         match &fence {
-            Some(fence) => self.underway.push(Underway::Segment(Fence::clone(fence))),
-            None => self.underway.clear(),
+            Some(fence) => {
+                self.underway.push(Underway::Segment(Fence::clone(fence)));
+                self.ring.note_launched(fence);
+            }
+            None => {
+                self.underway.clear();
+                self.ring.note_computed();
+            }
         }
         self.launched = fence;
     }
 
     /// Waits until everything that was required is there: all pinned places are Clean, or
-    /// will be when the fence comes, for which the device has to wait.
+    /// will be when the fences come, for which the device has to wait. What the segment
+    /// `writes` in its place it may write then: what was written there before is back in
+    /// its store.
     ///
     /// # Errors
     /// `Failed` when a copy failed; ring and cache are empty afterwards.
-    pub fn wait_ready(&mut self) -> Result<Option<Fence>> {
+    pub fn wait_ready(
+        &mut self,
+        writes: &[(TensorId, Range<usize>)],
+    ) -> Result<[Option<Fence>; 2]> {
+        let kind = |from_file| match from_file {
+            true => Kind::Storage,
+            false => Kind::Link,
+        };
         let pinned = self.ring.all_pinned();
         let in_ring = pinned.map(|held| (held.ticket, held.from_file));
         let in_cache = self.cache.pinned_ticket().map(|ticket| (ticket, true));
-        let Some((ticket, from_file)) = in_ring.chain(in_cache).max() else {
+        let fetched = in_ring.chain(in_cache).max();
+        let fetched = fetched.map(|(ticket, from_file)| (ticket, kind(from_file)));
+        let written = self.ring.written_back(writes.iter().map(|(id, _)| *id));
+        let written = written.map(|ticket| (ticket, Kind::WriteBack));
+        Ok([self.arrival(fetched)?, self.arrival(written)?])
+    }
+
+    /// What a segment has to wait for of copies of this kind, up to this ticket.
+    fn arrival(&mut self, awaited: Option<(Ticket, Kind)>) -> Result<Option<Fence>> {
+        let Some((ticket, kind)) = awaited else {
             return Ok(None);
         };
-        if self.engine.is_done(ticket) {
-            // Failures are looked at, and nothing is waited for.
-            let outcome = self.engine.arrival(ticket);
-            return outcome.map_err(|failure| self.fail(&failure));
-        }
+        // Failures are looked at, even if nothing is to be waited for.
+        let is_there = self.engine.has_arrived(ticket);
         let start = Instant::now();
         let outcome = self.engine.arrival(ticket);
-        let seconds = start.elapsed().as_secs_f64();
-        match from_file {
-            true => self.stalls.storage_seconds += seconds,
-            false => self.stalls.link_seconds += seconds,
+        if !is_there {
+            self.stalls.add(kind, start.elapsed());
         }
         if let Ok(Some(_)) = &outcome {
-            self.underway.push(Underway::Copies(ticket, from_file));
+            self.underway.push(Underway::Copies(ticket, kind));
         }
         outcome.map_err(|failure| self.fail(&failure))
     }

@@ -13,13 +13,14 @@ use std::time::Instant;
 
 use super::Pager;
 use super::engine::Ticket;
+use super::engine_host::progress::Kind;
 use crate::ggml::Fence;
 
 /// One thing that is under way.
 #[derive(Debug)]
 pub(super) enum Underway {
-    /// The copies up to this ticket, from a file or not, for which a segment waits.
-    Copies(Ticket, bool),
+    /// The copies up to this ticket, of this kind, for which a segment waits.
+    Copies(Ticket, Kind),
     /// The computation of a segment.
     Segment(Fence),
 }
@@ -38,14 +39,10 @@ impl Pager {
                     fence.synchronize();
                     seconds += start.elapsed().as_secs_f64();
                 }
-                Underway::Copies(ticket, from_file) => {
+                Underway::Copies(ticket, kind) => {
                     // Who needs what failed is told so elsewhere.
-                    let _ = self.engine.wait(ticket);
-                    let waited = start.elapsed().as_secs_f64();
-                    match from_file {
-                        true => self.stalls.storage_seconds += waited,
-                        false => self.stalls.link_seconds += waited,
-                    }
+                    let _ = self.engine.await_arrival(ticket);
+                    self.stalls.add(kind, start.elapsed());
                 }
             }
         }

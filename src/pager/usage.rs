@@ -1,6 +1,9 @@
 //! Sizes and counters of a pager, and what a change of its plan did.
 
+use std::time::Duration;
+
 use super::GroupKey;
+use super::engine_host::progress::Kind;
 
 /// Bytes moved and time spent, by where they went.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -53,6 +56,16 @@ impl Stalls {
     /// All of it.
     pub fn seconds(&self) -> f64 {
         self.storage_seconds + self.link_seconds + self.write_back_seconds
+    }
+
+    /// Adds time spent waiting for copies of a kind.
+    pub(super) fn add(&mut self, kind: Kind, spent: Duration) {
+        let seconds = match kind {
+            Kind::Storage => &mut self.storage_seconds,
+            Kind::Link => &mut self.link_seconds,
+            Kind::WriteBack => &mut self.write_back_seconds,
+        };
+        *seconds += spent.as_secs_f64();
     }
 }
 

@@ -174,10 +174,13 @@ fn ordered_by_events() {
     let computed = Event::new(device).unwrap();
     // SAFETY: an address of the driver's memory.
     let first = unsafe { (driver.host_address)(buffer.base()) }.cast::<u8>();
+    // What goes out has a stream of its own.
+    let mut back = link.another().unwrap();
+    let left = Event::new(device).unwrap();
     // The same events again and again: a wait is for their newest recording.
     for round in 0..rounds {
         let from = sources.address(round * size).cast_const();
-        // SAFETY: nobody else touches them: the copy comes after the last copy out.
+        // SAFETY: nobody else touches them: the copy was told to wait for the last copy out.
         unsafe { link.copy_in(&buffer, 0, from, size) }.unwrap();
         link.record(&arrived).unwrap();
         // SAFETY: handles of the driver's.
@@ -188,9 +191,11 @@ fn ordered_by_events() {
         unsafe { (driver.launch)(stream, compute, argument) };
         // SAFETY: handles of the driver's.
         unsafe { (driver.record_event)(computed.handle() as usize, stream) };
-        link.wait(&computed).unwrap();
+        back.wait(&computed).unwrap();
         // SAFETY: the computation is waited for.
-        unsafe { link.copy_out(&buffer, 0, results.address(round * size), size) }.unwrap();
+        unsafe { back.copy_out(&buffer, 0, results.address(round * size), size) }.unwrap();
+        back.record(&left).unwrap();
+        link.wait(&left).unwrap();
     }
     drain(&mut link, &arrived);
     let mut found = vec![0; size * rounds];
@@ -200,8 +205,8 @@ fn ordered_by_events() {
     assert!(found == expected, "a copy did not wait");
     // SAFETY: a handle of the driver's.
     unsafe { (driver.destroy_stream)(stream) };
-    drop(link);
-    drop((sources, results, buffer, arrived, computed));
+    drop((link, back));
+    drop((sources, results, buffer, arrived, computed, left));
     assert_eq!(driver.violations(), "");
 }
 

@@ -327,6 +327,66 @@ fn states_saved_restored_copied_and_cleared() {
     check_all(runs);
 }
 
+/// The rows of the second sequence lie behind all of the first one's, and are fetched alone.
+#[test]
+fn sequences_with_rows_of_their_own() {
+    let steps = vec![
+        Step::feed(0, 0, &prompt(3, 17)),
+        Step::feed(1, 0, &prompt(4, 9)),
+        Step::feed(1, 9, &prompt(5, 5)),
+        Step::feed(0, 17, &prompt(6, 5)),
+    ];
+    let mut runs = Vec::new();
+    for (seed, model) in (1..).zip([Model::Dense, Model::Tiny, Model::SlidingWindow]) {
+        for flash in [Flash::On, Flash::Off] {
+            for (flavour, size) in [
+                (3, Size::Smallest),
+                (3, Size::Percent(40)),
+                (1, Size::Smallest),
+            ] {
+                runs.push(Run {
+                    spec: RunSpec {
+                        context: 512,
+                        ubatch: 7,
+                        sequences: 2,
+                        unified: false,
+                        flash,
+                        steps: steps.clone(),
+                        ..RunSpec::new(model, 1, 0)
+                    },
+                    flavour,
+                    seed,
+                    paging: pick([Paging::Both, Paging::States], seed),
+                    size,
+                    prefetch: true,
+                });
+            }
+        }
+    }
+    check_all(runs);
+}
+
+/// Kernels read rows of keys in long steps, and what is behind the last one with them.
+#[test]
+fn quantised_states_without_flash_attention() {
+    for model in [Model::Dense, Model::DenseQ4K, Model::Tied] {
+        let runs = (1..=6).map(|seed| Run {
+            spec: RunSpec {
+                ubatch: pick([16, 512], seed),
+                flash: Flash::Off,
+                cache: Cache::Q8,
+                ..RunSpec::new(model, 40, 3)
+            },
+            flavour: pick([1, 2, 3], seed),
+            seed,
+            paging: pick([Paging::Both, Paging::States], seed),
+            size: pick([Size::Smallest, Size::Percent(10), Size::Percent(40)], seed),
+            prefetch: seed % 4 != 0,
+        });
+        check_all(runs);
+    }
+}
+
 #[test]
 fn budgets_that_change_between_tokens_change_nothing() {
     for (flavour, model) in [1, 2, 3, 4, 2].into_iter().zip(KINDS) {

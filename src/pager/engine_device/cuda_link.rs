@@ -83,6 +83,14 @@ impl Link for CudaLink {
         self.device
     }
 
+    fn another(&self) -> Result<Box<dyn Link>, String> {
+        Ok(Box::new(Self {
+            device: self.device,
+            stream: Stream::new(Arc::clone(self.stream.context()))?,
+            pinning: Arc::clone(&self.pinning),
+        }))
+    }
+
     fn pinning(&self) -> Arc<dyn Pinning> {
         Arc::clone(&self.pinning) as Arc<dyn Pinning>
     }

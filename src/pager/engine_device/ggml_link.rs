@@ -107,6 +107,10 @@ impl Link for GgmlLink {
         self.device
     }
 
+    fn another(&self) -> Result<Box<dyn Link>, String> {
+        Ok(Box::new(Self::new(self.device)?))
+    }
+
     fn pinning(&self) -> Arc<dyn Pinning> {
         Arc::clone(&self.pinning) as Arc<dyn Pinning>
     }

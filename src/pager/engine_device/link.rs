@@ -23,6 +23,12 @@ pub trait Link: Send + std::fmt::Debug {
     /// The device, of which events are made.
     fn device(&self) -> InnerDevice;
 
+    /// One more stream of the device: nothing but events orders what is queued on the two.
+    ///
+    /// # Errors
+    /// A sentence, when the device gives none.
+    fn another(&self) -> Result<Box<dyn Link>, String>;
+
     /// Where memory for copies comes from, for any thread.
     fn pinning(&self) -> Arc<dyn Pinning>;
 

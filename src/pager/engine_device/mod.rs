@@ -1,21 +1,27 @@
 #![allow(unsafe_code, reason = "copies of a device are told of addresses")]
-//! The copy engine of an arena in a device's memory: copies cross the link on a stream of
-//! their own while the device computes, and neither the host nor that stream waits for
-//! what need not be waited for.
+//! The copy engine of an arena in a device's memory: copies cross the link on two streams
+//! of their own, one in each direction, while the device computes, and neither the host nor
+//! those streams wait for what need not be waited for.
 //!
 //! ```text
 //!  DeviceEngine     what the pager sees: submit, arrival, wait, counters
-//!    │ requests                              ▲ progress, arrivals.rs: tickets and fences
+//!    │ requests                              ▲ progress, requests.rs: tickets and fences
 //!  Reader           one thread; has files read (engine_host) into staging.rs or kept.rs
-//!    │ step.rs                               ▲ free places, landings.rs
-//!  Queue            one thread; owns the link, queues in order, says what has come
-//!    │ link.rs
-//!  a stream of the device: ggml_link.rs, cuda_link.rs
+//!    │ outbox.rs: steps, and the waits between the streams
+//!    ├──────────────────────────┐            ▲ free places, lane.rs: how far each one is
+//!  Queue (in)                 Queue (out)    a thread each; owns a link, queues in order,
+//!    │ link.rs                  │            says what has come
+//!  a stream of the device     another one    ggml_link.rs, cuda_link.rs
 //! ```
 //!
-//! - **Order** is the order of the stream. What passes it by is waited for: bytes that come
-//!   out of the device and go to a file, or to memory that the device cannot write while it
-//!   computes, *land* when their event has come, and who reads them there waits for that.
+//! - **Order** is that of each stream, and between the two that of events, where copies
+//!   conflict: what is fetched into a place that is still being written back waits for that
+//!   and what is fetched elsewhere does not. Bytes that come out of the device and go to a
+//!   file, or to memory that the device cannot write while it computes, *land* when their
+//!   event has come; who reads them there waits for that. A device that gives no further
+//!   stream has one for both directions.
+//! - **Tickets** complete in order. What a fetch brings may be there before an earlier
+//!   write-back is done, and `arrival` says so.
 //! - **Files** are read into staging memory, or, as long as there is room, once and for all
 //!   into memory that keeps them (`kept.rs`): later copies of the same bytes only cross the
 //!   link.
@@ -23,14 +29,16 @@
 //!   each time they cross it. The time a copy waits in the stream for what computes is time
 //!   of the link.
 
-mod arrivals;
 pub mod cuda_link;
+mod ending;
 mod ggml_link;
 mod kept;
-mod landings;
+mod lane;
 pub mod link;
+mod outbox;
 mod queue;
 mod reader;
+mod requests;
 mod staging;
 mod step;
 #[cfg(test)]
@@ -40,16 +48,18 @@ mod words;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-use self::arrivals::Arrivals;
 pub use self::cuda_link::CudaLink;
+use self::ending::Ending;
 pub use self::ggml_link::GgmlLink;
 use self::kept::{Kept, SLAB_BYTES};
-use self::landings::Landings;
+use self::lane::Lane;
 use self::link::Link;
+use self::outbox::{Outbox, Sink};
 use self::queue::Queue;
 use self::reader::Reader;
+use self::requests::Requests;
 use self::staging::Staging;
 use super::engine::{Copy, CopyEngine, Counters, Failure, Request, Ticket};
 use super::engine_host::progress::Progress;
@@ -65,7 +75,9 @@ use crate::ggml::Fence;
 const PLACE_BYTES: usize = 8 << 20;
 /// Places: half of them are being filled while the other half is on its way.
 const PLACES: usize = 8;
-/// How many steps the reader may be ahead of the queue.
+/// Places for what comes out: rows that were just written are few bytes.
+const PLACES_OUT: usize = 2;
+/// How many steps the reader may be ahead of a queue.
 const STEPS_MAX: usize = 256;
 
 /// Sizes that an engine works with; tests take small ones.
@@ -75,6 +87,8 @@ struct Tuning {
     place_bytes: usize,
     /// Places, at least two.
     places: usize,
+    /// Further places, for what comes out on a stream of its own, at least two.
+    places_out: usize,
     /// Bytes of memory taken at once for what is kept, a multiple of `BLOCK_BYTES`.
     slab_bytes: usize,
 }
@@ -82,6 +96,7 @@ struct Tuning {
 const TUNING: Tuning = Tuning {
     place_bytes: PLACE_BYTES,
     places: PLACES,
+    places_out: PLACES_OUT,
     slab_bytes: SLAB_BYTES,
 };
 
@@ -104,7 +119,14 @@ pub struct DeviceEngine {
     threads: Vec<JoinHandle<()>>,
     tickets: Tickets,
     reads: Arc<Progress>,
-    arrivals: Arc<Arrivals>,
+    open: Arc<Requests>,
+}
+
+/// Places of the staging memory that one stream uses.
+struct Places {
+    count: usize,
+    free: Receiver<usize>,
+    freed: Sender<usize>,
 }
 
 impl DeviceEngine {
@@ -118,73 +140,120 @@ impl DeviceEngine {
 
     fn tuned(link: Box<dyn Link>, setup: Setup, tuning: Tuning) -> Result<Self, String> {
         assert!(tuning.places >= 2 && tuning.place_bytes >= 2 * BLOCK_BYTES);
+        assert!(tuning.places_out >= 2);
         let no_thread = |error| format!("could not start a copy thread ({error})");
         let faults = setup.faults;
         let progress = Arc::new(Progress::default());
-        let memory = staging_memory(link.as_ref(), &tuning, &progress)?;
+        let links = links_of(link, &progress);
+        let (memory, places) = staging_of(&links, &tuning, &progress)?;
         let host = HostEngine::new(setup.workers, faults_of_reads(faults)).map_err(no_thread)?;
         let reads = host.progress();
-        let arrivals = Arc::new(Arrivals::default());
-        let landings = Arc::new(Landings::default());
+        let open = Arc::new(Requests::new(Arc::clone(&progress)));
         let (requests, inbox) = unbounded();
-        let (step_sender, steps) = bounded(STEPS_MAX);
         let (tickets, recycle) = Tickets::new(Arc::clone(&progress), faults);
-        let (free_places, free) = bounded(tuning.places);
         let (failed_reads, failed) = unbounded();
-        (0..tuning.places)
-            .try_for_each(|place| free_places.send(place))
-            .map_err(|error| error.to_string())?;
+        let (has_ended, ended) = bounded(1);
+        let lanes: Vec<Arc<Lane>> = links.iter().map(|_| Arc::default()).collect();
+        let endings = Ending::of(&lanes, &progress, &open, has_ended);
+        let pinning = links[0].pinning();
+        let mut staging = places
+            .iter()
+            .map(|places| Staging::new(&memory, tuning.place_bytes, places.free.clone()));
+        let (staging, staging_out) = (staging.next(), staging.next());
+        let (mut queues, mut sinks) = (Vec::new(), Vec::new());
+        let parts = links.into_iter().zip(places).zip(endings);
+        for (index, ((link, places), ending)) in parts.enumerate() {
+            let (steps, handed) = bounded(STEPS_MAX);
+            let lane = Arc::clone(&lanes[index]);
+            let other = lanes.get(1 - index).filter(|_| lanes.len() > 1);
+            sinks.push(Sink {
+                steps,
+                lane: Arc::clone(&lane),
+            });
+            queues.push(Queue::new(queue::Parts {
+                link,
+                steps: handed,
+                lane,
+                other: other.map(Arc::clone),
+                reads: Arc::clone(&reads),
+                failed_reads: failed_reads.clone(),
+                free_places: places.freed,
+                uploads_max: places.count / 2,
+                recycle: recycle.clone(),
+                faults: faults_of_stream(faults, index),
+                ending,
+            }));
+        }
         let reader = Reader::new(reader::Parts {
             inbox,
-            steps: step_sender,
+            ended,
+            outbox: Outbox::new(sinks, Arc::clone(&open)),
             host,
-            staging: Staging::new(memory, tuning.place_bytes, free),
+            staging: staging.ok_or("no stream copies")?,
+            staging_out,
             kept: Kept::new(setup.keep, tuning.slab_bytes),
-            pinning: link.pinning(),
-            landings: Arc::clone(&landings),
+            pinning,
             failed_reads: failed,
-            progress: Arc::clone(&progress),
-            faults,
-        });
-        let queue = Queue::new(queue::Parts {
-            link,
-            steps,
-            reads: Arc::clone(&reads),
-            failed_reads,
-            free_places,
-            uploads_max: tuning.places / 2,
-            landings,
-            arrivals: Arc::clone(&arrivals),
             progress,
-            recycle,
             faults,
         });
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let threads = vec![
-            thread("rpaged-link")
-                .spawn(move || queue.run())
-                .map_err(no_thread)?,
-            thread("rpaged-stage")
-                .spawn(move || reader.run())
-                .map_err(no_thread)?,
-        ];
+        let mut threads = Vec::new();
+        for (queue, name) in queues.into_iter().zip(["rpaged-link", "rpaged-back"]) {
+            let running = thread(name).spawn(move || queue.run());
+            threads.push(running.map_err(no_thread)?);
+        }
+        let running = thread("rpaged-stage").spawn(move || reader.run());
+        threads.push(running.map_err(no_thread)?);
         Ok(Self {
             requests: Some(requests),
             threads,
             tickets,
             reads,
-            arrivals,
+            open,
         })
     }
+}
+
+/// The link, for what comes in, and another one for what goes out, where there is one.
+fn links_of(link: Box<dyn Link>, progress: &Progress) -> Vec<Box<dyn Link>> {
+    match link.another() {
+        Ok(another) => vec![link, another],
+        Err(why) => {
+            progress.lock().notices.push(words::one_stream(&why));
+            vec![link]
+        }
+    }
+}
+
+/// Staging memory, pinned where the device has such, and the places in it for each link.
+fn staging_of(
+    links: &[Box<dyn Link>],
+    tuning: &Tuning,
+    progress: &Progress,
+) -> Result<(Arc<HostMemory>, Vec<Places>), String> {
+    let counts = &[tuning.places, tuning.places_out][..links.len()];
+    let all: usize = counts.iter().sum();
+    let memory = staging_memory(links[0].as_ref(), tuning.place_bytes * all, progress)?;
+    let mut next = 0;
+    let mut places = Vec::new();
+    for &count in counts {
+        let (freed, free) = bounded(count);
+        (next..next + count)
+            .try_for_each(|place| freed.send(place))
+            .map_err(|error| error.to_string())?;
+        next += count;
+        places.push(Places { count, free, freed });
+    }
+    Ok((memory, places))
 }
 
 /// Memory for the staging, pinned where the device has such.
 fn staging_memory(
     link: &dyn Link,
-    tuning: &Tuning,
+    bytes: usize,
     progress: &Progress,
 ) -> Result<Arc<HostMemory>, String> {
-    let bytes = tuning.place_bytes * tuning.places;
     let memory = link.pinning().pinned(bytes).or_else(|why| {
         progress.lock().notices.push(words::not_pinned(&why));
         let mib = bytes >> 20;
@@ -210,16 +279,24 @@ fn faults_of_reads(faults: Faults) -> Faults {
     }
 }
 
+/// What may go wrong on a stream: each dawdles in its own way.
+fn faults_of_stream(faults: Faults, index: usize) -> Faults {
+    let seed = faults.delay_seed;
+    Faults {
+        delay_seed: seed.map(|seed| seed.rotate_left(17 * u32::from(index > 0))),
+        ..faults
+    }
+}
+
 impl CopyEngine for DeviceEngine {
     fn submit(&mut self, request: Request) -> Result<Ticket, (String, Request)> {
         let requests = self.requests.as_ref().expect("it is not being dropped");
-        let ended = Arc::clone(self.tickets.progress());
+        let open = &self.open;
         self.tickets.submit(request, |ticket, request| {
             requests.send((ticket, request)).map_err(|refused| {
-                let state = ended.lock();
-                let sentence = state.ended.as_deref();
-                let sentence = sentence.unwrap_or("the copy thread has ended");
-                (sentence.to_owned(), refused.0.1)
+                let why = open.why_ended();
+                let why = why.unwrap_or_else(|| "the copy thread has ended".to_owned());
+                (why, refused.0.1)
             })
         })
     }
@@ -229,8 +306,15 @@ impl CopyEngine for DeviceEngine {
     }
 
     fn arrival(&self, ticket: Ticket) -> Result<Option<Fence>, Failure> {
-        let (progress, written_back) = (self.tickets.progress(), self.tickets.written_back());
-        self.arrivals.wait(progress, ticket, written_back)
+        self.open.arrival(ticket, self.tickets.written_back())
+    }
+
+    fn await_arrival(&self, ticket: Ticket) -> Result<(), Failure> {
+        self.open.wait(ticket, self.tickets.written_back())
+    }
+
+    fn has_arrived(&self, ticket: Ticket) -> bool {
+        self.open.has_arrived(ticket)
     }
 
     fn is_done(&self, ticket: Ticket) -> bool {
@@ -269,7 +353,7 @@ impl CopyEngine for DeviceEngine {
 
 impl Drop for DeviceEngine {
     fn drop(&mut self) {
-        // The reader ends when no more requests can come, and the queue after it.
+        // The reader ends when no more requests can come, and the queues after it.
         drop(self.requests.take());
         for thread in self.threads.drain(..) {
             // A panic there has been turned into failures already.

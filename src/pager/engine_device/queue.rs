@@ -1,5 +1,5 @@
-//! The thread that owns the link: queues what the reader hands on, in that order, and says
-//! when it has come.
+//! The thread that owns a link: queues what the reader hands on, in that order, and says
+//! when it has come. There is one for each stream of copies.
 //!
 //! ```text
 //!  steps ──► wait for the read ──► link ──► in flight ──► record ──► pending ──► settled
@@ -10,7 +10,8 @@
 //! It blocks for the oldest event only when there is nothing to queue, or when half of the
 //! staging memory is on its way, so that the device has work while this thread sleeps.
 //! Only this thread records its events and blocks for them: ggml-vulkan takes back what
-//! belongs to the recording stream when somebody has blocked for its event.
+//! belongs to the recording stream when somebody has blocked for its event. What the other
+//! stream recorded, this one's waits for on the device.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,32 +19,32 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 
-use super::super::engine::{Copy, Direction, Failure, Source, Target, Ticket};
+use super::super::engine::{Copy, Direction, Source, Target, Ticket};
 use super::super::engine_host::faults::{Delays, Fault, Faults, Link as Throttle, pause};
 use super::super::engine_host::piece::Piece;
 use super::super::engine_host::progress::{Kind, Progress};
-use super::super::memory::HostMemory;
-use super::arrivals::Arrivals;
-use super::landings::Landings;
+use super::ending::Ending;
+use super::lane::Lane;
 use super::link::Link;
-use super::step::{Done, Landing, Move, Step};
+use super::step::{Done, Move, Step};
 use crate::ggml::{Events, Fence};
 
 /// What a queue is made from.
 pub struct Parts {
     pub link: Box<dyn Link>,
     pub steps: Receiver<Step>,
+    /// How far this stream is, and the other, where there is one.
+    pub lane: Arc<Lane>,
+    pub other: Option<Arc<Lane>>,
     /// What the reader's requests come to.
     pub reads: Arc<Progress>,
     pub failed_reads: Sender<Ticket>,
     pub free_places: Sender<usize>,
     /// Places that may be on their way at once, at least one.
     pub uploads_max: usize,
-    pub landings: Arc<Landings>,
-    pub arrivals: Arc<Arrivals>,
-    pub progress: Arc<Progress>,
     pub recycle: Sender<Vec<Copy>>,
     pub faults: Faults,
+    pub ending: Ending,
 }
 
 /// See the module's documentation.
@@ -64,16 +65,16 @@ pub struct Queue {
     spare: Vec<u8>,
     delays: Option<Delays>,
     throttle: Option<Throttle>,
-    // Why what has landed since the last request that was done has not.
-    not_landed: Option<String>,
     parts: Rest,
     // Last: the end is told when nobody touches memory any more.
-    end: End,
+    ending: Ending,
 }
 
 /// What is left of the parts.
 struct Rest {
     steps: Receiver<Step>,
+    lane: Arc<Lane>,
+    other: Option<Arc<Lane>>,
     reads: Arc<Progress>,
     failed_reads: Sender<Ticket>,
     free_places: Sender<usize>,
@@ -101,26 +102,14 @@ struct Pending {
 enum Then {
     /// The place may be filled again.
     Free(usize),
-    /// Bytes go from the staging memory to where they belong; None when they never came.
-    Land(Option<(Arc<HostMemory>, usize, usize)>, Landing, Ticket),
+    /// Bytes go from the staging memory to where they belong.
+    Land(Source, Target, usize, Ticket),
+    /// All copies up to this one are done.
+    Reach(u64),
+    /// A part of the request is done, the rest being the other stream's.
+    Leave(Ticket, Option<Kind>),
     /// The request is done.
     Complete(Done, Option<Kind>, Option<Instant>),
-}
-
-/// Tells the end when it is dropped, and why it came.
-struct End {
-    why: String,
-    progress: Arc<Progress>,
-    arrivals: Arc<Arrivals>,
-    landings: Arc<Landings>,
-}
-
-impl Drop for End {
-    fn drop(&mut self) {
-        self.progress.end(&self.why);
-        self.arrivals.end();
-        self.landings.end();
-    }
 }
 
 impl Queue {
@@ -137,9 +126,10 @@ impl Queue {
             spare: Vec::new(),
             delays: Delays::of(&parts.faults),
             throttle: Throttle::of(&parts.faults),
-            not_landed: None,
             parts: Rest {
                 steps: parts.steps,
+                lane: parts.lane,
+                other: parts.other,
                 reads: parts.reads,
                 failed_reads: parts.failed_reads,
                 free_places: parts.free_places,
@@ -147,20 +137,19 @@ impl Queue {
                 recycle: parts.recycle,
                 faults: parts.faults,
             },
-            end: End {
-                why: "the copy thread died".to_owned(),
-                progress: parts.progress,
-                arrivals: parts.arrivals,
-                landings: parts.landings,
-            },
+            ending: parts.ending,
         }
     }
 
     /// Works until it is told to finish, and has; or until the device fails.
     pub fn run(mut self) {
-        if let Err(sentence) = self.work() {
-            let name = self.link.name();
-            self.end.why = format!("copies of {name} failed: {sentence}");
+        match self.work() {
+            Ok(()) => self.ending.is_due(),
+            Err(sentence) => {
+                let name = self.link.name();
+                let why = format!("copies of {name} failed: {sentence}");
+                self.ending.say(&why);
+            }
         }
     }
 
@@ -181,6 +170,8 @@ impl Queue {
             match step {
                 Step::Begin(ticket, after) => self.begin(ticket, after)?,
                 Step::Move(step) => self.queue(step)?,
+                Step::Await(number) => self.follow(number)?,
+                Step::Mark(number) => self.mark(number, Then::Reach(number))?,
                 Step::Release(place) => {
                     self.uploads += 1;
                     self.pend(Then::Free(place))?;
@@ -189,6 +180,17 @@ impl Queue {
                     }
                 }
                 Step::Forget(read) => self.parts.reads.forget_failure(read),
+                Step::Leave => {
+                    let Current {
+                        ticket,
+                        clock,
+                        failed,
+                    } = std::mem::take(&mut self.current);
+                    if let Some(sentence) = failed {
+                        self.ending.requests.fail(ticket, sentence);
+                    }
+                    self.pend(Then::Leave(ticket, clock))?;
+                }
                 Step::End(done) => self.finish(done)?,
                 Step::Close => return self.settle_all(),
             }
@@ -205,12 +207,25 @@ impl Queue {
             ticket,
             ..Current::default()
         };
-        if let Some(fence) = after {
-            self.link.wait(&fence)?;
-            // It is not recorded again while it is held.
-            self.keep(Move::After(fence));
-        }
+        after.map_or(Ok(()), |fence| self.come_after(fence))
+    }
+
+    /// Has what is queued from now on come after a fence.
+    fn come_after(&mut self, fence: Fence) -> Result<(), String> {
+        self.link.wait(&fence)?;
+        // It is not recorded again while it is held.
+        self.keep(Move::After(fence));
         Ok(())
+    }
+
+    /// Has what is queued from now on come after a copy of the other stream.
+    fn follow(&mut self, number: u64) -> Result<(), String> {
+        let Some(other) = &self.parts.other else {
+            return Ok(());
+        };
+        let fence = other.fence_behind(number);
+        let fence = fence.map_err(|_| "the device's other copies have ended".to_owned())?;
+        fence.map_or(Ok(()), |fence| self.come_after(fence))
     }
 
     /// Holds what the link was told until the next event has come.
@@ -234,7 +249,7 @@ impl Queue {
             _ => None,
         };
         if self.current.failed.is_some() {
-            return self.skip(&step, landing);
+            return Ok(());
         }
         // SAFETY:
         // - the move owns both sides, and is kept until the next event has come;
@@ -244,30 +259,17 @@ impl Queue {
         //   places and what is kept are written by nobody until then.
         let has_moved = unsafe { self.tell_link(&step) }?;
         if !has_moved {
-            return match step {
-                Move::Host(copy, number) => self.copy_on_host(&copy, number),
-                _ => Ok(()),
-            };
+            return Ok(());
         }
-        let place = match &step {
+        let staged = match &step {
             Move::Out { to, at, bytes, .. } => Some((Arc::clone(to), *at, *bytes)),
             _ => None,
         };
         self.keep(step);
-        match landing {
-            Some(landing) => self.pend(Then::Land(place, landing, self.current.ticket)),
-            None => Ok(()),
-        }
-    }
-
-    /// Leaves a move of a failed request out.
-    fn skip(&mut self, step: &Move, landing: Option<Landing>) -> Result<(), String> {
-        match (step, landing) {
-            (_, Some(landing)) => self.pend(Then::Land(None, landing, self.current.ticket)),
-            (Move::Host(_, number), None) => {
-                self.settle_all()?;
-                self.end.landings.note(*number);
-                Ok(())
+        match (landing, staged) {
+            (Some(to), Some((memory, offset, bytes))) => {
+                let from = Source::Memory { memory, offset };
+                self.pend(Then::Land(from, to, bytes, self.current.ticket))
             }
             _ => Ok(()),
         }
@@ -286,7 +288,7 @@ impl Queue {
         };
         if self.current.clock.is_none() && kind.is_some() {
             self.current.clock = kind;
-            self.end.progress.begin(kind);
+            self.ending.progress.begin(kind);
         }
         match step {
             Move::In {
@@ -317,7 +319,7 @@ impl Queue {
                 // SAFETY: the caller's promise.
                 unsafe { self.link.fill(to, range.clone(), *value) }?;
             }
-            Move::Host(..) | Move::Read(_) | Move::After(_) => return Ok(false),
+            Move::Read(_) | Move::After(_) => return Ok(false),
         }
         Ok(true)
     }
@@ -335,27 +337,6 @@ impl Queue {
         // The reader may have gone already: it needs to know of nothing then.
         let _ = self.parts.failed_reads.send(read);
         Err(sentence)
-    }
-
-    /// A copy of which neither side is the device's: when all before it is done.
-    fn copy_on_host(&mut self, copy: &Copy, number: u64) -> Result<(), String> {
-        self.settle_all()?;
-        let fault = self.fault_of(&copy.to, self.current.ticket);
-        let piece = Piece::whole(copy, fault);
-        let unchanged = match &copy.from {
-            Source::File { file, .. } => file.check_unchanged(),
-            _ => Ok(()),
-        };
-        let outcome = unchanged.and_then(|()| piece.transfer(&mut self.spare, &self.end.progress));
-        self.current.failed = outcome.err();
-        self.end.landings.note(number);
-        Ok(())
-    }
-
-    /// What tests want to go wrong with a copy to `to` of this request.
-    fn fault_of(&self, to: &Target, ticket: Ticket) -> Option<Fault> {
-        let is_full = self.parts.faults.full_disk == Some(ticket.0 - 1);
-        (is_full && matches!(to, Target::File { .. })).then_some(Fault::FullDisk)
     }
 
     /// Has something happen when all that was queued so far has come.
@@ -376,50 +357,41 @@ impl Queue {
         Ok(())
     }
 
+    /// Has something happen when all copies up to this one are done.
+    fn mark(&mut self, number: u64, then: Then) -> Result<(), String> {
+        self.pend(then)?;
+        if let Some(newest) = self.pending.back() {
+            let fence = Fence::clone(&newest.fence);
+            self.parts.lane.note_recorded(number, fence);
+        }
+        Ok(())
+    }
+
     fn finish(&mut self, mut done: Done) -> Result<(), String> {
         let current = std::mem::take(&mut self.current);
         done.failed = current.failed.or(done.failed);
         let (ticket, direction) = (done.ticket, done.request.direction);
-        if let Some(sentence) = &done.failed {
+        if let Some(sentence) = done.failed.take() {
             // Known now, for those that ask for the arrival.
-            self.fail(ticket, direction, sentence.clone());
+            self.ending.requests.fail(ticket, sentence);
         }
         let bytes = done.request.copies.iter().map(|copy| copy.bytes);
         let bytes = bytes.fold(0, usize::saturating_add);
         let into_arena = direction == Direction::In;
         let throttle = self.throttle.as_mut().filter(|_| into_arena);
         let due = throttle.map(|throttle| throttle.take(bytes));
-        self.pend(Then::Complete(done, current.clock, due))?;
+        self.mark(done.number, Then::Complete(done, current.clock, due))?;
         if let Some(newest) = self.pending.back() {
-            self.end.arrivals.note(ticket, Fence::clone(&newest.fence));
+            let fence = Fence::clone(&newest.fence);
+            self.ending.requests.note_queued(ticket, fence);
         }
         Ok(())
-    }
-
-    fn fail(&self, ticket: Ticket, direction: Direction, sentence: String) {
-        self.end.progress.lock().note_failure(Failure {
-            ticket,
-            direction,
-            sentence,
-        });
     }
 
     fn settle_all(&mut self) -> Result<(), String> {
-        if self.unrecorded > 0 {
-            // Parts of a request that has not ended.
-            self.link_is_idle()?;
-        }
         while !self.pending.is_empty() {
             self.settle_oldest()?;
         }
-        Ok(())
-    }
-
-    /// Blocks until all that was queued has come.
-    fn link_is_idle(&mut self) -> Result<(), String> {
-        let fence = self.events.free()?;
-        self.link.record(&fence)?;
-        self.link.synchronize(&fence)?;
         Ok(())
     }
 
@@ -441,59 +413,43 @@ impl Queue {
                 // Nobody fills it when the reader has gone.
                 let _ = self.parts.free_places.send(place);
             }
-            Then::Land(bytes, landing, ticket) => self.land(bytes, &landing, ticket),
+            Then::Land(from, to, bytes, ticket) => self.land(from, to, bytes, ticket),
+            Then::Reach(number) => self.parts.lane.note_done(number),
+            Then::Leave(ticket, clock) => {
+                self.ending.progress.finish(clock);
+                self.ending.requests.finish_part(ticket, None);
+            }
             Then::Complete(done, clock, due) => self.complete(done, clock, due),
         }
         Ok(())
     }
 
-    fn land(
-        &mut self,
-        bytes: Option<(Arc<HostMemory>, usize, usize)>,
-        landing: &Landing,
-        ticket: Ticket,
-    ) {
-        if let Some((memory, offset, bytes)) = bytes {
-            let copy = Copy {
-                from: Source::Memory { memory, offset },
-                to: landing.to.clone(),
-                bytes,
-                whole_blocks: false,
-            };
-            let piece = Piece::whole(&copy, self.fault_of(&copy.to, ticket));
-            let outcome = piece.transfer(&mut self.spare, &self.end.progress);
-            if let Err(sentence) = outcome {
-                self.not_landed.get_or_insert(sentence);
-            }
+    fn land(&mut self, from: Source, to: Target, bytes: usize, ticket: Ticket) {
+        let fault = Fault::of_target(&self.parts.faults, ticket.0 - 1, &to);
+        let copy = Copy {
+            from,
+            to,
+            bytes,
+            whole_blocks: false,
+        };
+        let piece = Piece::whole(&copy, fault);
+        let outcome = piece.transfer(&mut self.spare, &self.ending.progress);
+        if let Err(sentence) = outcome {
+            self.ending.requests.fail(ticket, sentence);
         }
-        self.end.landings.note(landing.number);
     }
 
     fn complete(&mut self, done: Done, clock: Option<Kind>, due: Option<Instant>) {
         if let Some(due) = due {
             pause(due.saturating_duration_since(Instant::now()));
         }
-        self.end.progress.finish(clock);
-        let Done {
-            ticket,
-            mut request,
-            failed,
-            bytes,
-        } = done;
-        let late = self.not_landed.take().filter(|_| failed.is_none());
-        let has_failed = failed.is_some() || late.is_some();
-        if let Some(sentence) = late {
-            self.fail(ticket, request.direction, sentence);
-        }
+        self.ending.progress.finish(clock);
+        self.parts.lane.note_done(done.number);
+        let mut request = done.request;
         // Frees what the request owned before its ticket says that it is done.
         request.copies.clear();
         let _ = self.parts.recycle.try_send(request.copies);
-        self.end.progress.complete(ticket, |state| {
-            let moved = bytes.iter().filter(|_| !has_failed);
-            for (sum, bytes) in state.bytes.iter_mut().zip(moved) {
-                *sum += bytes;
-            }
-        });
-        self.end.arrivals.forget_oldest();
+        let Done { ticket, bytes, .. } = done;
+        self.ending.requests.finish_part(ticket, Some(bytes));
     }
 }

@@ -4,36 +4,37 @@
 //! It runs ahead of the queue as far as there is room: reads of later requests are under
 //! way while earlier ones cross the link.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, select};
 
 use super::super::engine::{Copy, CopyEngine, Direction, Request, Source, Target, Ticket};
 use super::super::engine_host::HostEngine;
-use super::super::engine_host::faults::Faults;
-use super::super::engine_host::order::Footprint;
-use super::super::engine_host::piece::{eio, misfit, source_from, target_from, unreadable};
+use super::super::engine_host::faults::{Fault, Faults};
+use super::super::engine_host::piece::{Piece, eio, misfit, source_from, target_from, unreadable};
 use super::super::engine_host::progress::{Kind, Progress};
 use super::super::memory::HostMemory;
 use super::super::storage::{BLOCK_BYTES, StoreFile};
 use super::kept::{Found, Kept};
-use super::landings::Landings;
 use super::link::Pinning;
-use super::staging::{Gone, Staging};
-use super::step::{Done, Landing, Move, Step};
+use super::outbox::Outbox;
+use super::staging::{Gone, Part, Staging};
+use super::step::Move;
 use super::words;
 use crate::ggml::DeviceBuffer;
 
 /// What a reader is made from.
 pub struct Parts {
     pub inbox: Receiver<(Ticket, Request)>,
-    pub steps: Sender<Step>,
+    /// Says that a queue has ended before its time.
+    pub ended: Receiver<()>,
+    pub outbox: Outbox,
     pub host: HostEngine,
     pub staging: Staging,
+    /// Staging for what comes out, where that has a stream of its own.
+    pub staging_out: Option<Staging>,
     pub kept: Kept,
     pub pinning: Arc<dyn Pinning>,
-    pub landings: Arc<Landings>,
     /// Reads that failed.
     pub failed_reads: Receiver<Ticket>,
     pub progress: Arc<Progress>,
@@ -43,11 +44,10 @@ pub struct Parts {
 /// See the module's documentation.
 pub struct Reader {
     parts: Parts,
-    // What is to land that a later copy might read, oldest first.
-    coming: VecDeque<(u64, Footprint)>,
-    landings: u64,
     // Host memories that requests have named.
     touched: Vec<Weak<HostMemory>>,
+    // Bytes on their way between files and memories of which neither is the device's.
+    spare: Vec<u8>,
     notice: Notice,
 }
 
@@ -81,29 +81,41 @@ impl Reader {
     pub fn new(parts: Parts) -> Self {
         Self {
             parts,
-            coming: VecDeque::new(),
-            landings: 0,
             touched: Vec::new(),
+            spare: Vec::new(),
             notice: Notice::Nothing,
         }
     }
 
-    /// Works until no more requests come, or the queue has ended.
+    /// Works until no more requests come, or a queue has ended.
     pub fn run(mut self) {
-        while let Ok((ticket, request)) = self.parts.inbox.recv() {
+        loop {
+            let next = select! {
+                recv(self.parts.inbox) -> next => next,
+                recv(self.parts.ended) -> _ => return,
+            };
+            let Ok((ticket, request)) = next else {
+                let _ = self.parts.outbox.close();
+                return;
+            };
             if self.hand_on(ticket, request).is_err() {
                 return;
             }
         }
-        let _ = self.send(Step::Close);
     }
 
-    fn send(&self, step: Step) -> Result<(), Gone> {
-        self.parts.steps.send(step).map_err(|_| Gone)
+    /// Hands a move of a copy on that was announced.
+    fn send(&self, step: Move) -> Result<(), Halt> {
+        let direction = match &step {
+            Move::Out { .. } => Direction::Out,
+            _ => Direction::In,
+        };
+        Ok(self.parts.outbox.copy(direction, step)?)
     }
 
     fn hand_on(&mut self, ticket: Ticket, mut request: Request) -> Result<(), Gone> {
-        self.send(Step::Begin(ticket, request.after.take()))?;
+        let (direction, after) = (request.direction, request.after.take());
+        self.parts.outbox.begin(ticket, direction, after);
         let mut bytes = [0; 3];
         let index = ticket.0 - 1;
         let mut failed = (self.parts.faults.fail_request == Some(index))
@@ -130,12 +142,7 @@ impl Reader {
                 Err(Halt::Gone) => return Err(Gone),
             }
         }
-        self.send(Step::End(Done {
-            ticket,
-            request,
-            failed,
-            bytes,
-        }))
+        self.parts.outbox.end(request, failed, bytes)
     }
 
     /// Hands a copy on; adds to `read` what it reads from files.
@@ -150,8 +157,8 @@ impl Reader {
         match (&copy.from, &copy.to) {
             (Source::Pattern(value), Target::Device { memory, offset }) => {
                 let range = *offset..offset + copy.bytes;
-                self.send(Step::Move(Move::Fill(Arc::clone(memory), range, *value)))?;
-                Ok(())
+                self.parts.outbox.announce(Direction::In, copy)?;
+                self.send(Move::Fill(Arc::clone(memory), range, *value))
             }
             (Source::Device { memory, offset }, Target::Device { .. }) => self.within(
                 copy,
@@ -201,14 +208,29 @@ impl Reader {
                 self.read_aside(copy, index, read)
             }
             _ => {
-                let number = self.note_landing(copy);
-                self.send(Step::Move(Move::Host(copy.clone(), number)))?;
+                self.copy_on_host(copy, index)?;
                 if matches!(copy.from, Source::File { .. }) {
                     *read += copy.bytes as u64;
                 }
                 Ok(())
             }
         }
+    }
+
+    /// A copy of which neither side is the device's: when all before it are done.
+    fn copy_on_host(&mut self, copy: &Copy, index: u64) -> Result<(), Halt> {
+        self.parts.outbox.settle()?;
+        if self.parts.outbox.has_failed() {
+            // What it reads may be undefined, and so may what it writes.
+            return Ok(());
+        }
+        if let Source::File { file, .. } = &copy.from {
+            file.check_unchanged().map_err(Halt::Failed)?;
+        }
+        let fault = Fault::of_target(&self.parts.faults, index, &copy.to);
+        let piece = Piece::whole(copy, fault);
+        let outcome = piece.transfer(&mut self.spare, &self.parts.progress);
+        outcome.map_err(Halt::Failed)
     }
 
     /// Notes the host memories that a copy touches; whether it goes into one that no copy
@@ -251,7 +273,8 @@ impl Reader {
             let sentence = unreadable(file, copy.bytes, *start, &eio());
             return Err(Halt::Failed(sentence));
         }
-        self.await_landings(copy);
+        self.parts.outbox.announce(Direction::In, copy)?;
+        self.parts.outbox.await_landings(copy)?;
         let submitted = self.submit_read(Copy {
             from: copy.from.clone(),
             to: Target::Memory {
@@ -261,7 +284,7 @@ impl Reader {
             ..*copy
         })?;
         *read += copy.bytes as u64;
-        Ok(self.send(Step::Move(Move::Read(submitted)))?)
+        self.send(Move::Read(submitted))
     }
 
     /// Whether the link copies from and to the memory itself. Where no memory is pinned,
@@ -270,47 +293,24 @@ impl Reader {
         memory.is_pinned() || !self.parts.staging.memory().is_pinned()
     }
 
-    /// Numbers a landing of `copy`.
-    fn note_landing(&mut self, copy: &Copy) -> u64 {
-        self.landings += 1;
-        let landed = self.parts.landings.landed();
-        while self
-            .coming
-            .front()
-            .is_some_and(|(number, _)| *number <= landed)
-        {
-            self.coming.pop_front();
-        }
-        self.coming.push_back((self.landings, Footprint::of(copy)));
-        self.landings
-    }
-
-    /// Blocks until what `copy` reads, past the link, has landed.
-    fn await_landings(&mut self, copy: &Copy) {
-        let reads = Footprint::of(copy);
-        let mut latest_first = self.coming.iter().rev();
-        if let Some((number, _)) = latest_first.find(|(_, earlier)| reads.reads_from(earlier)) {
-            self.parts.landings.wait(*number);
-        }
-    }
-
     fn bring_memory(
         &mut self,
         copy: &Copy,
         (from, at): (&Arc<HostMemory>, usize),
         to: &Spot<'_>,
     ) -> Result<(), Halt> {
+        self.parts.outbox.announce(Direction::In, copy)?;
         if self.is_direct(from) {
-            return Ok(self.send(Step::Move(Move::In {
+            return self.send(Move::In {
                 from: Arc::clone(from),
                 at,
                 to: Arc::clone(to.memory),
                 offset: to.offset,
                 bytes: copy.bytes,
                 read: None,
-            }))?);
+            });
         }
-        self.await_landings(copy);
+        self.parts.outbox.await_landings(copy)?;
         self.staged(&copy.from, copy.bytes, to)
     }
 
@@ -322,11 +322,12 @@ impl Reader {
         to: &Spot<'_>,
         read: &mut u64,
     ) -> Result<(), Halt> {
-        self.await_landings(copy);
+        self.parts.outbox.announce(Direction::In, copy)?;
+        self.parts.outbox.await_landings(copy)?;
         while let Ok(ticket) = self.parts.failed_reads.try_recv() {
             self.parts.kept.forget(ticket);
             // No step behind this one is about what it was to bring.
-            self.send(Step::Forget(ticket))?;
+            self.parts.outbox.forget(ticket)?;
         }
         let mut done = 0;
         while done < copy.bytes {
@@ -352,14 +353,14 @@ impl Reader {
                 },
             };
             done += extent.bytes;
-            self.send(Step::Move(Move::In {
+            self.send(Move::In {
                 from: extent.memory,
                 at: extent.at,
                 to: Arc::clone(to.memory),
                 offset: to.offset,
                 bytes: extent.bytes,
                 read: Some(extent.read),
-            }))?;
+            })?;
         }
         Ok(())
     }
@@ -432,18 +433,17 @@ impl Reader {
         while done < bytes {
             // The places between two pieces are whole blocks of the file.
             let lead = (lead + done) % BLOCK_BYTES;
-            let Parts { staging, steps, .. } = &mut self.parts;
-            let part = staging.take(bytes - done, lead, steps)?;
-            let memory = Arc::clone(staging.memory());
+            let part = self.take(Direction::In, bytes - done, lead)?;
+            let memory = Arc::clone(self.parts.staging.memory());
             let read = self.read_into(source_from(from, done), (&memory, part.at), part.bytes)?;
-            self.send(Step::Move(Move::In {
+            self.send(Move::In {
                 from: memory,
                 at: part.at,
                 to: Arc::clone(to.memory),
                 offset: to.offset + done,
                 bytes: part.bytes,
                 read: Some(read),
-            }))?;
+            })?;
             done += part.bytes;
         }
         Ok(())
@@ -479,39 +479,48 @@ impl Reader {
         submitted.map_err(|(sentence, _refused)| Halt::Failed(sentence))
     }
 
+    /// Takes room in the staging memory.
+    fn take(&mut self, direction: Direction, bytes: usize, lead: usize) -> Result<Part, Gone> {
+        let Parts {
+            staging,
+            staging_out,
+            outbox,
+            ..
+        } = &mut self.parts;
+        match (direction, staging_out) {
+            (Direction::Out, Some(staging)) => {
+                staging.take(bytes, lead, |place| outbox.release(Direction::Out, place))
+            }
+            _ => staging.take(bytes, lead, |place| outbox.release(Direction::In, place)),
+        }
+    }
+
     /// Hands on a copy out of the device's memory.
     fn out(&mut self, copy: &Copy, from: &Spot<'_>) -> Result<(), Halt> {
+        self.parts.outbox.announce(Direction::Out, copy)?;
         if let Target::Memory { memory, offset } = &copy.to
             && self.is_direct(memory)
         {
-            return Ok(self.send(Step::Move(Move::Out {
+            return self.send(Move::Out {
                 from: Arc::clone(from.memory),
                 offset: from.offset,
                 to: Arc::clone(memory),
                 at: *offset,
                 bytes: copy.bytes,
                 landing: None,
-            }))?);
+            });
         }
-        let number = self.note_landing(copy);
         let mut done = 0;
         while done < copy.bytes {
-            let Parts { staging, steps, .. } = &mut self.parts;
-            let part = staging.take(copy.bytes - done, 0, steps)?;
-            let to = Arc::clone(staging.memory());
-            let is_last = done + part.bytes == copy.bytes;
-            self.send(Step::Move(Move::Out {
+            let part = self.take(Direction::Out, copy.bytes - done, 0)?;
+            self.send(Move::Out {
                 from: Arc::clone(from.memory),
                 offset: from.offset + done,
-                to,
+                to: Arc::clone(self.parts.staging.memory()),
                 at: part.at,
                 bytes: part.bytes,
-                landing: Some(Landing {
-                    to: target_from(&copy.to, done),
-                    // All of it has landed when its last part has.
-                    number: number - u64::from(!is_last),
-                }),
-            }))?;
+                landing: Some(target_from(&copy.to, done)),
+            })?;
             done += part.bytes;
         }
         Ok(())
@@ -524,33 +533,35 @@ impl Reader {
         };
         // As `memmove` does it: what is still to be read is not written before.
         let backwards = Arc::ptr_eq(from.memory, to) && *offset > from.offset;
+        self.parts.outbox.announce_both(copy)?;
         let mut done = 0;
         while done < copy.bytes {
-            let Parts { staging, steps, .. } = &mut self.parts;
-            let part = staging.take(copy.bytes - done, 0, steps)?;
-            let memory = Arc::clone(staging.memory());
+            let part = self.take(Direction::In, copy.bytes - done, 0)?;
+            let memory = Arc::clone(self.parts.staging.memory());
             let start = match backwards {
                 true => copy.bytes - done - part.bytes,
                 false => done,
             };
-            self.send(Step::Move(Move::Out {
+            self.send(Move::Out {
                 from: Arc::clone(from.memory),
                 offset: from.offset + start,
                 to: Arc::clone(&memory),
                 at: part.at,
                 bytes: part.bytes,
                 landing: None,
-            }))?;
-            self.send(Step::Move(Move::In {
+            })?;
+            self.parts.outbox.turn()?;
+            self.send(Move::In {
                 from: memory,
                 at: part.at,
                 to: Arc::clone(to),
                 offset: offset + start,
                 bytes: part.bytes,
                 read: None,
-            }))?;
+            })?;
             done += part.bytes;
         }
+        self.parts.outbox.note_both(copy);
         Ok(())
     }
 }

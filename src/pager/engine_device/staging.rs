@@ -10,11 +10,10 @@
 
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 
 use super::super::memory::HostMemory;
 use super::super::storage::BLOCK_BYTES;
-use super::step::Step;
 
 /// The queue has ended, and with it whoever would have done what is handed on.
 #[derive(Debug)]
@@ -40,10 +39,10 @@ pub struct Staging {
 
 impl Staging {
     /// Staging in `memory`, of which places are free that `free` names.
-    pub fn new(memory: Arc<HostMemory>, place_bytes: usize, free: Receiver<usize>) -> Self {
+    pub fn new(memory: &Arc<HostMemory>, place_bytes: usize, free: Receiver<usize>) -> Self {
         assert!(place_bytes.is_multiple_of(BLOCK_BYTES) && place_bytes >= 2 * BLOCK_BYTES);
         Self {
-            memory,
+            memory: Arc::clone(memory),
             place_bytes,
             free,
             current: None,
@@ -58,11 +57,16 @@ impl Staging {
 
     /// Takes room for at most `bytes` bytes, more than none, that begin `lead` bytes after
     /// the start of a block; the blocks they lie in are theirs. Blocks until there is room,
-    /// and tells the queue of places that are full.
+    /// and tells `release` of places that are full.
     ///
     /// # Errors
     /// When the queue has ended.
-    pub fn take(&mut self, bytes: usize, lead: usize, steps: &Sender<Step>) -> Result<Part, Gone> {
+    pub fn take(
+        &mut self,
+        bytes: usize,
+        lead: usize,
+        release: impl Fn(usize) -> Result<(), Gone>,
+    ) -> Result<Part, Gone> {
         loop {
             if let Some(place) = self.current {
                 let end = (place + 1) * self.place_bytes;
@@ -77,7 +81,7 @@ impl Staging {
                     return Ok(part);
                 }
                 self.current = None;
-                steps.send(Step::Release(place)).map_err(|_| Gone)?;
+                release(place)?;
             }
             let place = self.free.recv().map_err(|_| Gone)?;
             self.current = Some(place);

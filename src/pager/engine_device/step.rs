@@ -1,9 +1,9 @@
-//! What the reader hands to the queue, in the order in which it appears to be done.
+//! What the reader hands to a queue, in the order in which it appears to be done.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::super::engine::{Copy, Request, Target, Ticket};
+use super::super::engine::{Request, Target, Ticket};
 use super::super::memory::HostMemory;
 use crate::ggml::{DeviceBuffer, Fence};
 
@@ -14,10 +14,18 @@ pub enum Step {
     Begin(Ticket, Option<Fence>),
     /// A copy, or a part of one.
     Move(Move),
+    /// An event is to be recorded behind what was handed on, which are the copies up to
+    /// this number.
+    Mark(u64),
+    /// What follows comes after this copy of the other stream.
+    Await(u64),
     /// No later move uses this place of the staging memory.
     Release(usize),
     /// No later move is of what this request of the reader's was to bring, which failed.
     Forget(Ticket),
+    /// All that is this stream's part of the request was handed on; the rest of it is the
+    /// other's.
+    Leave,
     /// All of the request was handed on.
     End(Done),
     /// No more requests come.
@@ -55,26 +63,15 @@ pub enum Move {
         /// How many there are.
         bytes: usize,
         /// Where they go from there.
-        landing: Option<Landing>,
+        landing: Option<Target>,
     },
     /// The range of the device's memory becomes this value.
     Fill(Arc<DeviceBuffer>, Range<usize>, u8),
-    /// Neither side is the device's; the number is that of its landing.
-    Host(Copy, u64),
     /// Bytes of a file come into memory that nothing before has touched, by this request of
     /// the reader's.
     Read(Ticket),
     /// Everything later comes after this fence, which is held until then.
     After(#[expect(dead_code, reason = "it is only held")] Fence),
-}
-
-/// Where bytes go that came out of the device's memory into a place of the staging memory.
-#[derive(Debug)]
-pub struct Landing {
-    /// The place they were brought for.
-    pub to: Target,
-    /// Landings are numbered from 1 on in the order of their steps.
-    pub number: u64,
 }
 
 /// A request of which everything was handed on.
@@ -88,4 +85,6 @@ pub struct Done {
     pub failed: Option<String>,
     /// Bytes it moves, by kind of counter.
     pub bytes: [u64; 3],
+    /// The newest copy of the stream.
+    pub number: u64,
 }

@@ -42,3 +42,11 @@ pub fn not_pinned(why: &str) -> String {
          what it computes ({why})"
     )
 }
+
+/// What goes out waits with what comes in.
+pub fn one_stream(why: &str) -> String {
+    format!(
+        "the device copies in both directions on one stream, so that what it needs may wait for \
+         what is written back ({why})"
+    )
+}

@@ -64,6 +64,12 @@ impl Fault {
         }
     }
 
+    /// What is to go wrong with bytes of this request that are written to `to`.
+    pub fn of_target(faults: &Faults, request: u64, to: &Target) -> Option<Self> {
+        let is_full = faults.full_disk == Some(request);
+        (is_full && matches!(to, Target::File { .. })).then_some(Self::FullDisk)
+    }
+
     /// Ends this thread when that is the fault, without a message: it is not news.
     pub fn strike_worker(fault: Option<Self>) {
         if fault == Some(Self::DeadWorker) {

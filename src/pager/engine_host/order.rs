@@ -76,7 +76,7 @@ impl Footprint {
     }
 
     /// Whether the two have to keep their order.
-    fn conflicts(&self, other: &Self) -> bool {
+    pub fn conflicts(&self, other: &Self) -> bool {
         let writes_what_is_read =
             |a: &Self, b: &Self| b.reads.is_some_and(|reads| a.writes.overlaps(&reads));
         self.writes.overlaps(&other.writes)

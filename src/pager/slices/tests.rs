@@ -71,6 +71,7 @@ impl Stage {
             role: format!("exps{}", index % 2),
             bytes: tensor_bytes,
             span_bytes: tensor_bytes,
+            read_behind_bytes: 0,
             slice_bytes: Some(setup.slice_bytes),
             backing: Backing::Weight(super::super::model_index::TensorLocation {
                 file: Arc::clone(&file),
@@ -120,7 +121,7 @@ impl Stage {
             let next = self.ids[(tensor + 1) % TENSORS];
             self.pager.prefetch_ranges([(next, &all)].into_iter())?;
         }
-        self.pager.wait_ready()?;
+        self.pager.wait_ready(&[])?;
         let all: Vec<usize> = (0..SLICES).collect();
         self.check(tensor, named.unwrap_or(&all));
         let usage = self.pager.usage();

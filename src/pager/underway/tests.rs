@@ -80,9 +80,12 @@ fn copies_that_come_late_are_stalls_of_their_kind() {
     let segment = || Underway::Segment(Arc::new(Event::new(inner).unwrap()));
     for (file, link) in [(1, 2), (2, 1)] {
         let mut pager = pager();
-        pager.underway.push(Underway::Copies(Ticket(file), true));
+        let copies = Underway::Copies(Ticket(file), Kind::Storage);
+        pager.underway.push(copies);
         pager.underway.push(segment());
-        pager.underway.push(Underway::Copies(Ticket(link), false));
+        pager
+            .underway
+            .push(Underway::Copies(Ticket(link), Kind::Link));
         pager.underway.push(segment());
         pager.watch_what_is_underway();
         let (storage, link) = (pager.stalls.storage_seconds, pager.stalls.link_seconds);

@@ -177,9 +177,10 @@ impl Backend {
 
     /// What a launch of a live graph computes.
     fn launch_of(&self, graph: &sys::ggml_cgraph) -> Result<Launch, String> {
+        let options = &self.shared.options;
         // SAFETY: as promised by who launches it.
-        let copy = || unsafe { Snapshot::of(graph, &self.shared.space) };
-        match self.shared.options.captures {
+        let copy = || unsafe { Snapshot::of(graph, &self.shared.space, options.loose) };
+        match options.captures {
             true => lock(&self.captures).launch(graph, &self.shared.tally, copy),
             false => copy().map(Launch::of),
         }

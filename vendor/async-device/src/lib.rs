@@ -41,9 +41,29 @@ use std::sync::Arc;
 
 use ggml_sys as sys;
 
+use self::backend::event_of;
+use self::event::Recording;
+
 pub use self::platform::{Call, Platform};
 use self::shared::Shared;
 pub use self::shared::{Counters, Delays, Options};
+
+/// A recording of an event that comes when it is told to, or dropped.
+#[derive(Debug)]
+pub struct ByHand(Arc<Recording>);
+
+impl ByHand {
+    /// It has come.
+    pub fn come(&self) {
+        self.0.complete();
+    }
+}
+
+impl Drop for ByHand {
+    fn drop(&mut self) {
+        self.come();
+    }
+}
 
 /// A device of its own. It must outlive every buffer, backend and event made with it.
 #[derive(Debug)]
@@ -72,6 +92,17 @@ impl AsyncDevice {
     /// ggml's pointer to the device, valid until `self` is dropped.
     pub fn raw(&self) -> sys::ggml_backend_dev_t {
         self.shared.device_ptr()
+    }
+
+    /// Records an event as if a stream had, which gets there when a test says so.
+    ///
+    /// # Safety
+    /// - `event` is a live event of this device, which is over no driver.
+    pub unsafe fn record_by_hand(&self, event: sys::ggml_backend_event_t) -> ByHand {
+        // SAFETY: the caller's promise.
+        let event = unsafe { event_of(event) };
+        // No backend has this number.
+        ByHand(event.record(0))
     }
 
     /// What was done so far, and what there is at the moment.

@@ -36,7 +36,7 @@ pub struct Options {
     /// What the delays are drawn from.
     pub seed: u64,
     /// Rows of quantised tensors are padded like ggml-cuda's, and the padding is looked at
-    /// whenever a matrix is multiplied: it must be zero.
+    /// whenever a matrix is multiplied: it must be zero. Behind a view there must be numbers.
     pub padded: bool,
     /// Has a type of host buffers, which a driver would pin.
     pub pinned: bool,
@@ -44,7 +44,8 @@ pub struct Options {
     /// queue of their own on each backend: a graph comes after those before it, and nothing
     /// else is ordered but by events. Blocking for an event takes back what its earlier
     /// recordings were made of: a stream that still waits for one is a complaint, as is an
-    /// event that is recorded anew while another backend waits for it.
+    /// event that is recorded anew while another backend waits for it. Tensors that are
+    /// computed with begin in their buffers.
     pub loose: bool,
     /// Captures graphs that do not change, and replays them, as ggml-cuda does.
     pub captures: bool,

@@ -30,14 +30,19 @@ struct Table {
 }
 
 impl Snapshot {
-    /// Copies `graph`, whose addresses lie in `space`.
+    /// Copies `graph`, whose addresses lie in `space`. Where the device counts from where
+    /// its buffers begin, no tensor that is computed with begins before.
     ///
     /// # Errors
     /// A sentence, when a tensor that is computed with lies nowhere.
     ///
     /// # Safety
     /// - the graph and its tensors are live, and nobody changes them meanwhile.
-    pub unsafe fn of(graph: &sys::ggml_cgraph, space: &Space) -> Result<Self, String> {
+    pub unsafe fn of(
+        graph: &sys::ggml_cgraph,
+        space: &Space,
+        counts_from_base: bool,
+    ) -> Result<Self, String> {
         let count = usize::try_from(graph.n_nodes).unwrap_or(0);
         let originals: &[Raw] = match count {
             0 => &[],
@@ -49,7 +54,14 @@ impl Snapshot {
         let mut memories = Vec::new();
         let touched = touched(&tensors[..count], &places);
         for (index, tensor) in tensors.iter_mut().enumerate() {
-            match settle(tensor, space, &mut memories) {
+            let settled = settle(tensor, space, &mut memories).and_then(|begins| {
+                let is_lost = counts_from_base && !begins && touched.contains(&index);
+                match is_lost {
+                    true => Err(format!("{} begins before its buffer", name_of(tensor))),
+                    false => Ok(()),
+                }
+            });
+            match settled {
                 Err(sentence) if touched.contains(&index) => return Err(sentence),
                 // A view that only others look through, perhaps of what lies elsewhere.
                 Err(_) => tensor.data = std::ptr::null_mut(),
@@ -193,14 +205,14 @@ fn touched(nodes: &[sys::ggml_tensor], places: &HashMap<Raw, usize>) -> HashSet<
     computed.flat_map(of_node).collect()
 }
 
-/// Points `tensor` to where its bytes really are.
+/// Points `tensor` to where its bytes really are; whether it begins in its buffer.
 fn settle(
     tensor: &mut sys::ggml_tensor,
     space: &Space,
     memories: &mut Vec<Arc<Memory>>,
-) -> Result<(), String> {
+) -> Result<bool, String> {
     if tensor.data.is_null() {
-        return Ok(());
+        return Ok(true);
     }
     let address = tensor.data as usize;
     // The tensor may begin before its buffer, when only later rows of it are there.
@@ -214,9 +226,9 @@ fn settle(
     tensor.data = memory.pointer(0).wrapping_add(offset).cast();
     tensor.buffer = memory.described();
     if !memories.iter().any(|known| Arc::ptr_eq(known, &memory)) {
-        memories.push(memory);
+        memories.push(Arc::clone(&memory));
     }
-    Ok(())
+    Ok(offset <= memory.bytes())
 }
 
 /// A tensor's name, for complaints.

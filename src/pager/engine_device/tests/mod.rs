@@ -1,6 +1,7 @@
 //! The engine on a device of streams: what it promises, and what goes wrong.
 
 mod keeping;
+mod lanes;
 mod oracle;
 mod rig;
 

@@ -5,6 +5,8 @@
 //! what was submitted, reads and writes some bytes of the device's memory, and records a
 //! fence after which later requests begin. Whoever waits too little sees wrong bytes.
 
+use std::ops::Range;
+
 use async_device::Delays;
 use proptest::prelude::*;
 
@@ -116,6 +118,8 @@ struct World {
     // Of the spill file, the memories and the buffers.
     expected: [Vec<Option<u8>>; 5],
     expected_bytes: [u64; 2],
+    // The requests and the buffers' ranges that they touch, since everything was waited for.
+    submitted: Vec<(Ticket, Direction, Vec<(usize, Range<usize>)>)>,
     rig: Rig,
 }
 
@@ -166,6 +170,7 @@ impl World {
             ]
             .map(|bytes| vec![Some(0); bytes]),
             expected_bytes: [0; 2],
+            submitted: Vec::new(),
             rig,
         }
     }
@@ -193,10 +198,21 @@ impl World {
 
     /// Makes the draft fit, does it in the expected world, and gives the copy. A copy that
     /// may fail leaves anything.
-    fn copy(&mut self, direction: Direction, draft: Draft, may_fail: bool) -> Copy {
+    fn copy(
+        &mut self,
+        direction: Direction,
+        draft: Draft,
+        may_fail: bool,
+        touched: &mut Vec<(usize, Range<usize>)>,
+    ) -> Copy {
         let bytes = draft.bytes;
         let start = draft.from_offset % (size_of(draft.from) - bytes).max(1);
         let end = draft.to_offset % (size_of(draft.to) - bytes).max(1);
+        for (place, start) in [(draft.from, start), (draft.to, end)] {
+            if let Place::Device(index) = place {
+                touched.push((index, start..start + bytes));
+            }
+        }
         let content: Vec<Option<u8>> = match draft.from {
             _ if may_fail => vec![None; bytes],
             Place::Direct | Place::Cached => (start..start + bytes)
@@ -228,8 +244,9 @@ impl World {
             Direction::Out
         };
         let mut copies = self.rig.engine.recycled();
+        let mut touched = Vec::new();
         for draft in drafts {
-            copies.push(self.copy(direction, *draft, may_fail));
+            copies.push(self.copy(direction, *draft, may_fail, &mut touched));
         }
         let after = self.launched.clone();
         let request = Request {
@@ -237,24 +254,42 @@ impl World {
             copies,
             after,
         };
-        self.rig.engine.submit(request).unwrap();
+        let ticket = self.rig.engine.submit(request).unwrap();
+        self.submitted.push((ticket, direction, touched));
+    }
+
+    /// Has what computes wait for what was submitted and touches a range, and for nothing
+    /// else.
+    fn await_arrivals(&mut self, buffer: usize, range: &Range<usize>, fails: bool) {
+        for direction in [Direction::In, Direction::Out] {
+            let meets = |(index, touched): &(usize, Range<usize>)| {
+                *index == buffer && touched.start < range.end && range.start < touched.end
+            };
+            let newest_first = self.submitted.iter().rev();
+            let mut awaited = newest_first
+                .filter(|(_, other, touched)| *other == direction && touched.iter().any(meets));
+            let Some((ticket, ..)) = awaited.next() else {
+                continue;
+            };
+            match self.rig.engine.arrival(*ticket) {
+                Ok(None) => {}
+                Ok(Some(fence)) => {
+                    self.compute.wait(&fence);
+                    self.fences.push(fence);
+                }
+                Err(failure) => {
+                    assert!(fails, "{failure}");
+                    self.rig.drain();
+                }
+            }
+        }
     }
 
     /// Reads what is in a range after all that was submitted, and writes something else.
     fn compute(&mut self, buffer: usize, offset: usize, bytes: usize, value: u8, fails: bool) {
-        match self.rig.engine.arrival(self.rig.engine.newest()) {
-            Ok(None) => {}
-            Ok(Some(fence)) => {
-                self.compute.wait(&fence);
-                self.fences.push(fence);
-            }
-            Err(failure) => {
-                assert!(fails, "{failure}");
-                self.rig.drain();
-            }
-        }
         let offset = offset % (MEMORY_BYTES - bytes);
         let range = offset..offset + bytes;
+        self.await_arrivals(buffer, &range, fails);
         let mut finding = Finding {
             found: vec![0; bytes].into(),
             expected: self.expected[3 + buffer][range.clone()].to_vec(),
@@ -282,6 +317,7 @@ impl World {
         assert!(engine.is_done(engine.newest()));
         self.compute.synchronize();
         self.launched = None;
+        self.submitted.clear();
         self.fences.clear();
         self.rig.engine.forget_failures();
         self.check();
@@ -336,7 +372,7 @@ fn delays() -> impl Strategy<Value = Delays> {
     prop_oneof![Just(Delays::None), Just(Delays::Short), Just(Delays::Long)]
 }
 
-fn check_random_acts(pinned_max: Option<u64>) {
+fn check_random_acts(manner: &Manner) {
     let config = ProptestConfig {
         failure_persistence: None,
         // A race need not show again: what was found counts more than a small case.
@@ -347,7 +383,7 @@ fn check_random_acts(pinned_max: Option<u64>) {
     let acts = prop::collection::vec(act(), 1..24);
     let input = (acts, keep, faults(), delays(), any::<u64>());
     proptest!(config, |((acts, keep_bytes, (faults, unlucky), delays, seed) in input)| {
-        let manner = Manner { pinned_max, ..Manner::default() };
+        let manner = Manner { calls: Arc::default(), ..manner.clone() };
         let setup = Setup { faults, ..setup(keep_bytes) };
         let mut world = World::new(Rig::new(&manner, setup, delays, seed));
         let fails = unlucky.is_some();
@@ -373,15 +409,23 @@ fn check_random_acts(pinned_max: Option<u64>) {
 
 #[test]
 fn random_acts_with_pinned_memory() {
-    check_random_acts(Some(u64::MAX));
+    check_random_acts(&with_pinned());
 }
 
 #[test]
 fn random_acts_where_little_can_be_pinned() {
-    check_random_acts(Some(3));
+    check_random_acts(&Manner {
+        pinned_max: Some(3),
+        ..Manner::default()
+    });
 }
 
 #[test]
 fn random_acts_without_pinned_memory() {
-    check_random_acts(None);
+    check_random_acts(&Manner::default());
+}
+
+#[test]
+fn random_acts_on_one_stream() {
+    check_random_acts(&with_one_stream());
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::ThreadId;
 
-use async_device::{AsyncDevice, Delays, Options};
+use async_device::{AsyncDevice, ByHand, Delays, Options};
 
 use super::super::link::{Link, Pinning};
 use super::super::*;
@@ -16,6 +16,7 @@ use crate::pager::tests::trial::{MODEL_BYTES, Model, on_disk};
 pub const SMALL: Tuning = Tuning {
     place_bytes: 2 * BLOCK_BYTES,
     places: 3,
+    places_out: 2,
     slab_bytes: 3 * BLOCK_BYTES,
 };
 
@@ -24,8 +25,12 @@ pub const SMALL: Tuning = Tuning {
 pub struct Manner {
     /// Has memory of which it says that it is pinned, and this often.
     pub pinned_max: Option<u64>,
-    /// The call that fails, counted from 0.
+    /// The call that fails, counted from 0 over all streams.
     pub fails_at: Option<u64>,
+    /// Calls so far.
+    pub calls: Arc<AtomicU64>,
+    /// The device gives one stream of copies and no more.
+    pub has_one_stream: bool,
     /// Nobody gets past blocking for an event while it is shut.
     pub gate: Arc<Gate>,
 }
@@ -58,7 +63,6 @@ impl Gate {
 pub struct TestLink {
     inner: GgmlLink,
     manner: Manner,
-    calls: u64,
     thread: Option<ThreadId>,
     pinning: Arc<TestPinning>,
 }
@@ -71,7 +75,6 @@ impl TestLink {
                 left: AtomicU64::new(manner.pinned_max.unwrap_or(0)),
             }),
             manner,
-            calls: 0,
             thread: None,
         }
     }
@@ -79,8 +82,7 @@ impl TestLink {
     fn call(&mut self) -> Result<(), String> {
         let this = std::thread::current().id();
         assert_eq!(*self.thread.get_or_insert(this), this, "one thread calls");
-        let index = self.calls;
-        self.calls += 1;
+        let index = self.manner.calls.fetch_add(1, Ordering::Relaxed);
         match self.manner.fails_at == Some(index) {
             true => Err("the device was lost".to_owned()),
             false => Ok(()),
@@ -95,6 +97,18 @@ impl Link for TestLink {
 
     fn device(&self) -> InnerDevice {
         self.inner.device()
+    }
+
+    fn another(&self) -> Result<Box<dyn Link>, String> {
+        if self.manner.has_one_stream {
+            return Err("the device gives no more of them".to_owned());
+        }
+        Ok(Box::new(Self {
+            inner: GgmlLink::new(self.inner.device())?,
+            manner: self.manner.clone(),
+            thread: None,
+            pinning: Arc::clone(&self.pinning),
+        }))
     }
 
     fn pinning(&self) -> Arc<dyn Pinning> {
@@ -215,6 +229,14 @@ impl Rig {
         Arc::new(DeviceBuffer::new(self.inner, bytes).unwrap())
     }
 
+    /// A fence that comes when it is told to.
+    pub fn by_hand(&self) -> (Fence, ByHand) {
+        let event = Event::new(self.inner).unwrap();
+        // SAFETY: the event is live, and of this device.
+        let recording = unsafe { self.device.record_by_hand(event.as_ptr()) };
+        (Arc::new(event), recording)
+    }
+
     /// Waits for everything, and forgets what failed.
     pub fn drain(&mut self) {
         let _ = self.engine.wait(self.engine.newest());
@@ -231,6 +253,14 @@ pub fn with_pinned() -> Manner {
     Manner {
         pinned_max: Some(u64::MAX),
         ..Manner::default()
+    }
+}
+
+/// All in one stream.
+pub fn with_one_stream() -> Manner {
+    Manner {
+        has_one_stream: true,
+        ..with_pinned()
     }
 }
 
