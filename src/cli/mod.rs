@@ -53,7 +53,7 @@ pub struct Request {
 }
 
 /// What a run does with the prompt.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Mode {
     /// Completes it.
     Complete,
@@ -61,6 +61,8 @@ pub enum Mode {
     Chat {
         /// Whether the terminal shows colours.
         colours: bool,
+        /// Where what is typed is kept; None: where the user's data are.
+        history: Option<PathBuf>,
     },
 }
 

@@ -299,7 +299,8 @@ impl Request {
         if chats && may_chat {
             let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
             let colours = settings.use_color && (!plain || self.is_given("--color"));
-            return Ok(Mode::Chat { colours });
+            let history = self.own.chat_history.clone();
+            return Ok(Mode::Chat { colours, history });
         }
         if may_chat && !self.is_given("--jinja") {
             // It was switched on for a chat, see `arguments`.
@@ -316,6 +317,7 @@ impl Request {
 
     /// What is for the chat alone, and this is none.
     fn check_chat_words(&self) -> Result<()> {
+        self.own.check_no_chat()?;
         for (index, word) in &self.words.used {
             match support(self.options[*index].name()) {
                 Some(Support::Terminal) => {
