@@ -139,12 +139,18 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     result
 }
 
-/// Reads the command line, with metrics on standard error from the first moment: what is
-/// wrong with it is to be an object as well.
+/// Reads the command line, with metrics from the first moment: what is wrong with it is to
+/// be an object as well.
 fn understand(args: Vec<OsString>) -> Result<Command> {
     let options = llama::options()?;
-    if words::asks_for_metrics(&args, &options) {
+    let wanted = words::metrics_wanted(&args, &options);
+    metrics::RUN.set_form(wanted.pretty, 1);
+    if wanted.on_stderr {
         catch_standard_error()?;
+        signal::end_with(last_words);
+    }
+    if let Some(path) = &wanted.file {
+        metrics::RUN.add_file(metrics_file(path)?, path.display().to_string());
         signal::end_with(last_words);
     }
     // Not before: a handler writes an end of line where the terminal echoes "^C".
@@ -153,10 +159,6 @@ fn understand(args: Vec<OsString>) -> Result<Command> {
     if let Command::Run(request) = &command {
         let own = &request.own;
         metrics::RUN.set_form(own.metrics_pretty, own.metrics_interval.unwrap_or(1));
-        if let Some(path) = &own.metrics_file {
-            metrics::RUN.add_file(metrics_file(path)?, path.display().to_string());
-            signal::end_with(last_words);
-        }
     }
     Ok(command)
 }
