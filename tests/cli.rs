@@ -31,6 +31,8 @@ mod options;
 mod plain;
 #[path = "cli/plan.rs"]
 mod plan;
+#[path = "cli/printed.rs"]
+mod printed;
 #[cfg(unix)]
 #[path = "cli/prompt_cache.rs"]
 mod prompt_cache;
@@ -43,7 +45,7 @@ mod rpc;
 #[path = "cli/schema.rs"]
 mod schema;
 #[cfg(unix)]
-#[path = "cli/terminal.rs"]
+#[path = "cli/terminal/mod.rs"]
 mod terminal;
 #[path = "cli/together.rs"]
 mod together;
@@ -57,7 +59,7 @@ mod unix;
 #[path = "cli/while_running.rs"]
 mod while_running;
 
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use assert_cmd::Command;
 
@@ -101,6 +103,20 @@ fn complete(line: &str) -> Output {
         "Once upon a time",
     ];
     program().args(prompt).args(words).output().unwrap()
+}
+
+/// A completion by the demo model that ends only when something makes it end; what it prints
+/// goes to pipes.
+fn endless(line: &str) -> std::process::Command {
+    let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("rpaged-cli"));
+    let fixed = "-no-cnv -p Once -n -1 --ignore-eos --context-shift -t 1";
+    command.args(["-m", MODEL]).args(fixed.split_whitespace());
+    command.args(line.split_whitespace());
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
 }
 
 /// Whether a hangup ends what is started here: under nohup nothing hears one.

@@ -1,7 +1,8 @@
 //! The line editor: history, several lines, completion.
 
 use std::borrow::Cow;
-use std::io::ErrorKind;
+use std::cell::RefCell;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use rustyline::completion::{Completer, Pair};
@@ -15,9 +16,18 @@ use rustyline::{Cmd, Context, Editor as Rustyline, Helper, KeyCode, KeyEvent, Mo
 
 use super::{commands, input};
 use crate::error::{Error, Result};
+use crate::session::signal::Editing;
 
 /// Entries that the history keeps.
 const HISTORY_MAX: usize = 1000;
+/// What stands before a line.
+const PROMPT: &str = "> ";
+/// Bytes of an entry that the history keeps: what is longer was hardly typed.
+const ENTRY_BYTES_MAX: usize = 4096;
+/// How a history's file begins.
+const MARK: &[u8] = b"#V2\n";
+/// The file that keeps no history.
+const NOWHERE: &str = "none";
 
 /// What the user did.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -43,16 +53,26 @@ pub(super) struct Editor {
 }
 
 impl Editor {
-    /// Takes over the terminal; a history that cannot be kept is no failure.
+    /// Takes over the terminal. What is typed is kept in the file `history`, nowhere where
+    /// that is `none`, in the user's data folder where it is not given; there, that it cannot
+    /// be kept is no failure.
     ///
     /// # Errors
-    /// `Failed` when the terminal refuses.
-    pub fn new(multiline: bool, colours: bool) -> Result<Self> {
+    /// `Failed` when the terminal refuses, or `history` cannot be opened.
+    pub fn new(multiline: bool, colours: bool, history: Option<&Path>) -> Result<Self> {
         let mut lines = Rustyline::new().map_err(|error| failed(&error))?;
-        lines.set_helper(Some(Assistant { multiline, colours }));
+        lines.set_helper(Some(Assistant {
+            multiline,
+            colours,
+            typed: RefCell::default(),
+        }));
         drop(lines.set_max_history_size(HISTORY_MAX));
         lines.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::ALT), Cmd::Newline);
-        let history = history_file();
+        let history = match history {
+            Some(path) if path == Path::new(NOWHERE) => None,
+            Some(path) => Some(opened(path)?),
+            None => history_file(),
+        };
         if let Some(path) = &history {
             drop(lines.load_history(path));
         }
@@ -68,7 +88,16 @@ impl Editor {
     /// # Errors
     /// `Failed` when the terminal fails.
     pub fn read(&mut self) -> Result<Typed> {
-        match self.lines.readline("> ") {
+        let _editing = Editing::begin();
+        let mut line = self.lines.readline(PROMPT);
+        while matches!(line, Err(ReadlineError::Interrupted)) && Editing::take_continued() {
+            // The process was stopped, and the terminal was somebody else's.
+            let helper = self.lines.helper();
+            let (typed, at) = helper.map_or_else(Default::default, Assistant::typed);
+            let (left, right) = typed.split_at(at);
+            line = self.lines.readline_with_initial(PROMPT, (left, right));
+        }
+        match line {
             Ok(text) => {
                 self.remember(&text);
                 Ok(match input::block(&text) {
@@ -86,7 +115,8 @@ impl Editor {
     }
 
     fn remember(&mut self, text: &str) {
-        let is_new = !text.trim().is_empty() && self.lines.add_history_entry(text).unwrap_or(false);
+        let is_kept = !text.trim().is_empty() && text.len() <= ENTRY_BYTES_MAX;
+        let is_new = is_kept && self.lines.add_history_entry(text).unwrap_or(false);
         if let (true, Some(path)) = (is_new, &self.history) {
             drop(self.lines.append_history(path));
         }
@@ -97,6 +127,33 @@ fn failed(error: &ReadlineError) -> Error {
     Error::Failed(format!(
         "could not read from the terminal: {error}; --simple-io reads plain lines"
     ))
+}
+
+/// The path of a history's file, which can be written. A file that is none is left alone: it
+/// would be written anew.
+fn opened(path: &Path) -> Result<PathBuf> {
+    let refused = |why: &str| {
+        Error::Failed(format!(
+            "'{}' cannot keep what is typed: {why}; see --chat-history",
+            path.display()
+        ))
+    };
+    if path.exists() && !path.is_file() {
+        return Err(refused("it is no regular file"));
+    }
+    let mut options = std::fs::OpenOptions::new();
+    let mut front = Vec::new();
+    options
+        .create(true)
+        .read(true)
+        .append(true)
+        .open(path)
+        .and_then(|file| file.take(MARK.len() as u64).read_to_end(&mut front))
+        .map_err(|error| refused(&error.to_string()))?;
+    if !front.is_empty() && front != MARK {
+        return Err(refused("it is a file of another kind"));
+    }
+    Ok(path.to_owned())
 }
 
 /// The history's file in the user's data folder, which is made if need be.
@@ -121,12 +178,26 @@ fn history_file() -> Option<PathBuf> {
 struct Assistant {
     multiline: bool,
     colours: bool,
+    /// The line as it is, and where the cursor stands in it, in bytes.
+    typed: RefCell<(String, usize)>,
+}
+
+impl Assistant {
+    fn typed(&self) -> (String, usize) {
+        self.typed.borrow().clone()
+    }
 }
 
 impl Helper for Assistant {}
 
 impl Hinter for Assistant {
     type Hint = String;
+
+    /// Hints at nothing: it is asked whenever the line has changed.
+    fn hint(&self, line: &str, at: usize, _: &Context<'_>) -> Option<String> {
+        *self.typed.borrow_mut() = (line.to_owned(), at);
+        None
+    }
 }
 
 impl Highlighter for Assistant {
@@ -211,6 +282,27 @@ fn with_slash(looked_in: &Path, folder: &str, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_history_takes_no_other_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("history");
+        assert_eq!(opened(&path).unwrap(), path);
+        std::fs::write(&path, "#V2\nhello\n").unwrap();
+        assert_eq!(opened(&path).unwrap(), path);
+        std::fs::write(&path, "Dear diary").unwrap();
+        for (path, why) in [
+            (path.as_path(), "another kind"),
+            (folder.path(), "no regular"),
+        ] {
+            let sentence = opened(path).unwrap_err().to_string();
+            assert!(
+                sentence.contains(why) && sentence.contains("--chat-history"),
+                "{sentence}"
+            );
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), b"Dear diary");
+    }
 
     #[test]
     fn files_complete_with_their_folders() {

@@ -41,7 +41,8 @@ use crate::session::boundary::Boundary;
 use crate::session::signal;
 use crate::telemetry::memory::ProcessReader;
 
-/// Talks with the user until one of them leaves.
+/// Talks with the user until one of them leaves; with or without `colours`, what is typed is
+/// kept in the file `history`, see [`Editor::new`].
 ///
 /// # Errors
 /// Whatever ended the run before its time.
@@ -49,7 +50,7 @@ pub(crate) fn talk(
     session: &mut Session,
     settings: &Settings,
     boundary: &mut Boundary,
-    colours: bool,
+    (colours, history): (bool, Option<&Path>),
 ) -> Result<()> {
     if session.has_encoder() {
         return Err(Error::Failed(
@@ -72,8 +73,9 @@ pub(crate) fn talk(
     // A template that fails does so before anything is typed.
     chat.apply(&[Message::new("user", "Hello")])?;
     console::remember_terminal();
-    let editor = Editor::new(how.multiline_input, colours)?;
+    let editor = Editor::new(how.multiline_input, colours, history)?;
     // The editor has taken the handler of Ctrl-C, and needs it only while it reads keys.
+    signal::Editing::note_editor();
     signal::install();
     let batch = usize::try_from(settings.n_batch.min(settings.n_ubatch)).unwrap_or(1);
     let talk = Talk {

@@ -144,6 +144,14 @@ pub struct OwnFlags {
     #[arg(long, env = "LLAMA_ARG_METRICS_PRETTY", value_parser = parse_truth)]
     pub metrics_pretty: bool,
 
+    /// Keep what is typed in the chat at a terminal in this file; 'none': nowhere (default:
+    /// rpaged/chat-history in the user's data folder).
+    ///
+    /// rpaged-cli -m model.gguf --chat-history none
+    #[arg(long, value_name = "PATH", env = "LLAMA_ARG_CHAT_HISTORY")]
+    #[arg(allow_hyphen_values = true)]
+    pub chat_history: Option<PathBuf>,
+
     /// Use the small model inside this program in place of -m; without a prompt, tell a
     /// story with half of the model's size as memory.
     ///
@@ -279,6 +287,19 @@ impl OwnFlags {
             }
         }
         Ok(())
+    }
+
+    /// Refuses flags on the command line that do something only in the chat at a terminal.
+    ///
+    /// # Errors
+    /// `Usage`.
+    pub fn check_no_chat(&self) -> Result<()> {
+        if !self.is_on_command_line("--chat-history") {
+            return Ok(());
+        }
+        Err(Error::Usage(
+            "'--chat-history' is for the chat at a terminal, which this is not".to_owned(),
+        ))
     }
 
     /// Refuses flags on the command line that lack another one, without which they would

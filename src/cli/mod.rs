@@ -53,7 +53,7 @@ pub struct Request {
 }
 
 /// What a run does with the prompt.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Mode {
     /// Completes it.
     Complete,
@@ -61,6 +61,8 @@ pub enum Mode {
     Chat {
         /// Whether the terminal shows colours.
         colours: bool,
+        /// Where what is typed is kept; None: where the user's data are.
+        history: Option<PathBuf>,
     },
 }
 
@@ -137,12 +139,18 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
     result
 }
 
-/// Reads the command line, with metrics on standard error from the first moment: what is
-/// wrong with it is to be an object as well.
+/// Reads the command line, with metrics from the first moment: what is wrong with it is to
+/// be an object as well.
 fn understand(args: Vec<OsString>) -> Result<Command> {
     let options = llama::options()?;
-    if words::asks_for_metrics(&args, &options) {
+    let wanted = words::metrics_wanted(&args, &options);
+    metrics::RUN.set_form(wanted.pretty, 1);
+    if wanted.on_stderr {
         catch_standard_error()?;
+        signal::end_with(last_words);
+    }
+    if let Some(path) = &wanted.file {
+        metrics::RUN.add_file(metrics_file(path)?, path.display().to_string());
         signal::end_with(last_words);
     }
     // Not before: a handler writes an end of line where the terminal echoes "^C".
@@ -151,10 +159,6 @@ fn understand(args: Vec<OsString>) -> Result<Command> {
     if let Command::Run(request) = &command {
         let own = &request.own;
         metrics::RUN.set_form(own.metrics_pretty, own.metrics_interval.unwrap_or(1));
-        if let Some(path) = &own.metrics_file {
-            metrics::RUN.add_file(metrics_file(path)?, path.display().to_string());
-            signal::end_with(last_words);
-        }
     }
     Ok(command)
 }

@@ -86,10 +86,11 @@ impl Request {
     /// The budget: from its file, else from its flag, else a default; of the memory of
     /// `device`, if there is one.
     pub(super) fn budget(&self, show: bool, device: Option<InnerDevice>) -> Result<Budget> {
-        let default = if show {
-            Budget::ModelShare(0.5)
-        } else {
-            Budget::Auto
+        let default = match (show, self.own.paged_kv) {
+            (true, true) => Budget::ModelShare(0.5),
+            // What is not paged has to fit as a whole.
+            (true, false) => Budget::ModelShare(0.75),
+            (false, _) => Budget::Auto,
         };
         let budget = match &self.own.vram_budget_file {
             Some(path) => read_budget(path)?,

@@ -48,6 +48,8 @@ const PLAIN: &[&str] = &[
 ];
 /// ggml's own limit, beyond which it crashes.
 pub(super) const THREADS_MAX: i32 = 512;
+/// llama.cpp's own limit of `-np`, which it looks at when it has made as many samplers.
+const SEQUENCES_MAX: i32 = 256;
 /// How much llama.cpp logs unless it is told otherwise.
 const VERBOSITY: i32 = 3;
 const CONVERSATION_ON: i32 = 1;
@@ -299,7 +301,8 @@ impl Request {
         if chats && may_chat {
             let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
             let colours = settings.use_color && (!plain || self.is_given("--color"));
-            return Ok(Mode::Chat { colours });
+            let history = self.own.chat_history.clone();
+            return Ok(Mode::Chat { colours, history });
         }
         if may_chat && !self.is_given("--jinja") {
             // It was switched on for a chat, see `arguments`.
@@ -316,6 +319,7 @@ impl Request {
 
     /// What is for the chat alone, and this is none.
     fn check_chat_words(&self) -> Result<()> {
+        self.own.check_no_chat()?;
         for (index, word) in &self.words.used {
             match support(self.options[*index].name()) {
                 Some(Support::Terminal) => {
@@ -539,6 +543,12 @@ fn check_numbers(settings: &Settings) -> Result<()> {
         ("-t", settings.n_threads),
         ("-tb", settings.n_threads_batch),
     ];
+    if settings.n_parallel > SEQUENCES_MAX {
+        return Err(Error::Usage(format!(
+            "'-np' must be at most {SEQUENCES_MAX}, got '{}'",
+            settings.n_parallel
+        )));
+    }
     if let Some((flag, value)) = threads.iter().find(|(_, value)| *value > THREADS_MAX) {
         return Err(Error::Usage(format!(
             "'{flag}' must be at most {THREADS_MAX}, got '{value}'"

@@ -86,6 +86,7 @@ pub fn read_budget(path: &Path) -> Result<Budget> {
     let text = String::from_utf8_lossy(&text);
     parse_budget(&text).map_err(|reason| {
         let shown: String = text.trim().chars().take(40).collect();
+        let shown = shown.escape_debug();
         Error::Usage(format!(
             "--vram-budget-file '{name}' holds '{shown}': {reason}"
         ))
@@ -164,6 +165,8 @@ mod tests {
                 "{sentence}"
             );
         }
+        let sentence = read("a\x1b[31m\nb").unwrap_err();
+        assert!(sentence.contains("'a\\u{1b}[31m\\nb'"), "{sentence}");
         let missing = read_budget(&folder.path().join("none")).unwrap_err();
         assert!(matches!(missing, Error::Failed(_)), "{missing}");
     }

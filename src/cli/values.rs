@@ -99,6 +99,9 @@ pub fn words(option: &OptionInfo) -> Vec<String> {
 
 /// What to say behind a refusal of `value`: the nearest word, or all of them.
 pub fn advice(option: &OptionInfo, value: &str) -> String {
+    if ["--device", "--spec-draft-device"].contains(&option.name()) {
+        return "; --list-devices shows those that this program can use".to_owned();
+    }
     let words = words(option);
     let known = |part: &str| words.iter().any(|word| word == part);
     let separator: &[char] = match option.name() {
@@ -195,6 +198,7 @@ mod tests {
             let advice = advice(&option(name), value);
             assert!(advice.contains(said), "{name} {value}: {advice}");
         }
+        assert!(advice(&option("-dev"), "Vulkan0").contains("--list-devices"));
         assert_eq!(advice(&option("-n"), "4x"), "");
     }
 }

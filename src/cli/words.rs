@@ -2,6 +2,7 @@
 //! what is wrong with the others.
 
 use std::ffi::{CString, OsString};
+use std::path::PathBuf;
 
 use super::flags::OwnFlags;
 use super::help;
@@ -9,6 +10,9 @@ use super::nearest::nearest;
 use super::printing::{Print, asked_for};
 use crate::error::{Error, Result};
 use crate::llama::{Arity, OptionInfo};
+
+/// What may stand first in place of flags.
+const SUBCOMMANDS: [&str; 3] = ["bench", "plan", "inspect"];
 
 /// The command line, sorted.
 #[derive(Debug, Default)]
@@ -121,28 +125,58 @@ fn value_behind_equals(arg: &OsString, name: &str, arity: Arity) -> Result<Vec<C
     }
 }
 
-/// Whether `args` ask for metrics on standard error, whatever else is wrong with them; a
-/// text that is printed has none.
-pub fn asks_for_metrics(args: &[OsString], options: &[OptionInfo]) -> bool {
-    let variable = std::env::var("LLAMA_ARG_METRICS").unwrap_or_default();
-    let mut asks = super::flags::parse_truth(&variable).unwrap_or(false);
+/// Where metrics are wanted, and how.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct MetricsWanted {
+    /// On standard error.
+    pub on_stderr: bool,
+    /// In this file.
+    pub file: Option<PathBuf>,
+    /// With indents.
+    pub pretty: bool,
+}
+
+impl MetricsWanted {
+    /// What the environment says.
+    fn by_environment() -> Self {
+        let is_true = |name| {
+            let variable = std::env::var(name).unwrap_or_default();
+            super::flags::parse_truth(&variable).unwrap_or(false)
+        };
+        Self {
+            on_stderr: is_true("LLAMA_ARG_METRICS"),
+            file: std::env::var_os("LLAMA_ARG_METRICS_FILE").map(PathBuf::from),
+            pretty: is_true("LLAMA_ARG_METRICS_PRETTY"),
+        }
+    }
+}
+
+/// Which metrics `args` ask for, whatever else is wrong with them; a text that is printed has
+/// none.
+pub fn metrics_wanted(args: &[OsString], options: &[OptionInfo]) -> MetricsWanted {
+    let mut wanted = MetricsWanted::by_environment();
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         let text = arg.to_string_lossy();
         let (name, value) = split(&text, options);
         if !matches!(asked_for(&name, value.as_deref(), None, options), Ok(None)) {
-            return false;
+            return MetricsWanted::default();
         }
         let option = options.iter().find(|option| option.is_spelled(&name));
         let values = match (option, OwnFlags::takes_value(&name)) {
             (Some(option), _) => option.arity.count(),
             (None, takes_value) => usize::from(takes_value == Some(true)),
         };
-        asks |= name == "--metrics" && value.is_none();
+        wanted.on_stderr |= name == "--metrics" && value.is_none();
+        wanted.pretty |= name == "--metrics-pretty" && value.is_none();
         let follow = values.saturating_sub(usize::from(value.is_some()));
-        args.by_ref().take(follow).for_each(drop);
+        let last = args.by_ref().take(follow).last();
+        if name == "--metrics-file" {
+            let file = value.map(PathBuf::from);
+            wanted.file = file.or(last.map(PathBuf::from)).or(wanted.file);
+        }
     }
-    asks
+    wanted
 }
 
 /// Upstream reads `_` in a long flag as `-`.
@@ -172,6 +206,12 @@ fn takes_none(name: &str) -> Error {
 
 fn unknown(text: &str, name: &str, options: &[OptionInfo]) -> Error {
     if !text.starts_with('-') || text == "-" {
+        if let Some(near) = nearest(text, SUBCOMMANDS.iter().copied()) {
+            return Error::Usage(format!(
+                "unexpected argument '{text}'; a prompt goes behind -p; did you mean '{near}', \
+                 as the first word?"
+            ));
+        }
         return Error::Usage(format!(
             "unexpected argument '{text}'; a prompt goes behind -p"
         ));
@@ -204,7 +244,7 @@ mod tests {
         let options = crate::llama::options().unwrap();
         let asks = |line: &str| {
             let args: Vec<_> = line.split(' ').map(OsString::from).collect();
-            asks_for_metrics(&args, &options)
+            metrics_wanted(&args, &options)
         };
         for line in [
             "--metrics",
@@ -214,7 +254,7 @@ mod tests {
             "--metrics --vram-budget",
             "--prompt=x --metrics",
         ] {
-            assert!(asks(line), "{line}");
+            assert!(asks(line).on_stderr, "{line}");
         }
         for line in [
             "-p --metrics",
@@ -226,7 +266,22 @@ mod tests {
             "--metrics-file=a",
             "",
         ] {
-            assert!(!asks(line), "{line}");
+            assert!(!asks(line).on_stderr, "{line}");
         }
+        for (line, file) in [
+            ("--metrics-file a --unknown", Some("a")),
+            (
+                "-n --metrics-file=a --metrics-file b --metrics-file=c",
+                Some("c"),
+            ),
+            ("--unknown --metrics-file=a", Some("a")),
+            ("--metrics-file a --metrics-file", Some("a")),
+            ("-p --metrics-file a", None),
+            ("--metrics-file a --help", None),
+            ("--metrics-file", None),
+        ] {
+            assert_eq!(asks(line).file, file.map(PathBuf::from), "{line}");
+        }
+        assert!(asks("--metrics-pretty -x").pretty && !asks("-p --metrics-pretty").pretty);
     }
 }

@@ -154,8 +154,8 @@ pub unsafe extern "C" fn set_n_threads(backend: sys::ggml_backend_t, count: i32)
     }
 }
 
-/// llama.cpp's abort callback, passed on to the inner CPU backend; other backends take none,
-/// and it is asked between segments.
+/// llama.cpp's abort callback, passed on to the CPU backend that computes, the inner one or
+/// that of host segments; other backends take none, and it is asked between segments.
 pub unsafe extern "C" fn set_abort_callback(
     backend: sys::ggml_backend_t,
     callback: sys::ggml_abort_callback,
@@ -165,13 +165,16 @@ pub unsafe extern "C" fn set_abort_callback(
     let context = unsafe { context_of(backend) };
     // SAFETY: `Shared` outlives all backends (contract of `PagedDevice`).
     let shared = unsafe { &*context.shared };
-    if !shared.inner.is_cpu() {
+    if shared.inner.is_cpu() {
+        // SAFETY: the inner backend is a CPU backend; callback and data are ggml's own.
+        unsafe { context.inner.set_abort(callback, data) };
+    } else {
         context.abort = callback.map(|callback| (callback, data));
-        return;
     }
-    let inner = context.inner.as_ptr();
-    // SAFETY: the inner backend is a live CPU backend; callback and data are ggml's own.
-    unsafe { sys::ggml_backend_cpu_set_abort_callback(inner, callback, data) };
+    if let Some(host) = &mut context.host {
+        // SAFETY: as above.
+        unsafe { host.set_abort(callback, data) };
+    }
 }
 
 /// Has the inner backend order the nodes as it would in llama.cpp, before they get places.

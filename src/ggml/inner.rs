@@ -1,6 +1,6 @@
 //! The inner device: the one that really computes. ggml's CPU device, or any other.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_void};
 use std::ptr::NonNull;
 
 use ggml_sys as sys;
@@ -336,6 +336,15 @@ impl InnerBackend {
         unsafe { sys::ggml_backend_cpu_set_n_threads(self.as_ptr(), count) };
         // SAFETY: as above.
         unsafe { sys::ggml_backend_cpu_set_threadpool(self.as_ptr(), pool) };
+    }
+
+    /// Has a CPU backend ask `callback`, before each node, whether to stop; None: nobody.
+    ///
+    /// # Safety
+    /// - this is a CPU backend; the callback may be called with `data` whenever it computes.
+    pub unsafe fn set_abort(&mut self, callback: sys::ggml_abort_callback, data: *mut c_void) {
+        // SAFETY: a live CPU backend and a callback, as promised.
+        unsafe { sys::ggml_backend_cpu_set_abort_callback(self.as_ptr(), callback, data) };
     }
 
     /// Has `event` come when everything that was launched so far is done.

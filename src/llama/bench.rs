@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 
 use super::session::load_error;
-use super::{Decoded, Params, Token, bytes};
+use super::{Decoded, Params, Token, bytes, log};
 use crate::device::PagedDevice;
 use crate::error::{Error, Result};
 
@@ -83,9 +83,11 @@ impl Model {
         if let Some(device) = &device {
             params.use_device(device)?;
         }
+        let loading = log::Loading::begin(name, params.settings()?.kv_overrides > 0);
         // SAFETY:
         // - `params` is alive through the call and as long as the model.
         let raw = unsafe { ggml_sys::rpaged_bench_model_new(params.raw()) };
+        drop(loading);
         let Some(raw) = NonNull::new(raw) else {
             let recorded = device.as_ref().and_then(PagedDevice::take_error);
             return Err(recorded.unwrap_or_else(|| load_error(name, device.is_some())));

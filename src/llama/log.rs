@@ -4,8 +4,8 @@
 
 use std::ffi::{CString, c_char};
 use std::io::Write;
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
 use super::bytes;
@@ -39,7 +39,7 @@ unsafe extern "C" fn on_abort(message: *const c_char) {
     let line = line
         .rsplit_once("/llama.cpp/")
         .map_or(line, |(_, rest)| rest);
-    let error = error_of(line);
+    let error = error_of(line, &suspect());
     static ABORTING: AtomicBool = AtomicBool::new(false);
     if ABORTING.swap(true, Ordering::Relaxed) {
         // The threads that compute tend to find the same thing wrong at the same time.
@@ -61,18 +61,70 @@ unsafe extern "C" fn on_abort(message: *const c_char) {
     exit_at_once(error.exit_code().into());
 }
 
-/// What ggml's last words mean. That it aborts where a server is lost is no bug.
-fn error_of(line: &str) -> Error {
-    match line.split_once("ggml-rpc.cpp:") {
-        Some((_, reason)) => {
-            let reason = reason.split_once(": ").map_or(reason, |(_, reason)| reason);
-            Error::Failed(format!(
-                "an RPC server does not answer as it should ({}); see --rpc",
-                reason.trim()
-            ))
-        }
-        None => Error::Bug(format!("llama.cpp gave up: {line}")),
+/// A model whose header llama.cpp may give up on.
+#[derive(Default)]
+struct Suspect {
+    name: String,
+    /// Whether its header is being read.
+    loads: bool,
+    /// Whether the command line says otherwise than the header.
+    overridden: bool,
+}
+
+static SUSPECT: Mutex<Suspect> = Mutex::new(Suspect {
+    name: String::new(),
+    loads: false,
+    overridden: false,
+});
+
+fn suspect() -> MutexGuard<'static, Suspect> {
+    SUSPECT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// While it lives, a model is loaded: that llama.cpp aborts is then the header's fault.
+pub(super) struct Loading;
+
+impl Loading {
+    /// Begins with the model called `name`; `overridden`: --override-kv changes its header,
+    /// which is to be blamed for what comes later as well.
+    pub fn begin(name: &str, overridden: bool) -> Self {
+        *suspect() = Suspect {
+            name: name.to_owned(),
+            loads: true,
+            overridden,
+        };
+        Self
     }
+}
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        suspect().loads = false;
+    }
+}
+
+/// What ggml's last words mean. That it aborts where a server is lost is no bug, nor that it
+/// does over a header that makes no sense.
+fn error_of(line: &str, suspect: &Suspect) -> Error {
+    if let Some((_, reason)) = line.split_once("ggml-rpc.cpp:") {
+        let reason = reason.split_once(": ").map_or(reason, |(_, reason)| reason);
+        return Error::Failed(format!(
+            "an RPC server does not answer as it should ({}); see --rpc",
+            reason.trim()
+        ));
+    }
+    let name = &suspect.name;
+    if suspect.overridden {
+        return Error::Failed(format!(
+            "llama.cpp gave up on the model '{name}' as --override-kv has it: {line}"
+        ));
+    }
+    if suspect.loads && line.starts_with("src/") {
+        return Error::Failed(format!(
+            "could not load the model '{name}': llama.cpp gave up on its header: {line}"
+        ));
+    }
+    Error::Bug(format!("llama.cpp gave up: {line}"))
 }
 
 /// Ends the process without running destructors, which might wait for the very thread
@@ -218,4 +270,37 @@ pub fn output_failed() -> bool {
     // SAFETY:
     // - reads the error flag of C's stdout, which is never closed.
     unsafe { ggml_sys::rpaged_output_failed() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_makes_llama_cpp_give_up_is_named() {
+        let header = "src/llama-model.cpp:1: GGML_ASSERT(n > 0) failed";
+        let graph = "ggml/src/ggml.c:1: GGML_ASSERT(eps >= 0) failed";
+        let mut suspect = Suspect {
+            name: "a.gguf".to_owned(),
+            loads: true,
+            overridden: false,
+        };
+        let said = |line: &str, suspect: &Suspect| {
+            let error = error_of(line, suspect);
+            (error.exit_code(), error.to_string())
+        };
+        let (code, sentence) = said(header, &suspect);
+        assert!(code == 1 && sentence.contains("'a.gguf'"), "{sentence}");
+        assert_eq!(said(graph, &suspect).0, 70);
+        suspect.loads = false;
+        assert_eq!(said(header, &suspect).0, 70);
+        suspect.overridden = true;
+        let (code, sentence) = said(graph, &suspect);
+        assert!(
+            code == 1 && sentence.contains("--override-kv"),
+            "{sentence}"
+        );
+        let (code, sentence) = said("ggml-rpc.cpp:7: lost", &suspect);
+        assert!(code == 1 && sentence.contains("--rpc"), "{sentence}");
+    }
 }

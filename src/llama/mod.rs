@@ -17,6 +17,7 @@ mod params;
 mod rehearsal;
 mod session;
 mod state;
+mod state_file;
 
 pub use drafting::{Drafting, DraftingSettings};
 pub use model_file::{ModelFile, inspect};

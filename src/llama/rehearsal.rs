@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "calls the C doors")]
 
 use super::session::load_error;
-use super::{Params, start_backend};
+use super::{Params, log, start_backend};
 use crate::device::rehearsal::Rehearsal;
 use crate::error::Result;
 
@@ -15,9 +15,10 @@ pub type Facts = ggml_sys::rpaged_rehearsal;
 /// # Errors
 /// What the device recorded, or `Failed` with the reason that llama.cpp gave.
 pub fn rehearse(mut params: Params, rehearsal: &Rehearsal, path: &str) -> Result<Facts> {
-    let numa = params.settings()?.numa;
-    start_backend(numa);
+    let settings = params.settings()?;
+    start_backend(settings.numa);
     params.use_device(rehearsal.device())?;
+    let _loading = log::Loading::begin(path, settings.kv_overrides > 0);
     let mut out = std::mem::MaybeUninit::<Facts>::zeroed();
     // SAFETY:
     // - the handle is alive as long as `params`, the device as long as `rehearsal`;

@@ -48,10 +48,12 @@ impl Session {
         if let Some(device) = &device {
             params.use_device(device)?;
         }
+        let loading = log::Loading::begin(path, params.settings()?.kv_overrides > 0);
         // SAFETY:
         // - `params` is alive, and moves into the session that is made of it, which
         //   frees it only after the session proper.
         let raw = unsafe { ggml_sys::rpaged_session_new(params.raw()) };
+        drop(loading);
         let Some(raw) = NonNull::new(raw) else {
             let recorded = device.as_ref().and_then(PagedDevice::take_error);
             return Err(recorded.unwrap_or_else(|| load_error(path, device.is_some())));
@@ -535,6 +537,13 @@ pub(super) fn load_error(path: &str, paged: bool) -> Error {
         .any(|start| reason.starts_with(start))
     {
         return Error::Failed(reason.to_owned());
+    }
+    if reason.starts_with("failed to parse grammar") {
+        return Error::Failed(
+            "llama.cpp could not read the grammar, and has said above why; see --grammar, \
+             --grammar-file and --json-schema"
+                .to_owned(),
+        );
     }
     let memory = ["failed to allocate", "insufficient memory", "bad_alloc"];
     if memory.iter().any(|sign| reason.contains(sign)) {

@@ -4,10 +4,52 @@
 use std::ffi::CString;
 
 use super::session::Session;
+use super::state_file::{self, Expected};
 use super::{Decoded, Token, bytes, log};
 use crate::error::{Error, Result};
 
+/// How llama.cpp begins to say that a state ended before its file, or after it.
+const WRONG_LENGTH: &str = "did not read all of the session file data";
+
+/// Bytes of an architecture's name, the NUL behind it included; llama.cpp's are shorter.
+const ARCHITECTURE_BYTES_MAX: usize = 64;
+
 impl Session {
+    /// Whether `file` begins as one does that [`Session::save_state`] has written for a context
+    /// of this model.
+    ///
+    /// # Errors
+    /// `Failed` with the reason why not.
+    pub fn check_state(&self, file: &mut std::fs::File) -> Result<()> {
+        let expected = Expected {
+            tokens_max: self.n_ctx(),
+            architecture: &self.architecture(),
+        };
+        state_file::check(file, &expected).map_err(Error::Failed)
+    }
+
+    /// The model's architecture, e.g. `llama`.
+    fn architecture(&self) -> String {
+        let mut name = [0; ARCHITECTURE_BYTES_MAX];
+        // SAFETY:
+        // - the model is alive as long as `self`, and the key ends with NUL;
+        // - `name` has room for as many bytes as it says, the last of which is a NUL.
+        let found = unsafe {
+            ggml_sys::llama_model_meta_val_str(
+                self.model(),
+                c"general.architecture".as_ptr(),
+                name.as_mut_ptr(),
+                name.len(),
+            )
+        };
+        if found < 0 {
+            return String::new();
+        }
+        // SAFETY:
+        // - the call has written a C string, which nobody changes.
+        unsafe { bytes::text_at(name.as_ptr()) }.unwrap_or_default()
+    }
+
     /// Loads what [`Session::save_state`] has saved; returns the tokens saved with it. When
     /// it fails, the context may hold anything.
     ///
@@ -33,12 +75,27 @@ impl Session {
         self.state_result(loaded)?;
         tokens.truncate(count);
         let known = 0..self.n_vocab();
-        match tokens.iter().find(|token| !known.contains(token)) {
-            Some(token) => Err(Error::Failed(format!(
+        if let Some(token) = tokens.iter().find(|token| !known.contains(token)) {
+            return Err(Error::Failed(format!(
                 "it holds the token {token}, which this model does not have"
-            ))),
-            None => Ok(tokens),
+            )));
         }
+        match usize::try_from(self.last_position()) {
+            Ok(last) if last >= tokens.len() => Err(Error::Failed(format!(
+                "it holds {count} tokens and the state of one at position {last}"
+            ))),
+            _ => Ok(tokens),
+        }
+    }
+
+    /// The last position that the context holds; negative when it holds nothing.
+    fn last_position(&self) -> i32 {
+        // SAFETY:
+        // - the context is alive as long as `self`.
+        let memory = unsafe { ggml_sys::llama_get_memory(self.context()) };
+        // SAFETY:
+        // - the memory is the context's own; null is known to the call.
+        unsafe { ggml_sys::llama_memory_seq_pos_max(memory, 0) }
     }
 
     /// Saves what the context holds, and `tokens` with it.
@@ -88,6 +145,10 @@ impl Session {
             .strip_prefix("error loading session file: ")
             .or_else(|| reason.strip_prefix("error saving session file: "))
             .unwrap_or(reason);
+        let reason = match reason.strip_prefix(WRONG_LENGTH) {
+            Some(_) => "it is shorter or longer than it says",
+            None => reason,
+        };
         Err(Error::Failed(if reason.is_empty() {
             "llama.cpp gave no reason".to_owned()
         } else {

@@ -25,6 +25,9 @@ use crate::telemetry::pressure::{
     automatic_device_budget,
 };
 
+/// Where warnings are logged, in llama.cpp's verbosities.
+const WARNINGS: i32 = 2;
+
 /// What a run does between tokens.
 pub(crate) struct Boundary {
     paging: Option<Paging>,
@@ -189,7 +192,7 @@ impl Boundary {
 
     fn complain(&self) {
         if let Some(sentence) = self.metrics.take_complaint() {
-            log::warn(format!("{sentence}\n"));
+            log::at_least(WARNINGS, || log::warn(format!("{sentence}\n")));
         }
     }
 }

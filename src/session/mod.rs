@@ -20,6 +20,8 @@ mod stops;
 #[cfg(test)]
 mod tests;
 
+use std::path::Path;
+
 use boundary::{Boundary, Paging};
 
 use crate::calibration;
@@ -39,9 +41,11 @@ pub fn run(config: Config) -> Result<()> {
     if config.paging.is_some() {
         signal::install_reload();
     }
-    let result = match config.mode {
+    let result = match config.mode.clone() {
         Mode::Complete => complete(config),
-        Mode::Chat { colours } => converse(config, colours).map(|()| None),
+        Mode::Chat { colours, history } => {
+            converse(config, colours, history.as_deref()).map(|()| None)
+        }
     };
     // What is still queued comes before whatever the caller prints about the end.
     log::stop();
@@ -78,12 +82,12 @@ fn boundary(config: &mut Config) -> Boundary {
 }
 
 /// Chats at the terminal.
-fn converse(mut config: Config, colours: bool) -> Result<()> {
+fn converse(mut config: Config, colours: bool, history: Option<&Path>) -> Result<()> {
     let mut boundary = boundary(&mut config);
     let (mut session, settings, _demo) = loading::open(config)?;
     signal::generation_begins();
     boundary.watch(session.drafting());
-    let ended = chat::talk(&mut session, &settings, &mut boundary, colours);
+    let ended = chat::talk(&mut session, &settings, &mut boundary, (colours, history));
     boundary.finish(session.device());
     if let Err(error) = ended {
         if error.is_wanted() {

@@ -191,9 +191,11 @@ fn load(session: &mut Session, path: &Path) -> Result<Vec<Token>> {
         log::info("llama_completion: the prompt cache is empty\n");
         return Ok(Vec::new());
     }
-    fs::File::open(path).map_err(|error| failed(path, &error.to_string()))?;
+    let mut file = fs::File::open(path).map_err(|error| failed(path, &error.to_string()))?;
+    let name = as_c(path)?;
     let tokens = session
-        .load_state(&as_c(path)?)
+        .check_state(&mut file)
+        .and_then(|()| session.load_state(&name))
         .map_err(|error| match error {
             Error::Failed(why) => {
                 failed(path, &format!("{why} (is it damaged, or another model's?)"))

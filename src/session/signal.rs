@@ -14,6 +14,9 @@
 //! ([`Interjecting`]); while a line is awaited, a signal ends the waiting ([`Waiting`]), and
 //! with it the run.
 //!
+//! While a line is edited, the process may be stopped and continued: the terminal is set back
+//! meanwhile, and the line shown again afterwards ([`Editing`]).
+//!
 //! SIGUSR1 under paging has the budget's file read again before the next decode.
 #![allow(
     unsafe_code,
@@ -173,13 +176,19 @@ fn handle_ending(flags: i32) {
 
 #[cfg(unix)]
 fn is_ignored(signal: i32) -> bool {
+    action_of(signal).is_some_and(|action| action.sa_sigaction == libc::SIG_IGN)
+}
+
+/// What a signal does now.
+#[cfg(unix)]
+fn action_of(signal: i32) -> Option<libc::sigaction> {
     // SAFETY:
     // - all zeroes are a valid `sigaction`.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     // SAFETY:
     // - nothing is set; what is set now is written to a complete structure.
     let status = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
-    status == 0 && action.sa_sigaction == libc::SIG_IGN
+    (status == 0).then_some(action)
 }
 
 /// Installs the handler of SIGUSR1, which otherwise ends the process, as everywhere.
@@ -197,9 +206,113 @@ fn handle(signal: i32, handler: extern "C" fn(i32), flags: i32) {
     action.sa_flags = flags;
     // SAFETY:
     // - `action` is a complete structure, and all handlers only do what a handler may:
-    //   atomics, `write`, `dup2`, `pthread_kill` and `_exit`;
+    //   atomics, `write`, `dup2`, `tcsetattr`, signals and `_exit`;
     // - the previous action is not asked for.
     unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
+}
+
+/// While it lives, this thread edits a line at the terminal. When the process goes on after it
+/// was stopped, the editor is interrupted, to begin anew.
+#[cfg(unix)]
+pub struct Editing;
+
+#[cfg(unix)]
+mod editing {
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+    /// The editor's own handler of SIGINT; 0: there is none.
+    pub static HANDLER: AtomicUsize = AtomicUsize::new(0);
+    /// Whether the process went on since that was last asked for.
+    pub static CONTINUED: AtomicBool = AtomicBool::new(false);
+}
+
+#[cfg(unix)]
+impl Editing {
+    /// Notes the handler of SIGINT that an editor has just installed, before ours take its
+    /// place.
+    pub fn note_editor() {
+        let handler = action_of(libc::SIGINT).map_or(0, |action| action.sa_sigaction);
+        editing::HANDLER.store(handler, Ordering::Relaxed);
+    }
+
+    /// Whether the editor was interrupted because the process went on after it was stopped;
+    /// asking takes the answer back.
+    pub fn take_continued() -> bool {
+        editing::CONTINUED.swap(false, Ordering::Relaxed)
+    }
+
+    /// Begins.
+    pub fn begin() -> Self {
+        if !is_ignored(libc::SIGTSTP) {
+            // In its handler it is to stop the process.
+            handle(libc::SIGTSTP, on_stop, libc::SA_NODEFER);
+        }
+        // Whoever reads a key is to notice.
+        handle(libc::SIGCONT, on_continue, 0);
+        Self
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Editing {
+    fn drop(&mut self) {
+        if !is_ignored(libc::SIGTSTP) {
+            by_default(libc::SIGTSTP);
+        }
+        by_default(libc::SIGCONT);
+    }
+}
+
+/// Has the system do what it does with a signal.
+#[cfg(unix)]
+fn by_default(signal: i32) {
+    // SAFETY:
+    // - runs no code of ours; may be called in a handler.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+}
+
+#[cfg(unix)]
+extern "C" fn on_stop(signal: i32) {
+    restore_terminal();
+    by_default(signal);
+    // SAFETY:
+    // - takes a number; may be called in a handler. Here the process stops.
+    unsafe { libc::raise(signal) };
+    handle(signal, on_stop, libc::SA_NODEFER);
+    on_continue(signal);
+}
+
+#[cfg(unix)]
+extern "C" fn on_continue(_signal: i32) {
+    let handler = editing::HANDLER.load(Ordering::Relaxed);
+    if handler == libc::SIG_DFL || handler == libc::SIG_IGN {
+        return;
+    }
+    editing::CONTINUED.store(true, Ordering::Relaxed);
+    // SAFETY:
+    // - the system gave the address as that of a handler, which takes a signal's number.
+    let handler = unsafe { std::mem::transmute::<usize, extern "C" fn(i32)>(handler) };
+    handler(libc::SIGINT);
+}
+
+/// Here nothing stops a process that reads keys.
+#[cfg(not(unix))]
+pub struct Editing;
+
+#[cfg(not(unix))]
+impl Editing {
+    /// Notes nothing.
+    pub fn note_editor() {}
+
+    /// No process is stopped.
+    pub fn take_continued() -> bool {
+        false
+    }
+
+    /// Begins.
+    pub fn begin() -> Self {
+        Self
+    }
 }
 
 /// While it lives, this thread waits for standard input, and a signal that ends the process

@@ -103,7 +103,26 @@ fn adapters_and_grammars_that_are_wrong_are_sentences() {
         1,
         &["control vector"],
     );
-    assert_refused(&with(&["--grammar", "roo ::="]), 1, &["grammar"]);
+    for (flag, text, reason) in [
+        ("--grammar", "roo ::=", "no rule 'root'"),
+        ("--grammar", "root ::= x\n\ny ::= z", "no rule 'x'"),
+        ("--grammar", "root ::= \"a", "unexpected end"),
+        ("--grammar", "root ::= root \"a\"", "left recursion"),
+        ("--grammar", "%llguidance {}", "llguidance"),
+        ("-j", "[]", "must be an object"),
+        ("-j", "{\"type\":\"strin\"}", "strin"),
+    ] {
+        assert_refused(&with(&[flag, text]), 2, &[&format!("'{flag} "), reason]);
+    }
+    // Tokens are found with the model.
+    let tokens = ["--grammar", "root ::= <|nothing|> x\nx ::= \"a\""];
+    assert_refused(&with(&tokens), 1, &["grammar", "--grammar"]);
+    for grammar in ["# one\n\n root ::= [a-z]+ | x\nx ::=", ""] {
+        assert!(with(&["--grammar", grammar]).status.success(), "{grammar}");
+    }
+    for number in ["llama.block_count=int:1000", "llama.expert_count=int:4"] {
+        assert_refused(&with(&["--override-kv", number]), 1, &["--override-kv"]);
+    }
     let template = with(&["--chat-template", "nonsense {{"]);
     assert_refused(&template, 2, &["chat template"]);
 }

@@ -147,6 +147,11 @@ fn the_show_tells_a_story_and_closes_with_three_lines() {
         "{lines:?}"
     );
     assert!(lines[2].contains("per second"), "{lines:?}");
+    // Whatever of it is paged, there is a budget in which it runs.
+    for part in ["--dynamic-layers", "--paged-kv"] {
+        let output = run(&format!("--demo {part}"));
+        assert_eq!(stdout(&output), story, "{part}: {}", last_line(&output));
+    }
     let loud = run("--demo -v -n 3 -s 4");
     assert!(String::from_utf8_lossy(&loud.stderr).contains("eval time"));
 }

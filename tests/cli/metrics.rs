@@ -184,7 +184,7 @@ fn an_abort_of_llama_is_an_object_as_well() {
             "eps",
         ),
     ] {
-        let all = assert_fails(&format!("{model} {key}"), 70, "bug", part);
+        let all = assert_fails(&format!("{model} {key}"), 1, "failed", part);
         assert!(!of(&all, "log").is_empty(), "what came before is not lost");
     }
 }
@@ -201,6 +201,30 @@ fn without_metrics_on_standard_error_a_file_tells_of_the_end_too() {
     let all = records(&std::fs::read_to_string(&file).unwrap());
     let kinds: Vec<_> = all.iter().map(|record| record["type"].clone()).collect();
     assert_eq!(kinds, ["error", "summary"]);
+    // What is wrong with the command line itself is told there as well.
+    for line in [
+        "--vram_buget 1G",
+        "-n",
+        "-n x",
+        "--vram-budget 1G",
+        "--grammar x",
+        "x",
+    ] {
+        let path = file.display();
+        for line in [
+            format!("--metrics-file {path} {line}"),
+            format!("-p Once --metrics-file={path} {line}"),
+        ] {
+            std::fs::remove_file(&file).unwrap();
+            let output = run(&line);
+            assert_eq!(output.status.code(), Some(2), "{line}");
+            let all = records(&std::fs::read_to_string(&file).unwrap());
+            assert_eq!(all[0]["type"], "error", "{line}");
+            let sentence = format!("error: {}", all[0]["sentence"].as_str().unwrap());
+            assert_eq!(sentence, super::last_line(&output), "{line}");
+            assert_eq!(all[1]["exit_reason"], "usage", "{line}");
+        }
+    }
 }
 
 #[test]

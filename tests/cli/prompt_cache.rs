@@ -145,6 +145,13 @@ fn a_cache_that_cannot_be_read_is_a_sentence() {
         std::fs::write(&cache, &whole[..size]).unwrap();
         refused(&["damaged"]);
     }
+    // Positions stand behind twelve bytes, the tokens, the architecture's name, and the
+    // numbers of streams and cells.
+    let tokens = usize::from(whole[8]);
+    let mut damaged = whole.clone();
+    damaged[12 + 4 * tokens + 4 + "llama".len() + 8] = 200;
+    std::fs::write(&cache, damaged).unwrap();
+    refused(&["position 200"]);
     std::fs::remove_file(&cache).unwrap();
     std::fs::create_dir(&cache).unwrap();
     refused(&["that is a folder"]);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ggml_sys as sys;
 
-use super::{MODEL, assert_refused, complete, program, run, stdout};
+use super::{MODEL, assert_refused, complete, endless, program, run, stdout};
 
 /// Names the endpoint to the process that serves.
 const ENDPOINT: &str = "RPAGED_TEST_RPC_ENDPOINT";
@@ -206,26 +206,10 @@ fn somebody_else_at_the_port_is_a_sentence() {
 
 #[test]
 fn a_server_that_dies_amid_the_text_is_a_sentence() {
-    for paging in [&[][..], &["--dynamic-layers", "-ts", "1,1"]] {
+    for paging in ["", "--dynamic-layers -ts 1,1"] {
         let server = Server::start();
-        let mut command = Command::new(assert_cmd::cargo::cargo_bin("rpaged-cli"));
-        command.args([
-            "-m",
-            MODEL,
-            "-no-cnv",
-            "-p",
-            "Once",
-            "-n",
-            "-1",
-            "--ignore-eos",
-        ]);
-        command.args(["-c", "512", "--context-shift", "-t", "1", "-ngl", "99"]);
-        command.args(["--rpc", &server.endpoint]).args(paging);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        let line = format!("-c 512 -ngl 99 --rpc {} {paging}", server.endpoint);
+        let mut child = endless(&line).spawn().unwrap();
         let mut first = [0; 32];
         child
             .stdout

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use ggml_sys as sys;
 
 use super::gguf::{self, Encoded, Value};
-use super::{MODEL, assert_refused, complete, program, stdout};
+use super::{MODEL, assert_refused, complete, endless, program, stdout};
 
 /// What the demo model is made of.
 const WIDTH: i64 = 128;
@@ -228,23 +228,7 @@ fn damaged_weights_are_found_when_they_are_to_be_checked() {
 #[cfg(target_os = "linux")]
 fn locked_weights_are_locked() {
     let locked = |line: &str| -> u64 {
-        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("rpaged-cli"));
-        command.args([
-            "-m",
-            MODEL,
-            "-no-cnv",
-            "-p",
-            "Once",
-            "-n",
-            "-1",
-            "--ignore-eos",
-        ]);
-        command.args(["-c", "256", "-ub", "16", "-t", "1", "--context-shift"]);
-        command.args(line.split_whitespace());
-        command.stdin(std::process::Stdio::null());
-        command.stdout(std::process::Stdio::piped());
-        command.stderr(std::process::Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        let mut child = endless(&format!("-c 256 -ub 16 {line}")).spawn().unwrap();
         let mut first = [0; 32];
         std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut first).unwrap();
         let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();

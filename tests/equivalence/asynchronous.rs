@@ -5,14 +5,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use async_device::{AsyncDevice, Counters, Delays, Options};
-use rpaged::device::report::Reason;
 use rpaged::device::{Budget, Faults, PagedDevice, PagingConfig};
 
-use super::case::{AMPLE_BYTES, Paging, Size, budgets_under, config};
+use super::case::{AMPLE_BYTES, Paging, Size, budgets_under, config, run_under_changing_budgets};
 use super::covering::pairwise;
 use crate::harness::{
-    Cache, Flash, LlamaContext, LlamaModel, Placement, RunSpec, Step, assert_same, difference,
-    inner_of, likeliest, run, run_paged, run_steps, stock,
+    Cache, Flash, Placement, RunSpec, Step, assert_same, difference, inner_of, run, run_paged,
+    stock,
 };
 use crate::models::random::Random;
 use crate::models::{Model, prompt};
@@ -404,25 +403,10 @@ fn budgets_that_change_between_tokens_change_nothing() {
                 size: Size::Percent(30),
                 prefetch: true,
             };
-            let (minimum, everything) = run.budgets();
             let on = device(flavour, run.seed);
             let paged = PagedDevice::new(run.config(&on, run.budget_bytes())).unwrap();
-            let placement = Placement::Paged(&paged);
-            let loaded = LlamaModel::load(&model.file().path, placement).unwrap();
-            let mut context = LlamaContext::new(&loaded, &spec).unwrap();
-            let mut found = run_steps(&mut context, &spec.steps[..1]).unwrap();
             let mut random = Random::new(5);
-            paged.take_changes();
-            for position in 40..48 {
-                let part = u64::from(random.below(1000));
-                let budget = minimum + (everything - minimum) * part / 1000;
-                paged.set_budget(budget, Reason::Pressure).unwrap();
-                let token = likeliest(found.last().unwrap());
-                let step = Step::feed(0, position, &[token]);
-                found.extend(run_steps(&mut context, &[step]).unwrap());
-                let report = paged.report();
-                assert!(report.arena_bytes_used <= budget, "{model:?}: {report:?}");
-            }
+            let found = run_under_changing_budgets(&paged, &spec, run.budgets(), &mut random);
             assert_same(&stock(&spec), &found, &(model, paging));
             let changes = paged.take_changes();
             let moves = changes
@@ -430,8 +414,6 @@ fn budgets_that_change_between_tokens_change_nothing() {
                 .map(|change| change.moves.len())
                 .sum::<usize>();
             assert!(moves > 0, "{model:?} {paging:?}: nothing moved");
-            drop(context);
-            drop(loaded);
             drop(paged);
             assert_eq!(complaint(&on), None, "{model:?} {paging:?}");
         }

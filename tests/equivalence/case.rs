@@ -5,13 +5,15 @@ use std::collections::HashMap;
 use std::fmt::{self, Debug, Formatter};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use rpaged::device::report::Reason;
 use rpaged::device::{Budget, Cold, Faults, PagedDevice, PagingConfig, Storage};
 
 use crate::harness::{
-    Cache, Flash, LlamaContext, LlamaModel, Placement, RunSpec, difference, run, run_paged,
-    run_steps, stock,
+    Cache, Flash, LlamaContext, LlamaModel, Logits, Placement, RunSpec, Step, difference,
+    likeliest, run, run_paged, run_steps, stock,
 };
 use crate::models::Model;
+use crate::models::random::Random;
 
 /// What the device pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -210,9 +212,45 @@ pub fn stock_repeats(spec: &RunSpec) -> Option<String> {
     difference(&stock(spec), &run(Placement::Stock, spec).unwrap())
 }
 
-/// Runs the steps of `spec` under three budgets, with and without prefetch, for all that
-/// can be paged.
-pub fn check_script(spec: &RunSpec) {
+/// Generates on `paged` as `spec` does after its prompt, each token under a budget drawn
+/// between these two, in bytes. The changes that this made are left to be taken.
+pub fn run_under_changing_budgets(
+    paged: &PagedDevice,
+    spec: &RunSpec,
+    (minimum, everything): (u64, u64),
+    random: &mut Random,
+) -> Logits {
+    let [prompt, generate] = &spec.steps[..] else {
+        panic!("no prompt with tokens after it: {spec:?}")
+    };
+    let Step::Generate {
+        sequence,
+        position,
+        count,
+    } = *generate
+    else {
+        panic!("nothing is generated: {spec:?}")
+    };
+    let model = LlamaModel::load(&spec.model.file().path, Placement::Paged(paged)).unwrap();
+    let mut context = LlamaContext::new(&model, spec).unwrap();
+    let mut rows = run_steps(&mut context, std::slice::from_ref(prompt)).unwrap();
+    paged.take_changes();
+    for position in position..position + count {
+        let part = u64::from(random.below(1000));
+        let budget = minimum + (everything - minimum) * part / 1000;
+        paged.set_budget(budget, Reason::Pressure).unwrap();
+        let token = likeliest(rows.last().unwrap());
+        let step = Step::feed(sequence, position, &[token]);
+        rows.extend(run_steps(&mut context, &[step]).unwrap());
+        let report = paged.report();
+        assert!(report.arena_bytes_used <= budget, "{report:?} in {spec:?}");
+    }
+    rows
+}
+
+/// The steps of `spec` under three budgets, with and without prefetch, for all that can be
+/// paged.
+pub fn script_cases(spec: &RunSpec) -> Vec<Case> {
     let sizes = [Size::Smallest, Size::Percent(50), Size::Above];
     let mut cases = Vec::new();
     for size in sizes {
@@ -228,5 +266,10 @@ pub fn check_script(spec: &RunSpec) {
             }
         }
     }
-    check_all(cases);
+    cases
+}
+
+/// Runs all of [`script_cases`].
+pub fn check_script(spec: &RunSpec) {
+    check_all(script_cases(spec));
 }

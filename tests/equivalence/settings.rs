@@ -4,7 +4,9 @@
 use rpaged::device::report::Reason;
 use rpaged::device::{Budget, Cold, PagedDevice, PagingConfig, Storage};
 
-use super::case::{AMPLE_BYTES, Paging, budgets, budgets_under, config};
+use super::case::{
+    AMPLE_BYTES, Paging, budgets, budgets_under, config, run_under_changing_budgets,
+};
 use crate::harness::{
     Cache, Flash, LlamaContext, LlamaModel, Placement, RunSpec, Step, assert_same, likeliest,
     run_paged, run_steps, stock,
@@ -130,39 +132,19 @@ fn pinned_layers_stay_and_an_unknown_one_is_a_sentence() {
 fn budgets_that_change_between_tokens_change_nothing() {
     for (seed, model) in MODELS.into_iter().enumerate() {
         for paging in [Paging::Both, Paging::States, Paging::Weights] {
+            let steps = vec![Step::feed(0, 0, &prompt(7, 70)), Step::generate(0, 70, 12)];
             let spec = RunSpec {
-                steps: Vec::new(),
+                steps,
                 ..spec(model)
             };
+            let device = PagedDevice::new(tight(&spec, paging)).unwrap();
+            let bounds = budgets(&spec, paging);
             let mut random = Random::new(seed as u64 + 1);
-            let steps = vec![Step::feed(0, 0, &prompt(7, 70)), Step::generate(0, 70, 12)];
-            let whole = RunSpec {
-                steps,
-                ..spec.clone()
-            };
-            let expected = stock(&whole);
-            let (minimum, everything) = budgets(&whole, paging);
-            let device = PagedDevice::new(tight(&whole, paging)).unwrap();
-            let loaded = LlamaModel::load(&model.file().path, Placement::Paged(&device)).unwrap();
-            let mut context = LlamaContext::new(&loaded, &whole).unwrap();
-            let mut found = run_steps(&mut context, &whole.steps[..1]).unwrap();
-            device.take_changes();
-            let mut changed = 0;
-            for position in 70..82 {
-                let part = u64::from(random.below(1000));
-                let budget = minimum + (everything - minimum) * part / 1000;
-                device.set_budget(budget, Reason::Pressure).unwrap();
-                changed += 1;
-                let token = likeliest(found.last().unwrap());
-                let step = Step::feed(0, position, &[token]);
-                found.extend(run_steps(&mut context, &[step]).unwrap());
-                let report = device.report();
-                assert!(report.arena_bytes_used <= budget, "{model:?}: {report:?}");
-            }
-            assert_same(&expected, &found, &(model, paging));
+            let found = run_under_changing_budgets(&device, &spec, bounds, &mut random);
+            assert_same(&stock(&spec), &found, &(model, paging));
             let changes = device.take_changes();
             let pressed = |change: &&_| change_reason(change) == Reason::Pressure;
-            assert_eq!(changes.iter().filter(pressed).count(), changed);
+            assert_eq!(changes.iter().filter(pressed).count(), 12);
             let moved: u64 = changes
                 .iter()
                 .flat_map(|change| &change.moves)

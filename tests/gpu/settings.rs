@@ -1,13 +1,12 @@
 //! What a GPU's memory changes about budgets, states and tensors placed by hand.
 
-use rpaged::device::report::Reason;
 use rpaged::device::{Budget, PagedDevice, PagingConfig};
 
 use super::{budgets, check_all, gpu, on, stock};
-use crate::equivalence::case::{AMPLE_BYTES, Case, Paging, Size, config};
-use crate::harness::{
-    Flash, LlamaContext, LlamaModel, Placement, RunSpec, Step, assert_same, likeliest, run_steps,
+use crate::equivalence::case::{
+    AMPLE_BYTES, Paging, config, run_under_changing_budgets, script_cases,
 };
+use crate::harness::{Flash, LlamaModel, Placement, RunSpec, Step, assert_same};
 use crate::models::random::Random;
 use crate::models::{Model, prompt};
 
@@ -19,25 +18,6 @@ fn spec(model: Model) -> RunSpec {
     }
 }
 
-/// Three budgets, with and without prefetch, for all that can be paged.
-fn cases(spec: &RunSpec) -> Vec<Case> {
-    let mut cases = Vec::new();
-    for size in [Size::Smallest, Size::Percent(50), Size::Above] {
-        for paging in [Paging::Both, Paging::States, Paging::Weights] {
-            for prefetch in [true, false] {
-                cases.push(Case {
-                    spec: spec.clone(),
-                    paging,
-                    size,
-                    prefetch,
-                    workers: 2,
-                });
-            }
-        }
-    }
-    cases
-}
-
 #[test]
 fn tensors_placed_by_hand_stay_with_the_processor() {
     let Some(device) = gpu() else { return };
@@ -46,7 +26,7 @@ fn tensors_placed_by_hand_stay_with_the_processor() {
             placed: vec![pattern],
             ..spec(Model::Dense)
         };
-        check_all(device, cases(&spec));
+        check_all(device, script_cases(&spec));
     }
 }
 
@@ -88,7 +68,7 @@ fn states_are_saved_restored_copied_and_moved() {
             ],
             ..spec(Model::Dense)
         };
-        check_all(device, cases(&spec));
+        check_all(device, script_cases(&spec));
     }
 }
 
@@ -109,20 +89,8 @@ fn budgets_that_change_between_tokens_change_nothing() {
             config(whole.model, paging, Budget::Bytes(minimum + everything / 4)),
         );
         let paged = PagedDevice::new(paged).unwrap();
-        let path = &whole.model.file().path;
-        let loaded = LlamaModel::load(path, Placement::Paged(&paged)).unwrap();
-        let mut context = LlamaContext::new(&loaded, &whole).unwrap();
-        let mut found = run_steps(&mut context, &whole.steps[..1]).unwrap();
-        for position in 70..82 {
-            let part = u64::from(random.below(1000));
-            let budget = minimum + (everything - minimum) * part / 1000;
-            paged.set_budget(budget, Reason::Pressure).unwrap();
-            let token = likeliest(found.last().unwrap());
-            let step = Step::feed(0, position, &[token]);
-            found.extend(run_steps(&mut context, &[step]).unwrap());
-            let report = paged.report();
-            assert!(report.arena_bytes_used <= budget, "{report:?}");
-        }
+        let bounds = (minimum, everything);
+        let found = run_under_changing_budgets(&paged, &whole, bounds, &mut random);
         assert_same(&expected, &found, &paging);
     }
 }

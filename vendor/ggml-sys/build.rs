@@ -17,6 +17,7 @@ const SOURCES: &[&str] = &[
     "shim_console.cpp",
     "shim_devices.cpp",
     "shim_download.cpp",
+    "shim_grammar.cpp",
     "shim_headers.cpp",
     "shim_options.cpp",
     "shim_params.cpp",
@@ -47,8 +48,15 @@ fn main() -> Result<()> {
         .map(PathBuf::from)
         .with_context(|| format!("'{}' does not name the sources", cache_path.display()))?;
 
-    let includes = ["include", "ggml/include", "ggml/src", "common", "vendor"]
-        .map(|folder| source.join(folder));
+    let includes = [
+        "include",
+        "src",
+        "ggml/include",
+        "ggml/src",
+        "common",
+        "vendor",
+    ]
+    .map(|folder| source.join(folder));
     generate_bindings(&includes)?;
     build_shim(&includes);
     link_dependencies_of_common(&build, &cache);

@@ -130,7 +130,8 @@ struct rpaged_settings {
     int32_t n_predict, n_ctx, n_batch, n_ubatch, n_keep, n_parallel, n_gpu_layers, n_print;
     int32_t mirostat, grp_attn_n, conversation_mode, numa, load_mode, lazy_mode, split_mode;
     int32_t verbosity, n_threads, n_threads_batch;
-    int32_t antiprompts, loras, control_vectors, tensor_overrides, devices;
+    int32_t antiprompts, loras, control_vectors, tensor_overrides, kv_overrides;
+    int32_t devices;
     float rope_freq_base, rope_freq_scale;
     bool interactive, embedding, escape, special, display_prompt, verbose_prompt, use_color;
     bool use_jinja, ctx_shift, warmup, fit, kv_offload;

@@ -65,6 +65,8 @@ void rpaged_session_use_sampling(rpaged_session * session, common_params_samplin
 // them as something else.
 void rpaged_check_value(const common_arg & option, const std::string & first,
                         const std::string & second);
+// Throws what is wrong with a grammar.
+void rpaged_check_grammar(const std::string & text);
 // Remembers which option, with which value, is being read on this thread.
 void rpaged_blame(const std::string & option, const std::string & value);
 

@@ -27,6 +27,22 @@
 // llama.cpp's parser ends the process on some failures. So each of its steps that can fail
 // is rehearsed here first, on scratch parameters, where a failure is only an exception.
 
+// The most bytes of a value that a sentence shows.
+static const size_t SHOWN_BYTES = 120;
+
+// A value as a sentence shows it: its first line, and not too much of that.
+static std::string shown(const std::string & value) {
+    std::string text = value.substr(0, value.find('\n'));
+    if (text.size() > SHOWN_BYTES) {
+        size_t end = SHOWN_BYTES;
+        while (end > 0 && (text[end] & 0xC0) == 0x80) {
+            end--; // not within a character
+        }
+        text.resize(end);
+    }
+    return text.size() < value.size() ? text + "..." : text;
+}
+
 // A failure that is the command line's fault.
 struct usage_error : std::runtime_error {
     using std::runtime_error::runtime_error;
@@ -164,7 +180,7 @@ static void rehearse_environment(const std::vector<common_arg> & options, common
             }
         } catch (const std::exception & error) {
             throw usage_error(std::string("environment variable '") + option.env + "' is '" +
-                              value + "': " + reason(error));
+                              shown(value) + "': " + reason(error));
         }
     }
 }
@@ -262,9 +278,13 @@ static void rehearse_arguments(const std::vector<use_of_option> & uses, char ** 
             check_overrides(*use.option, first);
             if (!reads_once(*use.option, first)) {
                 run_handler(*use.option, params, use.positive, first, second);
+                if (is_one_of(*use.option, {"--grammar", "--grammar-file", "--json-schema",
+                                            "--json-schema-file"})) {
+                    rpaged_check_grammar(common_grammar_value(params.sampling.grammar));
+                }
             }
         } catch (const std::exception & error) {
-            const std::string given = use.values > 0 ? " " + first : "";
+            const std::string given = use.values > 0 ? " " + shown(first) : "";
             throw usage_error(std::string("option '") + argv[use.first] + given + "': " +
                               reason(error));
         }
@@ -464,6 +484,9 @@ extern "C" int32_t rpaged_params_settings(const rpaged_params * handle, rpaged_s
         out->tensor_overrides  = (int32_t) std::count_if(
             p.tensor_buft_overrides.begin(), p.tensor_buft_overrides.end(),
             [](const llama_model_tensor_buft_override & entry) { return entry.pattern != nullptr; });
+        out->kv_overrides      = (int32_t) std::count_if(
+            p.kv_overrides.begin(), p.kv_overrides.end(),
+            [](const llama_model_kv_override & entry) { return entry.key[0] != '\0'; });
         out->devices           = (int32_t) p.devices.size();
         out->rope_freq_base    = p.rope_freq_base;
         out->rope_freq_scale   = p.rope_freq_scale;

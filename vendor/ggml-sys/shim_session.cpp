@@ -33,6 +33,11 @@ std::string rpaged_one_line(const std::string & text) {
     const auto end = text.find('\n', start);
     std::string line = text.substr(start, end == std::string::npos ? end : end - start);
     line.erase(line.find_last_not_of(blank + ".") + 1);
+    if (end != std::string::npos && !line.empty() && line.back() == ':') {
+        // What it announces stands on the next one.
+        const std::string next = rpaged_one_line(text.substr(end));
+        return next.empty() ? line : line + " " + next;
+    }
     return line;
 }
 

@@ -215,6 +215,8 @@ impl Topic {
     pub fn of_own(name: &str) -> Self {
         if name.starts_with("--metrics") {
             Self::Metrics
+        } else if name.starts_with("--chat") {
+            Self::Chat
         } else if name == "--demo" {
             Self::Model
         } else {

@@ -4,6 +4,8 @@
 )]
 //! Computes host segments.
 
+use std::ffi::c_void;
+
 use ggml_sys as sys;
 
 use super::{Devices, Home, HostPlan, HostSegment, Part};
@@ -53,6 +55,15 @@ impl HostComputer {
     pub unsafe fn set_threads(&mut self, count: i32, pool: sys::ggml_threadpool_t) {
         // SAFETY: a CPU backend; the pool as promised.
         unsafe { self.backend.set_threads(count, pool) };
+    }
+
+    /// Has computations ask `callback` now and then whether to stop; None: nobody.
+    ///
+    /// # Safety
+    /// - the callback may be called with `data` as long as this computes.
+    pub unsafe fn set_abort(&mut self, callback: sys::ggml_abort_callback, data: *mut c_void) {
+        // SAFETY: a CPU backend; the callback as promised.
+        unsafe { self.backend.set_abort(callback, data) };
     }
 
     /// Takes the memory that a plan needs. Only while nothing is in flight.
