@@ -10,6 +10,7 @@ use std::time::Instant;
 use ggml_sys as sys;
 
 use super::addresses::AddressMap;
+use super::driver::{Meter, automatic_budget_now};
 use super::engine;
 use super::interface::Interface;
 use super::rehearsal::Notebook;
@@ -23,7 +24,6 @@ use crate::pager::storage::Access;
 use crate::pager::{Pager, PagerConfig};
 use crate::planner::LookAhead;
 use crate::telemetry::memory::{available_bytes, share_of};
-use crate::telemetry::pressure::automatic_device_budget_now;
 
 /// The pager, and the addresses under which llama.cpp knows its tensors.
 #[derive(Debug)]
@@ -45,6 +45,8 @@ pub struct Paged {
     unpaged_bytes: u64,
     // Bytes of what lies beside the model: a draft model.
     beside_bytes: u64,
+    /// What its driver takes of the device's memory; None where that is not counted.
+    pub driver: Option<Meter>,
 }
 
 /// State of one paged device. Lock order: `paged` before `error`.
@@ -85,7 +87,7 @@ impl Shared {
             Budget::ModelShare(share) => share_of(index.bytes(), share),
             Budget::Auto => match arena {
                 Arena::Host => share_of(available_bytes(), 0.85),
-                Arena::Device(inner, _) => automatic_device_budget_now(inner),
+                Arena::Device(inner, _) => automatic_budget_now(inner),
             },
         };
         let chosen = engine::choose(inner, &config, notebook.is_open())?;
@@ -108,6 +110,13 @@ impl Shared {
         if !inner.is_host() && config.cold != Cold::Stream {
             pager.keep_copies(chosen.copies);
         }
+        let (driver, lack) = Meter::of(inner).unzip();
+        if let Some(meter) = &driver {
+            pager.expect_driver(match notebook.is_open() {
+                true => meter.part_foretold(),
+                false => meter.part(budget_bytes),
+            });
+        }
         let shared = Arc::new(Self {
             config,
             inner,
@@ -124,6 +133,7 @@ impl Shared {
                 scratch_bytes: 0,
                 unpaged_bytes: 0,
                 beside_bytes: 0,
+                driver,
             }),
             direct,
             error: Mutex::new(None),
@@ -141,7 +151,8 @@ impl Shared {
             .interface
             .set(made)
             .expect("a new device has no interface yet");
-        chosen.lacks.iter().for_each(|lack| shared.note_once(lack));
+        let lacks = chosen.lacks.iter().chain(lack.iter().flatten());
+        lacks.for_each(|lack| shared.note_once(lack));
         shared.note_flags_without_meaning();
         Ok(shared)
     }
@@ -319,6 +330,7 @@ impl Shared {
             kv_streamed_bytes: usage.streamed_state_bytes,
             ring_bytes: usage.ring_bytes,
             scratch_bytes: usage.outside_bytes.saturating_sub(paged.beside_bytes),
+            driver_bytes: usage.driver_bytes,
             draft_bytes: paged.beside_bytes,
             pass_bytes: paged.pass_bytes,
             resident_layers: usage.resident_layers,
@@ -374,7 +386,7 @@ impl Shared {
     pub fn note_change(&self, reason: Reason, paged: &mut Paged) {
         let moves = paged.pager.take_moves();
         let loading = self.graphs.load(Ordering::Relaxed) == 0;
-        if reason == Reason::Growth && moves.is_empty() {
+        if matches!(reason, Reason::Growth | Reason::Driver) && moves.is_empty() {
             return;
         }
         let report = self.report_of(paged);

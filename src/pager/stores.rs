@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::memory::HostMemory;
-use super::replan::{Halt, mib};
+use super::limits::mib;
+use super::replan::Halt;
 use super::state::Store;
 use super::storage::{BLOCK_BYTES, StoreFile};
 use super::{Pager, StatesIn, TensorId};
