@@ -194,10 +194,16 @@ mod tests {
         assert_eq!(find(&hidden(300), &hidden(800)), Footprint::Grown(500));
         assert_eq!(find(&at(300, &[]), &at(800, &[])), Footprint::Grown(500));
         let unknown = [(9001, u64::MAX)];
-        assert_eq!(find(&at(300, &[]), &at(800, &unknown)), Footprint::Grown(500));
+        assert_eq!(
+            find(&at(300, &[]), &at(800, &unknown)),
+            Footprint::Grown(500)
+        );
         // Somebody else came, went, or changed.
         assert_eq!(find(&hidden(300), &hidden(390)), Footprint::NotSaid);
-        assert_eq!(find(&at(300, &[(3, 200)]), &at(800, &[])), Footprint::NotListed);
+        assert_eq!(
+            find(&at(300, &[(3, 200)]), &at(800, &[])),
+            Footprint::NotListed
+        );
         let changed = at(800, &[(3, 250)]);
         assert_eq!(find(&at(300, &[(3, 200)]), &changed), Footprint::NotListed);
         let both = at(800, &[(9001, u64::MAX), (9002, u64::MAX)]);

@@ -134,17 +134,20 @@ impl Meter {
         Some((meter, notice))
     }
 
-    /// Bytes of the driver's, now.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
+    /// For a budget: the reserve takes no more than a part of it.
+    pub fn within(self, budget_bytes: u64) -> Self {
+        Self {
+            reserve_bytes: self.reserve_bytes.min(budget_bytes / RESERVE_PART),
+            ..self
+        }
     }
 
-    /// What of a budget it takes, before the first graph.
-    pub fn part(&self, budget_bytes: u64) -> DriverPart {
+    /// What of the budget it takes; `yields`: as long as the smallest plan fits beside it.
+    pub fn part(&self, yields: bool) -> DriverPart {
         DriverPart {
             bytes: self.bytes,
-            reserve_bytes: self.reserve_bytes.min(budget_bytes / RESERVE_PART),
-            yields: false,
+            reserve_bytes: self.reserve_bytes,
+            yields,
         }
     }
 
@@ -215,10 +218,7 @@ impl Shared {
         if !meter.ask(usage.arena_bytes - usage.driver_bytes) {
             return Ok(());
         }
-        let part = DriverPart {
-            yields: true,
-            ..meter.part(usage.budget_bytes)
-        };
+        let part = meter.part(true);
         match paged.pager.set_driver(part) {
             Ok(()) => self.note_change(Reason::Driver, paged),
             Err(Error::Memory(sentence)) => {
@@ -308,10 +308,13 @@ mod tests {
 
     #[test]
     fn the_reserve_is_a_part_of_a_small_budget() {
-        let meter = meter(8 * MIB);
-        assert_eq!(meter.part(100 * MIB).reserve_bytes, 25 * MIB);
-        assert_eq!(meter.part(u64::MAX).reserve_bytes, 256 * MIB);
-        assert_eq!(meter.part_foretold().bytes, 264 * MIB);
-        assert_eq!((stepped(0), stepped(1), stepped(4 * MIB)), (0, 4 * MIB, 4 * MIB));
+        let within = |bytes| meter(8 * MIB).within(bytes);
+        assert_eq!(within(100 * MIB).part(false).reserve_bytes, 25 * MIB);
+        assert_eq!(within(u64::MAX).part(false).reserve_bytes, 256 * MIB);
+        assert_eq!(within(u64::MAX).part_foretold().bytes, 264 * MIB);
+        assert_eq!(
+            (stepped(0), stepped(1), stepped(4 * MIB)),
+            (0, 4 * MIB, 4 * MIB)
+        );
     }
 }

@@ -111,10 +111,11 @@ impl Shared {
             pager.keep_copies(chosen.copies);
         }
         let (driver, lack) = Meter::of(inner).unzip();
+        let driver = driver.map(|meter| meter.within(budget_bytes));
         if let Some(meter) = &driver {
             pager.expect_driver(match notebook.is_open() {
                 true => meter.part_foretold(),
-                false => meter.part(budget_bytes),
+                false => meter.part(false),
             });
         }
         let shared = Arc::new(Self {

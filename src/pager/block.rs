@@ -23,7 +23,9 @@ pub enum Arena {
 }
 
 /// Resident tensors of a group that are smaller than this share one block.
-pub(super) const OWN_BLOCK_BYTES: usize = 1 << 20;
+const OWN_BLOCK_BYTES: usize = 1 << 20;
+/// The same in a device's memory, which is given back by whole blocks only.
+const OWN_BLOCK_BYTES_OF_DEVICE: usize = 4 << 10;
 /// What a kernel may read of a state behind the last row that is in use: it reads rows of
 /// quantised elements in steps of 512, at most 2 KiB.
 const READ_AHEAD_BYTES: usize = 4096;
@@ -82,6 +84,14 @@ impl Arena {
     /// Whether the device reads padding behind a tensor's own bytes.
     pub fn has_padding(&self) -> bool {
         matches!(self, Self::Device(..))
+    }
+
+    /// Whether a tensor of `bytes` has a block to itself, and shares none.
+    pub fn has_own_block(&self, bytes: usize) -> bool {
+        match self {
+            Self::Host => bytes >= OWN_BLOCK_BYTES,
+            Self::Device(..) => bytes >= OWN_BLOCK_BYTES_OF_DEVICE,
+        }
     }
 
     /// Bytes that a block of `bytes` to itself takes: CUDA gives what is not small in whole

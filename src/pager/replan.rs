@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::block::{Block, OWN_BLOCK_BYTES};
+use super::block::Block;
 use super::copies::HostPart;
 use super::engine::{Copy, Direction, Request, Source};
 use super::growth::{NoRoom, Retreat, grow};
@@ -405,7 +405,7 @@ impl Pager {
                 let block = Arc::new(self.state_block(*id, bytes)?);
                 grow(&block, in_use)?;
                 self.place(*id, &block, 0, copies);
-            } else if bytes >= OWN_BLOCK_BYTES || tensor.spec.slice_bytes.is_some() {
+            } else if self.config.arena.has_own_block(bytes) || tensor.spec.slice_bytes.is_some() {
                 let block = Arc::new(self.new_block(bytes)?);
                 self.lock(&block);
                 self.place(*id, &block, 0, copies);

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::memory::HostMemory;
 use super::limits::mib;
+use super::memory::HostMemory;
 use super::replan::Halt;
 use super::state::Store;
 use super::storage::{BLOCK_BYTES, StoreFile};

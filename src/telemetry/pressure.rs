@@ -456,7 +456,10 @@ mod tests {
             assert!(free >= mib(512).max(share_of(mib(total), 0.05)), "{free}");
             assert!(full <= share_of(mib(total), 0.95), "{full}");
             // Nor is more left free than that and a little.
-            assert!(free <= mib(512 + 64).max(share_of(mib(total), 0.05) + mib(65)), "{free}");
+            assert!(
+                free <= mib(512 + 64).max(share_of(mib(total), 0.05) + mib(65)),
+                "{free}"
+            );
             let later = Level {
                 used_bytes: full,
                 ..level
