@@ -151,14 +151,6 @@ impl Meter {
         }
     }
 
-    /// The same where nothing is loaded: what will come is counted as if it were there.
-    pub fn part_foretold(&self) -> DriverPart {
-        DriverPart {
-            bytes: self.bytes + self.reserve_bytes,
-            ..DriverPart::default()
-        }
-    }
-
     /// Whether it is time to ask.
     fn is_due(&self) -> bool {
         matches!(self.source, Source::Asked(_))
@@ -311,7 +303,6 @@ mod tests {
         let within = |bytes| meter(8 * MIB).within(bytes);
         assert_eq!(within(100 * MIB).part(false).reserve_bytes, 25 * MIB);
         assert_eq!(within(u64::MAX).part(false).reserve_bytes, 256 * MIB);
-        assert_eq!(within(u64::MAX).part_foretold().bytes, 264 * MIB);
         assert_eq!(
             (stepped(0), stepped(1), stepped(4 * MIB)),
             (0, 4 * MIB, 4 * MIB)

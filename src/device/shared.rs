@@ -111,12 +111,15 @@ impl Shared {
             pager.keep_copies(chosen.copies);
         }
         let (driver, lack) = Meter::of(inner).unzip();
-        let driver = driver.map(|meter| meter.within(budget_bytes));
+        // Where only notes are taken, other budgets will be asked about.
+        let limit = if notebook.is_open() {
+            u64::MAX
+        } else {
+            budget_bytes
+        };
+        let driver = driver.map(|meter| meter.within(limit));
         if let Some(meter) = &driver {
-            pager.expect_driver(match notebook.is_open() {
-                true => meter.part_foretold(),
-                false => meter.part(false),
-            });
+            pager.expect_driver(meter.part(false));
         }
         let shared = Arc::new(Self {
             config,
