@@ -43,7 +43,7 @@ use self::case::{Axes, Case, ModelName, Variant};
 pub use self::formats::Format;
 use self::output::Outputs;
 use self::runner::Runner;
-use crate::device::{Budget, Cold};
+use crate::device::{self, Budget, Cold};
 use crate::error::{Error, Result};
 use crate::llama::{self, bench::Build, log};
 use crate::session::demo::DemoModel;
@@ -294,7 +294,7 @@ fn fix_budgets(cases: &mut [Case], plan: &Plan, arguments: &Arguments) -> Result
             Budget::ModelShare(part) => share_of(model_bytes, part),
             Budget::Auto => device
                 .filter(|device| !device.is_host())
-                .map_or(in_memory, pressure::automatic_device_budget_now),
+                .map_or(in_memory, device::automatic_budget_now),
         };
     }
     Ok(())

@@ -3,7 +3,7 @@
 use super::size::read_budget;
 use super::support::{WhenPaged, when_paged};
 use super::{Request, rpc};
-use crate::device::Budget;
+use crate::device::{self, Budget};
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
 use crate::llama::{Params, Settings};
@@ -102,13 +102,10 @@ impl Request {
         })
     }
 
-    fn automatic_budget(&self, device: Option<InnerDevice>) -> u64 {
-        let threshold = self.mem_pressure(device.is_some());
-        match device {
-            Some(device) => {
-                let memory = memory::Level::of_device(device);
-                pressure::automatic_device_budget(memory, threshold, 0)
-            }
+    fn automatic_budget(&self, inner: Option<InnerDevice>) -> u64 {
+        let threshold = self.mem_pressure(inner.is_some());
+        match inner {
+            Some(device) => device::automatic_budget(device, threshold),
             None => {
                 let memory = memory::Reader::new().read();
                 pressure::automatic_budget(&memory, threshold, 0)

@@ -53,16 +53,22 @@ calls! {
     error_name = cuGetErrorName(Status, *mut *const c_char);
     /// The text of an error.
     error_text = cuGetErrorString(Status, *mut *const c_char);
+    /// How many devices there are.
+    device_count = cuDeviceGetCount(*mut c_int);
     /// The device of an ordinal.
     device = cuDeviceGet(*mut CUdevice, c_int);
     /// The device at a place on the bus.
     device_by_bus_id = cuDeviceGetByPCIBusId(*mut CUdevice, *const c_char);
+    /// Its place on the bus, in text.
+    bus_id = cuDeviceGetPCIBusId(*mut c_char, c_int, CUdevice);
     /// What a device can do.
     device_attribute = cuDeviceGetAttribute(*mut c_int, c_int, CUdevice);
     /// Holds the context that CUDA's runtime uses too.
     retain = cuDevicePrimaryCtxRetain(*mut CUcontext, CUdevice);
     /// Lets go of it.
     release = cuDevicePrimaryCtxRelease_v2(CUdevice);
+    /// Its flags, and whether anybody in this process holds it.
+    context_state = cuDevicePrimaryCtxGetState(CUdevice, *mut c_uint, *mut c_int);
     /// Makes a context the thread's.
     set_current = cuCtxSetCurrent(CUcontext);
     /// The thread's context.

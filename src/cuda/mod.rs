@@ -8,11 +8,14 @@
 
 mod context;
 mod driver;
+mod footprint;
+mod nvml;
 mod pinned;
 mod range;
 mod stream;
 
 pub use context::Context;
+pub use footprint::{Footprint, Usage, witness};
 pub use pinned::Pages;
 pub use range::{Mapping, Range};
 pub use stream::{Event, Stream};

@@ -279,6 +279,7 @@ impl PagedBackend {
     /// Scans and schedules the graph. What it uses may ask for another plan, and that for
     /// another schedule.
     fn prepare(&mut self, graph: Graph<'_>, paged: &mut Paged, shared: &Shared) -> Result<()> {
+        shared.cover_driver(paged)?;
         self.scan.rebuild(graph, paged);
         if paged.pager.settle()? {
             shared.note_change(Reason::Growth, paged);

@@ -9,6 +9,7 @@
 //!                  experts.rs  which experts a segment reads
 //!                  host/       what of a graph the processor computes
 //!                  engine.rs   what copies, and what it cannot do
+//!                  driver.rs   what the driver takes of the budget
 //!                guard.rs      no panic crosses; what cannot be reported is recorded
 //!                    │
 //!                  pager         inner backend
@@ -19,6 +20,7 @@
 mod addresses;
 mod backend;
 mod buffer;
+mod driver;
 mod engine;
 mod experts;
 mod guard;
@@ -39,6 +41,7 @@ use std::sync::Arc;
 use ggml_sys as sys;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::driver::{automatic_budget, automatic_budget_now};
 pub(crate) use self::engine::{keep_bytes, link_to};
 use self::rehearsal::Notebook;
 pub use self::report::Report;
@@ -51,6 +54,7 @@ pub use crate::pager::engine_host::Faults;
 use crate::pager::mib;
 use crate::planner::cold::Reach;
 use crate::telemetry::memory::Level;
+use crate::telemetry::pressure::DriverIs;
 
 /// How much memory the arena may take.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -303,6 +307,14 @@ impl PagedDevice {
             .config
             .device_with_memory()
             .map(Level::of_device)
+    }
+
+    /// Whether the budget covers what the driver of the inner device takes of its memory.
+    pub fn driver_is(&self) -> DriverIs {
+        match self.shared.paged().driver {
+            Some(_) => DriverIs::Covered,
+            None => DriverIs::Beside,
+        }
     }
 
     /// The memory that the budget is a part of, in words.

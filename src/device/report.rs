@@ -13,7 +13,7 @@ pub struct Report {
     pub budget_bytes: u64,
     /// The smallest budget that would do for what is loaded, in bytes.
     pub minimum_bytes: u64,
-    /// Bytes in use of the budget: resident tensors, KV pages, the ring, scratch.
+    /// Bytes in use of the budget: resident tensors, KV pages, the ring, scratch, the driver's.
     pub arena_bytes_used: u64,
     /// Weight bytes that stay in the arena, and those of cached experts that are there.
     pub resident_bytes: u64,
@@ -33,6 +33,9 @@ pub struct Report {
     /// Bytes of the inner device's own buffers: compute scratch, unpaged tensors; and of
     /// weights that llama.cpp keeps to itself (the token embedding).
     pub scratch_bytes: u64,
+    /// Bytes that the driver of the inner device takes of its memory for this process (the
+    /// context, kernels, workspaces); 0 where that is not counted.
+    pub driver_bytes: u64,
     /// Bytes of a draft model: its weights, KV cache and scratch.
     pub draft_bytes: u64,
     /// Layers of which everything stays in the arena, the output counted as one.
@@ -107,6 +110,8 @@ pub enum Reason {
     Context,
     /// The context grew by pages of the KV cache.
     Growth,
+    /// The inner device's driver takes more of its memory, or will not soon.
+    Driver,
     /// The budget was changed from outside.
     Budget,
     /// Memory became scarce.

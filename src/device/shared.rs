@@ -10,6 +10,7 @@ use std::time::Instant;
 use ggml_sys as sys;
 
 use super::addresses::AddressMap;
+use super::driver::{Meter, automatic_budget_now};
 use super::engine;
 use super::interface::Interface;
 use super::rehearsal::Notebook;
@@ -24,7 +25,6 @@ use crate::pager::{Pager, PagerConfig};
 use crate::planner::LookAhead;
 use crate::planner::cold::Reach;
 use crate::telemetry::memory::{available_bytes, share_of};
-use crate::telemetry::pressure::automatic_device_budget_now;
 
 /// The pager, and the addresses under which llama.cpp knows its tensors.
 #[derive(Debug)]
@@ -46,6 +46,8 @@ pub struct Paged {
     unpaged_bytes: u64,
     // Bytes of what lies beside the model: a draft model.
     beside_bytes: u64,
+    /// What its driver takes of the device's memory; None where that is not counted.
+    pub driver: Option<Meter>,
 }
 
 /// State of one paged device. Lock order: `paged` before `error`.
@@ -86,7 +88,7 @@ impl Shared {
             Budget::ModelShare(share) => share_of(index.bytes(), share),
             Budget::Auto => match arena {
                 Arena::Host => share_of(available_bytes(), 0.85),
-                Arena::Device(inner, _) => automatic_device_budget_now(inner),
+                Arena::Device(inner, _) => automatic_budget_now(inner),
             },
         };
         let chosen = engine::choose(inner, &config, notebook.is_open())?;
@@ -109,6 +111,17 @@ impl Shared {
         if !inner.is_host() && config.cold != Cold::Stream {
             pager.keep_copies(chosen.copies);
         }
+        let (driver, lack) = Meter::of(inner).unzip();
+        // Where only notes are taken, other budgets will be asked about.
+        let limit = if notebook.is_open() {
+            u64::MAX
+        } else {
+            budget_bytes
+        };
+        let driver = driver.map(|meter| meter.within(limit));
+        if let Some(meter) = &driver {
+            pager.expect_driver(meter.part(false));
+        }
         let shared = Arc::new(Self {
             config,
             inner,
@@ -125,6 +138,7 @@ impl Shared {
                 scratch_bytes: 0,
                 unpaged_bytes: 0,
                 beside_bytes: 0,
+                driver,
             }),
             direct,
             error: Mutex::new(None),
@@ -142,7 +156,8 @@ impl Shared {
             .interface
             .set(made)
             .expect("a new device has no interface yet");
-        chosen.lacks.iter().for_each(|lack| shared.note_once(lack));
+        let lacks = chosen.lacks.iter().chain(lack.iter().flatten());
+        lacks.for_each(|lack| shared.note_once(lack));
         shared.note_flags_without_meaning();
         Ok(shared)
     }
@@ -318,6 +333,7 @@ impl Shared {
             kv_streamed_bytes: usage.streamed_state_bytes,
             ring_bytes: usage.ring_bytes,
             scratch_bytes: usage.outside_bytes.saturating_sub(paged.beside_bytes),
+            driver_bytes: usage.driver_bytes,
             draft_bytes: paged.beside_bytes,
             pass_bytes: paged.pass_bytes,
             resident_layers: usage.resident_layers,
@@ -384,7 +400,7 @@ impl Shared {
     pub fn note_change(&self, reason: Reason, paged: &mut Paged) {
         let moves = paged.pager.take_moves();
         let loading = self.graphs.load(Ordering::Relaxed) == 0;
-        if reason == Reason::Growth && moves.is_empty() {
+        if matches!(reason, Reason::Growth | Reason::Driver) && moves.is_empty() {
             return;
         }
         let report = self.report_of(paged);

@@ -201,6 +201,9 @@ pub struct Memory {
     pub experts_bytes: u64,
     /// What llama.cpp computes with.
     pub scratch_bytes: u64,
+    /// What the driver of the device that computes takes, as far as that was measured, and
+    /// what more of it is to be expected.
+    pub driver_bytes: u64,
     /// The token embedding, and other weights that llama.cpp keeps to itself.
     pub unpaged_bytes: u64,
     /// All of these: what of the budget is in use.
@@ -226,6 +229,7 @@ pub fn memory(subject: &Subject, outlook: &Outlook) -> Memory {
         ring_bytes: outlook.ring_bytes,
         experts_bytes: outlook.cache_bytes,
         scratch_bytes: subject.scratch_bytes(),
+        driver_bytes: outlook.driver_bytes,
         unpaged_bytes: subject.notes.unpaged_bytes,
         used_bytes: outlook.used_bytes(),
         beside_bytes: subject.facts.host_compute_bytes + subject.facts.host_context_bytes,

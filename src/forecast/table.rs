@@ -183,6 +183,7 @@ fn memory(memory: &Memory, tokens: usize) -> Table {
         ("ring, for what travels", memory.ring_bytes),
         ("cache of experts", memory.experts_bytes),
         ("scratch, to compute with", memory.scratch_bytes),
+        ("the GPU's driver, about", memory.driver_bytes),
         ("token embedding", memory.unpaged_bytes),
         ("in use of the budget", memory.used_bytes),
         ("beside the budget", memory.beside_bytes),

@@ -33,6 +33,10 @@ impl Params {
     /// # Errors
     /// `Usage` when a value is wrong, `Failed` when a download fails.
     pub fn parse(args: Vec<CString>, hidden: &[CString]) -> Result<Self> {
+        if cfg!(feature = "cuda") {
+            // The parser may look at devices, which may make contexts there.
+            crate::cuda::witness();
+        }
         let mut pointers: Vec<_> = args.iter().map(|arg| arg.as_ptr().cast_mut()).collect();
         let count = i32::try_from(pointers.len())
             .map_err(|_| Error::Usage("the command line is too long".into()))?;

@@ -23,7 +23,9 @@ pub enum Arena {
 }
 
 /// Resident tensors of a group that are smaller than this share one block.
-pub(super) const OWN_BLOCK_BYTES: usize = 1 << 20;
+const OWN_BLOCK_BYTES: usize = 1 << 20;
+/// The same in a device's memory, which is given back by whole blocks only.
+const OWN_BLOCK_BYTES_OF_DEVICE: usize = 4 << 10;
 /// What a kernel may read of a state behind the last row that is in use: it reads rows of
 /// quantised elements in steps of 512, at most 2 KiB.
 const READ_AHEAD_BYTES: usize = 4096;
@@ -90,6 +92,14 @@ impl Arena {
         matches!(self, Self::Device(device, _) if !CudaLink::is_for(*device))
     }
 
+    /// Whether a tensor of `bytes` has a block to itself, and shares none.
+    pub fn has_own_block(&self, bytes: usize) -> bool {
+        match self {
+            Self::Host => bytes >= OWN_BLOCK_BYTES,
+            Self::Device(..) => bytes >= OWN_BLOCK_BYTES_OF_DEVICE,
+        }
+    }
+
     /// Bytes that a block of `bytes` to itself takes: CUDA gives what is not small in whole
     /// granules.
     pub fn own_block_bytes(&self, bytes: usize) -> usize {
@@ -129,20 +139,22 @@ impl Arena {
 
     /// Takes address space for `bytes` of zeroed memory, which comes as it is written, or
     /// when [`Block::grow`] says so. A device that does not map memory where it is told to
-    /// gives all of it at once.
+    /// gives all of it at once. None when it does, and has no addresses: nothing is taken
+    /// then.
     ///
     /// # Errors
     /// A sentence, when it is not given.
-    pub fn sparse_block(&self, bytes: usize) -> Result<Block, String> {
+    pub fn sparse_block(&self, bytes: usize) -> Result<Option<Block>, String> {
         match self {
-            Self::Host => Block::over(
-                HostMemory::sparse(bytes).map_err(|error| no_memory(bytes, &error.to_string()))?,
-            ),
+            Self::Host => {
+                let memory = HostMemory::sparse(bytes);
+                let memory = memory.map_err(|error| no_memory(bytes, &error.to_string()))?;
+                Block::over(memory).map(Some)
+            }
             Self::Device(device, mapping) => {
-                let mapping = mapping.as_ref().filter(|it| is_worth(it, bytes));
-                match mapping.and_then(|mapping| growing(*device, mapping, bytes)) {
-                    Some(block) => Ok(block),
-                    None => of_device(*device, bytes),
+                match mapping.as_ref().filter(|it| is_worth(it, bytes)) {
+                    Some(mapping) => Ok(growing(*device, mapping, bytes)),
+                    None => of_device(*device, bytes).map(Some),
                 }
             }
         }
@@ -229,6 +241,15 @@ impl Block {
     /// Whether it has all of its memory at once.
     pub fn is_whole(&self) -> bool {
         matches!(self, Self::Device(_))
+    }
+
+    /// Bytes of memory that have come so far where it comes as [`Block::grow`] says; 0 where
+    /// it does not.
+    pub fn mapped_bytes(&self) -> usize {
+        match self {
+            Self::Host { .. } | Self::Device(_) => 0,
+            Self::Growing(_, memory) => memory.mapped_bytes(),
+        }
     }
 
     /// Bytes that `grow` would take.

@@ -2,7 +2,8 @@
 //! less than the budget says, because others have taken it: weights give way.
 
 use super::block::Block;
-use super::replan::{Halt, mib};
+use super::limits::mib;
+use super::replan::Halt;
 use super::{Pager, Place};
 use crate::error::{Error, Result};
 use crate::planner::Plan;
@@ -50,7 +51,8 @@ impl Pager {
     pub(super) fn retreat(&mut self, before: &mut Option<Retreat>, plan: &Plan, room: NoRoom) {
         let twice = before.take().map_or(0, |before| 2 * before.given_up_bytes);
         let given_up_bytes = twice.max(room.bytes).max(1);
-        let taken = plan.arena_bytes() + self.outside_bytes;
+        let driver = self.driver.bytes + self.driver.reserve_bytes;
+        let taken = plan.arena_bytes() + self.outside_bytes + driver;
         let left = taken.saturating_sub(given_up_bytes);
         self.config.budget_bytes = self.config.budget_bytes.min(left);
         *before = Some(Retreat {

@@ -20,6 +20,7 @@ pub mod engine;
 pub mod engine_device;
 pub mod engine_host;
 mod growth;
+mod limits;
 pub mod memory;
 pub mod model_index;
 pub mod outlook;
@@ -46,8 +47,8 @@ use self::cache::{Cache, SliceId};
 pub use self::copies::CopyMemory;
 use self::copies::{Copies, HostPart};
 use self::engine::{CopyEngine, Counters, Ticket};
+pub use self::limits::mib;
 use self::model_index::TensorLocation;
-pub use self::replan::mib;
 pub use self::ring::Need;
 use self::ring::Ring;
 use self::state::State;
@@ -168,6 +169,17 @@ enum Place {
     Cached(Arc<Block>, usize),
 }
 
+/// What the driver of the arena's device takes of the budget, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DriverPart {
+    /// What it takes now.
+    pub bytes: u64,
+    /// What it may take soon. Left free as far as the smallest plan does not need it.
+    pub reserve_bytes: u64,
+    /// Whether the smallest plan goes on where it does not fit beside what the driver takes.
+    pub yields: bool,
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Pager {
@@ -188,6 +200,7 @@ pub struct Pager {
     spill: Option<(Arc<StoreFile>, u64)>,
     // Bytes that the budget covers and that lie outside.
     outside_bytes: u64,
+    driver: DriverPart,
     // Sizes have changed since the plan was made.
     stale: bool,
     // The user's budget, of which the one in effect may be a part.
@@ -232,6 +245,7 @@ impl Pager {
             ring_bytes_min: 0,
             spill: None,
             outside_bytes: 0,
+            driver: DriverPart::default(),
             stale: false,
             allowed_bytes,
             least_bytes: 0,
@@ -340,11 +354,15 @@ impl Pager {
         let (arena, alignment) = (&self.config.arena, self.config.alignment);
         let bytes = self.arena_bytes(&tensor.spec);
         let bytes = match &tensor.state {
-            Some(state) => match &tensor.place {
-                Place::Resident(block, _) if block.is_whole() => arena.own_block_bytes(bytes),
-                _ => arena.state_bytes(bytes, state.bytes_in_use(), alignment),
-            },
-            None => arena.own_block_bytes(bytes),
+            Some(state) if !state.whole => {
+                let needed = arena.state_bytes(bytes, state.bytes_in_use(), alignment);
+                match &tensor.place {
+                    // There may be more: of a growth that failed elsewhere.
+                    Place::Resident(block, _) => needed.max(block.mapped_bytes()),
+                    _ => needed,
+                }
+            }
+            _ => arena.own_block_bytes(bytes),
         };
         bytes as u64
     }
@@ -414,9 +432,12 @@ impl Pager {
         let mut usage = Usage {
             budget_bytes: self.config.budget_bytes,
             minimum_bytes: self.minimum_bytes,
-            arena_bytes: (self.ring.bytes() + self.cache.used_bytes()) as u64 + self.outside_bytes,
+            arena_bytes: (self.ring.bytes() + self.cache.used_bytes()) as u64
+                + self.outside_bytes
+                + self.driver.bytes,
             ring_bytes: self.ring.bytes() as u64,
             outside_bytes: self.outside_bytes,
+            driver_bytes: self.driver.bytes,
             layers_evicted: self.layers_moved.0,
             layers_loaded: self.layers_moved.1,
             kv_pages: self.kv_pages,

@@ -39,13 +39,15 @@ pub struct Outlook {
     pub cache_bytes: u64,
     /// Bytes that the budget covers beside the arena.
     pub outside_bytes: u64,
+    /// Bytes of it that the device's driver takes, or may take soon.
+    pub driver_bytes: u64,
 }
 
 impl Outlook {
     /// Bytes of the budget that would be in use.
     pub fn used_bytes(&self) -> u64 {
         let resident = self.sum(Placement::Resident, |tensor| tensor.arena_bytes);
-        resident + self.ring_bytes + self.cache_bytes + self.outside_bytes
+        resident + self.ring_bytes + self.cache_bytes + self.outside_bytes + self.driver_bytes
     }
 
     /// Bytes that would be streamed in each pass: all of the ring's, unless everything that
@@ -116,6 +118,9 @@ impl Pager {
         self.config.budget_bytes = budget_bytes;
         self.outside_bytes = outside_bytes;
         let plan = self.plan()?;
+        let taken = plan.arena_bytes() + outside_bytes + self.driver.bytes;
+        let reserve = budget_bytes.saturating_sub(taken);
+        let driver_bytes = self.driver.bytes + reserve.min(self.driver.reserve_bytes);
         let tensors = self.tensors.iter().flatten().zip(&plan.placements);
         let tensors = tensors.map(|(tensor, placement)| Placed {
             group: tensor.spec.group,
@@ -135,6 +140,7 @@ impl Pager {
             ring_bytes: plan.ring_bytes,
             cache_bytes: plan.cache_bytes,
             outside_bytes,
+            driver_bytes,
         })
     }
 

@@ -3,20 +3,21 @@
 
 use std::sync::Arc;
 
-use super::block::{Block, OWN_BLOCK_BYTES};
+use super::block::Block;
 use super::copies::HostPart;
 use super::engine::{Copy, Direction, Request, Source};
 use super::growth::{NoRoom, Retreat, grow};
+use super::limits::mib;
 use super::state::State;
 use super::usage::Move;
 use super::{Backing, GroupKey, PagedTensor, Pager, Place, TensorId, TensorSpec};
 use crate::error::{Error, Result};
-use crate::planner::{self, Item, Limits, Placement, Plan, Shortfall, WhenStreamed, cold};
+use crate::planner::{Item, Placement, Plan, WhenStreamed, cold};
 
 /// Why a plan could not be put into effect.
 #[derive(Debug)]
 pub(super) enum Halt {
-    /// A state cannot leave the arena: another plan has to keep it there.
+    /// A state cannot leave the arena, or cannot grow there: another plan has to know that.
     Refused,
     /// The device has less memory than the budget says: a smaller plan has to do.
     NoRoom(NoRoom),
@@ -96,7 +97,10 @@ impl Pager {
     pub fn set_budget(&mut self, bytes: u64, part: bool) -> Result<()> {
         let before = std::mem::replace(&mut self.config.budget_bytes, bytes);
         self.forget_stuck();
+        // Who asks for too little hears so.
+        let yields = std::mem::replace(&mut self.driver.yields, false);
         let outcome = self.replan();
+        self.driver.yields = yields;
         if outcome.is_err() {
             self.config.budget_bytes = before;
             self.forget_stuck();
@@ -104,23 +108,6 @@ impl Pager {
             let _ = self.replan();
         } else if !part {
             self.allowed_bytes = bytes;
-        }
-        outcome
-    }
-
-    /// Has the budget cover this many bytes that lie outside the pager.
-    ///
-    /// # Errors
-    /// `Memory` when no plan leaves them: they are not covered then.
-    pub fn set_outside(&mut self, bytes: u64) -> Result<()> {
-        let before = std::mem::replace(&mut self.outside_bytes, bytes);
-        if bytes <= before {
-            self.stale |= bytes < before;
-            return Ok(());
-        }
-        let outcome = self.replan_within_what_is_allowed();
-        if outcome.is_err() {
-            self.outside_bytes = before;
         }
         outcome
     }
@@ -158,7 +145,7 @@ impl Pager {
 
     /// Plans anew. When only a part of the user's budget is left and does not do, as much
     /// more of it is taken as has to be.
-    fn replan_within_what_is_allowed(&mut self) -> Result<()> {
+    pub(super) fn replan_within_what_is_allowed(&mut self) -> Result<()> {
         let part = self.config.budget_bytes;
         let outcome = self.replan();
         if !matches!(outcome, Err(Error::Memory(_))) || part >= self.allowed_bytes {
@@ -200,7 +187,7 @@ impl Pager {
             let plan = self.plan()?;
             match self.apply(&plan) {
                 Ok(()) => return Ok(()),
-                // One more state has to stay.
+                // One more state has to stay, or takes all of its memory.
                 Err(Halt::Refused) => {}
                 Err(Halt::NoRoom(room)) => self.retreat(retreat, &plan, room),
                 Err(Halt::Failed(error)) => return Err(error),
@@ -208,39 +195,7 @@ impl Pager {
         }
     }
 
-    /// The planner's answer for the tensors as they are.
-    pub(super) fn plan(&mut self) -> Result<Plan> {
-        let mut keys: Vec<GroupKey> = self
-            .tensors
-            .iter()
-            .flatten()
-            .map(|tensor| tensor.spec.group)
-            .collect();
-        keys.sort_unstable();
-        keys.dedup();
-        let items: Vec<Item<'_>> = self
-            .tensors
-            .iter()
-            .flatten()
-            .map(|tensor| self.item_of(tensor, &keys))
-            .collect();
-        let outside = self.outside_bytes;
-        let limits = Limits {
-            budget_bytes: self.config.budget_bytes.saturating_sub(outside),
-            resident_groups_max: self.config.resident_groups_max,
-            look_ahead: self.config.look_ahead,
-            ring_bytes_min: self.ring_bytes_min,
-        };
-        let outcome = planner::plan(&items, keys.len(), &limits);
-        let least = match &outcome {
-            Ok(plan) => plan.minimum_bytes,
-            Err(shortfall) => shortfall.minimum_bytes,
-        };
-        self.least_bytes = least + outside;
-        outcome.map_err(|shortfall| self.too_small(&shortfall))
-    }
-
-    fn item_of<'a>(&self, tensor: &'a PagedTensor, keys: &[GroupKey]) -> Item<'a> {
+    pub(super) fn item_of<'a>(&self, tensor: &'a PagedTensor, keys: &[GroupKey]) -> Item<'a> {
         let spec = &tensor.spec;
         let group = keys
             .binary_search(&spec.group)
@@ -450,12 +405,11 @@ impl Pager {
                 self.lock(&block);
                 self.tensor_mut(*id).place = Place::Resident(block, offset);
             } else if let Some(state) = &tensor.state {
-                // Memory comes page by page, as it is written.
-                let block = self.config.arena.sparse_block(bytes);
-                let block = Arc::new(block.map_err(Error::Memory)?);
-                grow(&block, state.bytes_in_use())?;
+                let in_use = state.bytes_in_use();
+                let block = Arc::new(self.state_block(*id, bytes)?);
+                grow(&block, in_use)?;
                 self.place(*id, &block, 0, copies);
-            } else if bytes >= OWN_BLOCK_BYTES || tensor.spec.slice_bytes.is_some() {
+            } else if self.config.arena.has_own_block(bytes) || tensor.spec.slice_bytes.is_some() {
                 let block = Arc::new(self.new_block(bytes)?);
                 self.lock(&block);
                 self.place(*id, &block, 0, copies);
@@ -481,6 +435,22 @@ impl Pager {
             }
         }
         Ok(())
+    }
+
+    /// A block for a state. Memory comes page by page, as it is written; where it cannot, the
+    /// plan has to know first.
+    fn state_block(&mut self, id: TensorId, bytes: usize) -> std::result::Result<Block, Halt> {
+        if self.tensor(id).state.as_ref().is_some_and(|it| it.whole) {
+            return Ok(self.new_block(bytes)?);
+        }
+        let block = self.config.arena.sparse_block(bytes);
+        if let Some(block) = block.map_err(Error::Memory)? {
+            return Ok(block);
+        }
+        if let Some(state) = &mut self.tensor_mut(id).state {
+            state.whole = true;
+        }
+        Err(Halt::Refused)
     }
 
     /// Keeps the weights in `block` in memory, where that is asked for. As in llama.cpp it
@@ -551,47 +521,7 @@ impl Pager {
         self.drain()
     }
 
-    fn new_block(&self, bytes: usize) -> Result<Block> {
+    pub(super) fn new_block(&self, bytes: usize) -> Result<Block> {
         self.config.arena.block(bytes).map_err(Error::Memory)
     }
-
-    fn too_small(&self, shortfall: &Shortfall) -> Error {
-        let states_follow = self.config.states_follow && !self.has_states();
-        let before = match states_follow {
-            true => ", the KV cache not counted",
-            false => "",
-        };
-        let ring = match shortfall.ring_bytes {
-            0 => String::new(),
-            bytes => format!("{} for what is streamed", mib(bytes)),
-        };
-        let outside = match self.outside_bytes {
-            0 => String::new(),
-            bytes => format!("{} for what llama.cpp keeps and computes with", mib(bytes)),
-        };
-        let parts: Vec<&str> = [&*ring, &*outside]
-            .into_iter()
-            .filter(|part| !part.is_empty())
-            .collect();
-        let parts = match parts.is_empty() {
-            true => String::new(),
-            false => format!(" ({})", parts.join(", ")),
-        };
-        let stuck = match self.stuck_reason() {
-            Some(sentence) => format!("; {sentence}"),
-            None => String::new(),
-        };
-        Error::Memory(format!(
-            "VRAM budget of {} is below the minimum of {}{before}{parts}; raise --vram-budget or \
-             lower -c or -ub{stuck}",
-            mib(self.config.budget_bytes),
-            mib(shortfall.minimum_bytes + self.outside_bytes),
-        ))
-    }
-}
-
-/// Bytes in MiB, rounded up to the next hundredth, so that the figure given is enough.
-pub fn mib(bytes: u64) -> String {
-    let hundredths = (u128::from(bytes) * 100).div_ceil(1 << 20);
-    format!("{}.{:02} MiB", hundredths / 100, hundredths % 100)
 }

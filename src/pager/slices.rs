@@ -360,15 +360,12 @@ impl Pager {
             }
             _ => {
                 let bytes = self.arena_bytes(&tensor.spec);
-                (
-                    Arc::new(
-                        self.config
-                            .arena
-                            .sparse_block(bytes)
-                            .map_err(Error::Memory)?,
-                    ),
-                    false,
-                )
+                let block = self.config.arena.sparse_block(bytes);
+                let block = match block.map_err(Error::Memory)? {
+                    Some(block) => block,
+                    None => self.new_block(bytes)?,
+                };
+                (Arc::new(block), false)
             }
         };
         self.cache.add(id, layout, is_there);

@@ -61,6 +61,9 @@ pub struct State {
     pub store: Option<Store>,
     /// Why it cannot leave the arena.
     pub stuck: Option<String>,
+    /// Whether it takes all of its memory at once, where others grow: there are no addresses
+    /// for it.
+    pub whole: bool,
 }
 
 impl State {
@@ -75,6 +78,7 @@ impl State {
             pages_agreed: 0,
             store: None,
             stuck: None,
+            whole: false,
         }
     }
 

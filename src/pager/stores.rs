@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::limits::mib;
 use super::memory::HostMemory;
-use super::replan::{Halt, mib};
+use super::replan::Halt;
 use super::state::Store;
 use super::storage::{BLOCK_BYTES, StoreFile};
 use super::{Pager, StatesIn, TensorId};

@@ -117,6 +117,8 @@ pub struct Usage {
     pub ring_bytes: u64,
     /// Bytes that the budget covers and the pager does not hold.
     pub outside_bytes: u64,
+    /// Bytes that the driver of the arena's device takes of the budget.
+    pub driver_bytes: u64,
     /// Layers (the output counted as one) of which everything stays.
     pub resident_layers: u32,
     /// Layers, the output counted as one.

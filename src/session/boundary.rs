@@ -312,7 +312,10 @@ fn bytes_of(budget: Budget, mem_pressure: f64, device: &PagedDevice) -> u64 {
         Budget::Bytes(bytes) => bytes,
         Budget::ModelShare(part) => share_of(report.model_bytes, part),
         Budget::Auto => match device.memory() {
-            Some(memory) => automatic_device_budget(memory, mem_pressure, report.arena_bytes_used),
+            Some(memory) => {
+                let used = report.arena_bytes_used;
+                automatic_device_budget(memory, mem_pressure, used, device.driver_is())
+            }
             None => {
                 let memory = Reader::new().read();
                 automatic_budget(&memory, mem_pressure, report.arena_bytes_used)

@@ -12,7 +12,7 @@ use crate::device::{PagedDevice, Report};
 use crate::error::Result;
 use crate::llama::log;
 use crate::telemetry::memory::{Level, Reader};
-use crate::telemetry::pressure::{automatic_budget, automatic_device_budget};
+use crate::telemetry::pressure::{DriverIs, automatic_budget, automatic_device_budget};
 
 /// What the lines are made of.
 pub(super) struct Lines {
@@ -115,8 +115,8 @@ impl Lesson {
 
 /// How much more than the `used_bytes` of a budget another one would have that nobody named,
 /// and that the governor would leave alone.
-fn room_on_device(memory: Level, mem_pressure: f64, used_bytes: u64) -> u64 {
-    automatic_device_budget(memory, mem_pressure, used_bytes).saturating_sub(used_bytes)
+fn room_on_device(memory: Level, mem_pressure: f64, used_bytes: u64, driver: DriverIs) -> u64 {
+    automatic_device_budget(memory, mem_pressure, used_bytes, driver).saturating_sub(used_bytes)
 }
 
 /// The sentence for a generation of `tokens` tokens since `beginning` that was bound by
@@ -132,7 +132,7 @@ pub(super) fn bound(
     let report = &device.report();
     let used = report.arena_bytes_used;
     let available = match device.memory() {
-        Some(memory) => room_on_device(memory, mem_pressure, used),
+        Some(memory) => room_on_device(memory, mem_pressure, used, device.driver_is()),
         None => automatic_budget(&Reader::new().read(), mem_pressure, used).saturating_sub(used),
     };
     sentence(&beginning.report, report, seconds, tokens, available)
@@ -254,7 +254,7 @@ mod tests {
             total_bytes: 100 * gib,
         };
         // Ten are others', and a quarter is for what the driver takes.
-        let room = |mem_pressure| room_on_device(memory, mem_pressure, 50 * gib);
+        let room = |mem_pressure| room_on_device(memory, mem_pressure, 50 * gib, DriverIs::Beside);
         assert!(room(0.7).abs_diff(10 * gib - gib / 4) < 1024);
         assert!(room(0.65).abs_diff(5 * gib - gib / 4) < 1024);
         assert_eq!(room(0.5), 0);

@@ -19,7 +19,6 @@ use crate::llama::log;
 use crate::planner::cold::{self, Load, Rates, Reach};
 use crate::planner::cost;
 use crate::telemetry::memory::share_of;
-use crate::telemetry::pressure::automatic_device_budget_now;
 
 /// A type of which a model has less than this share is not measured.
 const KIND_SHARE_MIN: f64 = 0.005;
@@ -133,7 +132,7 @@ impl Shares {
             head: matrices.head,
             device: Some(device),
         };
-        let automatic = || automatic_device_budget_now(device);
+        let automatic = || device::automatic_budget_now(device);
         if least.is_some_and(|least| matrices.fit(least, automatic)) {
             // Nothing will be cold: measuring would be for nothing.
             let known = store::known(&wanted);

@@ -54,8 +54,17 @@ const OVERHEAD_BYTES: u64 = 64 << 20;
 /// process when it cannot grow.
 const DEVICE_FREE_BYTES: u64 = 512 << 20;
 const DEVICE_FREE_SHARE: f64 = 0.05;
-/// Of that, what the driver's own growth takes until the threshold is reached.
-const DEVICE_OVERHEAD_BYTES: u64 = 256 << 20;
+/// What a device's driver is taken to need for itself where that is not measured.
+pub const DEVICE_OVERHEAD_BYTES: u64 = 256 << 20;
+
+/// What a budget of a device's memory has to do with what its driver takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DriverIs {
+    /// The budget covers it.
+    Covered,
+    /// It lies beside the budget.
+    Beside,
+}
 
 /// The budget when the user names none: most of what is available, and no more than stays
 /// below the threshold, or the governor would take it back at once. `own_bytes` of what is
@@ -79,19 +88,23 @@ pub fn automatic_budget(memory: &Memory, threshold: f64, own_bytes: u64) -> u64 
 /// The budget in a device's own memory when the user names none: what is free, but for what
 /// its driver and others may still want, and no more than stays below the threshold.
 /// `own_bytes` of what is in use are the budget's already.
-pub fn automatic_device_budget(memory: Level, threshold: f64, own_bytes: u64) -> u64 {
+pub fn automatic_device_budget(
+    memory: Level,
+    threshold: f64,
+    own_bytes: u64,
+    driver: DriverIs,
+) -> u64 {
+    let beside = match driver {
+        DriverIs::Covered => OVERHEAD_BYTES,
+        DriverIs::Beside => DEVICE_OVERHEAD_BYTES,
+    };
     let total = memory.total_bytes;
     let others = memory.used_bytes.saturating_sub(own_bytes);
     let free = total.saturating_sub(others);
     let kept = DEVICE_FREE_BYTES.max(share_of(total, DEVICE_FREE_SHARE));
-    let room = share_of(total, threshold).saturating_sub(others + DEVICE_OVERHEAD_BYTES);
+    let room = share_of(total, threshold).saturating_sub(others + beside);
     // A small device is better used than not.
     free.saturating_sub(kept).min(room).max(free / 4)
-}
-
-/// The same with the usual threshold, in what `device` has free now.
-pub fn automatic_device_budget_now(device: InnerDevice) -> u64 {
-    automatic_device_budget(Level::of_device(device), DEVICE_THRESHOLD, 0)
 }
 
 /// Says how full memory is.
@@ -405,24 +418,55 @@ mod tests {
 
     #[test]
     fn the_automatic_budget_of_a_device_leaves_its_driver_and_the_governor_room() {
+        let budget = |memory, threshold, own| {
+            automatic_device_budget(memory, threshold, own, DriverIs::Beside)
+        };
         let mib = |count: u64| count << 20;
         let level = |used, total| Level {
             used_bytes: mib(used),
             total_bytes: mib(total),
         };
         // 5 % are more than 512 MiB; below the threshold lies still less.
-        let large = automatic_device_budget(level(1000, 80_000), 0.95, 0);
+        let large = budget(level(1000, 80_000), 0.95, 0);
         assert_eq!(large, share_of(mib(80_000), 0.95) - mib(1000) - mib(256));
-        let at_ease = automatic_device_budget(level(1000, 80_000), 1.0, 0);
+        let at_ease = budget(level(1000, 80_000), 1.0, 0);
         assert_eq!(at_ease, mib(80_000 - 1000 - 4000));
         // What is in use already does not count twice.
-        let again = automatic_device_budget(level(1000 + 60_000, 80_000), 0.95, mib(60_000));
+        let again = budget(level(1000 + 60_000, 80_000), 0.95, mib(60_000));
         assert_eq!(again, large);
-        let small = automatic_device_budget(level(0, 4000), 1.0, 0);
+        let small = budget(level(0, 4000), 1.0, 0);
         assert_eq!(small, mib(4000 - 512));
-        let full = automatic_device_budget(level(3900, 4000), 0.95, 0);
+        let full = budget(level(3900, 4000), 0.95, 0);
         assert_eq!(full, mib(25));
-        assert_eq!(automatic_device_budget(Level::default(), 0.95, 0), 0);
+        assert_eq!(budget(Level::default(), 0.95, 0), 0);
+    }
+
+    #[test]
+    fn what_the_driver_takes_is_a_part_of_an_automatic_budget_that_covers_it() {
+        let mib = |count: u64| count << 20;
+        for (total, used, driver) in [(80_000, 1000, 400), (6_000, 700, 300), (80_000, 400, 400)] {
+            let level = Level {
+                used_bytes: mib(used),
+                total_bytes: mib(total),
+            };
+            let budget = automatic_device_budget(level, 0.95, mib(driver), DriverIs::Covered);
+            // All of it in use, and what others had before.
+            let full = budget + mib(used - driver);
+            let free = mib(total) - full;
+            assert!(free >= mib(512).max(share_of(mib(total), 0.05)), "{free}");
+            assert!(full <= share_of(mib(total), 0.95), "{full}");
+            // Nor is more left free than that and a little.
+            assert!(
+                free <= mib(512 + 64).max(share_of(mib(total), 0.05) + mib(65)),
+                "{free}"
+            );
+            let later = Level {
+                used_bytes: full,
+                ..level
+            };
+            let again = automatic_device_budget(later, 0.95, budget, DriverIs::Covered);
+            assert_eq!(again, budget);
+        }
     }
 
     #[test]

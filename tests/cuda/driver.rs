@@ -64,6 +64,8 @@ functions! {
     host_address = fake_cuda_host_address(usize) -> *mut c_void;
     mapped_address = fake_cuda_mapped_address(usize, usize) -> *mut c_void;
     created_bytes = fake_cuda_created_bytes() -> u64;
+    used_bytes = fake_cuda_used_bytes() -> u64;
+    peak_bytes = fake_cuda_peak_bytes() -> u64;
     report = fake_cuda_report(*mut c_char, usize) -> u64;
     counts = fake_cuda_counts(*mut [u64; 6]) -> ();
 }

@@ -54,7 +54,7 @@ fn blocks() {
     let driver = Driver::load();
     let arena = Arena::of(device(driver, "CUDA0", "0000:01:00.0"));
     let bytes = 10 * GRANULE;
-    let block = arena.sparse_block(bytes).unwrap();
+    let block = arena.sparse_block(bytes).unwrap().unwrap();
     assert!(!block.is_whole());
     assert_eq!((block.bytes(), driver.created()), (bytes, 0));
     let start = block.address(0);
@@ -94,7 +94,7 @@ fn blocks() {
     block.grow(bytes).unwrap();
     assert_eq!(driver.created(), bytes);
     // What is small has all of it at once.
-    let small = arena.sparse_block(GRANULE).unwrap();
+    let small = arena.sparse_block(GRANULE).unwrap().unwrap();
     assert!(small.is_whole() && small.missing_bytes(1) == 0);
     assert_eq!(arena.state_bytes(GRANULE, 1, 64), GRANULE);
     // What has a block to itself takes whole granules, what shares one does not.
@@ -114,7 +114,7 @@ fn refused() {
     let driver = Driver::load();
     let arena = Arena::of(device(driver, "CUDA0", "0000:01:00.0"));
     let grown = |block: &Block, in_use: usize| (block.grow(in_use), driver.created());
-    let block = arena.sparse_block(10 * GRANULE).unwrap();
+    let block = arena.sparse_block(10 * GRANULE).unwrap().unwrap();
     assert_eq!(grown(&block, 1), (Ok(()), 2 * GRANULE));
     // The second one fails, and leaves all as it was.
     let (refused, created) = grown(&block, 3 * GRANULE);
@@ -137,7 +137,7 @@ fn whole() {
         return;
     }
     let arena = Arena::of(device(Driver::load(), "CUDA0", "0000:01:00.0"));
-    let block = arena.sparse_block(10 * GRANULE).unwrap();
+    let block = arena.sparse_block(10 * GRANULE).unwrap().unwrap();
     assert!(block.is_whole());
     assert_eq!(block.grow(1), Ok(()));
     assert_eq!(arena.state_bytes(10 * GRANULE, 1, 64), 10 * GRANULE);

@@ -12,6 +12,7 @@ mod growing;
 mod inside;
 mod paged;
 mod platform;
+mod taken;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -35,10 +36,16 @@ fn library() -> PathBuf {
     newest.expect("cargo builds the fake driver beside the tests")
 }
 
-/// A folder in which `library` is the driver.
+/// What NVIDIA's management library is called.
+const NVML: &str = "libnvidia-ml.so.1";
+
+/// A folder in which `library` is the driver, and under another name, for it is one with it,
+/// the management library.
 fn folder_with(library: &Path) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::copy(library, folder.path().join("libcuda.so.1")).unwrap();
+    let driver = folder.path().join("libcuda.so.1");
+    std::fs::copy(library, &driver).unwrap();
+    std::fs::hard_link(&driver, folder.path().join(NVML)).unwrap();
     folder
 }
 
@@ -56,7 +63,10 @@ fn run(folder: Option<&Path>, test: &str, settings: &[(&str, &str)]) -> Output {
 
 /// Runs one test of [`inside`] on the fake driver; it must pass, and do nothing wrong.
 fn passes(test: &str, settings: &[(&str, &str)]) {
-    let folder = folder_with(&library());
+    passes_in(&folder_with(&library()), test, settings);
+}
+
+fn passes_in(folder: &TempDir, test: &str, settings: &[(&str, &str)]) {
     let output = run(Some(folder.path()), test, settings);
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{test} with {settings:?}:\n{text}");
@@ -224,6 +234,88 @@ fn weights_give_way_where_others_have_taken_the_memory() {
             "growing::crowded",
             &[GRANULE, ("FAKE_CUDA_FAIL_CREATE", range)],
         );
+    }
+}
+
+/// What a context takes in tests of the driver's part, in bytes: a quarter of one less than 24 MiB.
+const CONTEXT: (&str, &str) = ("FAKE_CUDA_CONTEXT", "24903680");
+
+#[test]
+fn the_driver_s_part_of_a_budget_is_what_nvml_says() {
+    let measured = ("24", "");
+    let constant = |why| ("256", why);
+    let unclear = constant("which of the processes on it is this one, NVML does not say");
+    let silent = constant("NVML does not say what a process takes; it is taken to be 256.00 MiB");
+    let once = ("24", "what comes later is taken to be 256.00 MiB");
+    for (listing, others, version, witness, (mib, sentence)) in [
+        ("own", "0", "3", false, measured),
+        ("own", "100", "3", false, measured),
+        ("own", "3", "35", false, measured),
+        ("own", "3", "2", false, measured),
+        ("own", "3", "1", false, measured),
+        ("own", "3", "0", false, silent),
+        ("machine", "0", "3", false, measured),
+        ("machine", "3", "3", false, unclear),
+        ("machine", "3", "3", true, measured),
+        ("taken", "3", "3", true, measured),
+        ("unlisted", "0", "3", false, unclear),
+        ("unlisted", "3", "3", true, once),
+        ("nothing", "3", "3", false, silent),
+        ("nothing", "3", "3", true, once),
+        ("unknown", "0", "3", false, silent),
+    ] {
+        let mut settings = vec![
+            CONTEXT,
+            ("FAKE_NVML_LISTING", listing),
+            ("FAKE_NVML_OTHERS", others),
+            ("FAKE_NVML_VERSION", version),
+            ("EXPECTED_MIB", mib),
+            ("EXPECTED", sentence),
+        ];
+        if witness {
+            settings.push(("WITNESS", "1"));
+        }
+        passes("taken::sources", &settings);
+    }
+}
+
+#[test]
+fn without_nvml_a_constant_stands_for_the_driver_s_part() {
+    let folder = folder_with(&library());
+    for name in [NVML, "libnvidia-ml.so"] {
+        let path = folder.path().join(name);
+        // Not over the driver, which has this name too.
+        drop(std::fs::remove_file(&path));
+        std::fs::write(path, "no library").unwrap();
+    }
+    let settings = [CONTEXT, ("EXPECTED_MIB", "256"), ("EXPECTED", "")];
+    passes_in(&folder, "taken::sources", &settings);
+}
+
+#[test]
+fn a_budget_covers_what_the_driver_takes() {
+    // With the third launch, kernels of 8 MiB are loaded.
+    let growth = ("FAKE_CUDA_GROWTH", "3:8388608");
+    let delay = ("FAKE_CUDA_DELAY_US", "50");
+    passes("taken::grows", &[CONTEXT, GRANULE, growth, delay]);
+    passes("taken::overruns", &[CONTEXT, GRANULE, growth, delay]);
+    passes("taken::refuses", &[CONTEXT, GRANULE]);
+}
+
+#[test]
+fn a_state_without_addresses_is_planned_as_a_whole() {
+    for range in ["1:1000000", "2:3", "4:1000000"] {
+        let settings = [CONTEXT, GRANULE, ("FAKE_CUDA_FAIL_RESERVE", range)];
+        passes("taken::without_addresses", &settings);
+    }
+}
+
+#[test]
+fn memory_of_a_growth_that_failed_is_counted() {
+    for range in ["2:1000000", "4:1000000", "9:1000000"] {
+        let granule = ("FAKE_CUDA_GRANULE", "65536");
+        let settings = [granule, ("FAKE_CUDA_FAIL_CREATE", range)];
+        passes("taken::leftovers", &settings);
     }
 }
 

@@ -34,7 +34,10 @@ const MOST_USED: &[(Topic, &[(&str, &str)])] = &[
             ("--conversation", "chat with the model, or complete a text"),
             ("--system-prompt", "what the model is told before the chat"),
             ("--chat-template", "how the model marks who speaks"),
-            ("--chat-history", "the file that keeps what is typed, or none"),
+            (
+                "--chat-history",
+                "the file that keeps what is typed, or none",
+            ),
         ],
     ),
     (

@@ -28,7 +28,8 @@ fn card(device: c_int) -> Result<usize, Status> {
     is_there.then_some(card).ok_or(INVALID_DEVICE)
 }
 
-fn bus_address(card: usize) -> String {
+/// Where a card is on the bus.
+pub fn bus_address(card: usize) -> String {
     format!("0000:{:02x}:00.0", card + 1)
 }
 
@@ -176,9 +177,13 @@ pub unsafe extern "C" fn cuDeviceGetAttribute(
 pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(out: *mut usize, device: c_int) -> Status {
     let retain = || {
         let (state, card) = (driver()?, card(device)?);
+        let mut tables = state.tables();
+        if tables.retained[card] == 0 {
+            state.memory().take(card, settings().context_bytes)?;
+        }
         // SAFETY: the caller's promise.
         unsafe { give(out, context(card)) }?;
-        state.tables().retained[card] += 1;
+        tables.retained[card] += 1;
         Ok(())
     };
     status(retain())
@@ -192,9 +197,33 @@ pub extern "C" fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> Status {
         let mut tables = state.tables();
         let fewer = tables.retained[card].checked_sub(1);
         tables.retained[card] = fewer.ok_or(crate::errors::INVALID_CONTEXT)?;
+        if fewer == Some(0) {
+            state.memory().give_back(card, settings().context_bytes);
+        }
         Ok(())
     };
     status(release())
+}
+
+/// Flags of a card's primary context, and whether it is held.
+///
+/// # Safety
+/// - both are null or places for the numbers.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDevicePrimaryCtxGetState(
+    device: c_int,
+    flags: *mut c_uint,
+    is_active: *mut c_int,
+) -> Status {
+    let tell = || {
+        let (state, card) = (driver()?, card(device)?);
+        let is_held = state.tables().retained[card] > 0;
+        // SAFETY: the caller's promise.
+        unsafe { give(flags, 0) }?;
+        // SAFETY: as above.
+        unsafe { give(is_active, c_int::from(is_held)) }
+    };
+    status(tell())
 }
 
 /// Makes a context the thread's.

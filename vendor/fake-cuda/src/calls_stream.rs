@@ -115,8 +115,9 @@ pub unsafe extern "C" fn cuLaunchHostFunc(
     argument: *mut c_void,
 ) -> Status {
     let launch = || {
-        let (state, _) = current()?;
+        let (state, card) = current()?;
         let function = function.ok_or(INVALID_VALUE)?;
+        state.count_launch(card);
         let (stream, after) = state.tables().stream(stream)?;
         stream.push(after, Work::Call(function, argument as usize));
         Ok(())

@@ -16,6 +16,7 @@
 
 pub mod calls_device;
 pub mod calls_memory;
+pub mod calls_nvml;
 pub mod calls_stream;
 pub mod calls_virtual;
 pub mod errors;

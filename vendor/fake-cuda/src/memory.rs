@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::calls_nvml::OTHER_BYTES;
 use crate::errors::{INVALID_VALUE, OUT_OF_MEMORY, Status};
 use crate::report::violation;
 use crate::settings::settings;
@@ -44,6 +45,7 @@ pub struct Memory {
     view: usize,
     next: usize,
     used: Vec<usize>,
+    peak: Vec<usize>,
     live: BTreeMap<usize, Allocation>,
     freed: BTreeMap<usize, usize>,
     /// Reserved addresses, and what is mapped there.
@@ -61,6 +63,7 @@ impl Memory {
             view: reserve(SPACE_BYTES)?,
             next: PAGE,
             used: vec![0; settings().devices],
+            peak: vec![0; settings().devices],
             live: BTreeMap::new(),
             freed: BTreeMap::new(),
             pages: Virtual::default(),
@@ -75,7 +78,18 @@ impl Memory {
     /// Free and total bytes of a card.
     pub fn bytes_free_and_total(&self, card: usize) -> (usize, usize) {
         let total = settings().memory_bytes;
-        (total - self.used[card], total)
+        let others = settings().others as usize * OTHER_BYTES;
+        (total - self.used[card] - others, total)
+    }
+
+    /// Bytes of a card that this process takes.
+    pub fn used_bytes(&self, card: usize) -> usize {
+        self.used[card]
+    }
+
+    /// The most that it took since this was last asked.
+    pub fn take_peak(&mut self, card: usize) -> usize {
+        std::mem::replace(&mut self.peak[card], self.used[card])
     }
 
     /// Takes bytes of a card.
@@ -87,6 +101,7 @@ impl Memory {
             return Err(OUT_OF_MEMORY);
         }
         self.used[card] += bytes;
+        self.peak[card] = self.peak[card].max(self.used[card]);
         Ok(())
     }
 

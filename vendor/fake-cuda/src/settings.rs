@@ -17,6 +17,23 @@ pub enum Registers {
     Nothing,
 }
 
+/// Under which number NVIDIA's management library lists the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listing {
+    /// Its own.
+    Own,
+    /// Another: that of the machine, and not of its container.
+    Machine,
+    /// Another; its own is that of somebody else.
+    Taken,
+    /// Its own, without saying what it takes.
+    Unknown,
+    /// None, and others are.
+    Unlisted,
+    /// No processes are listed at all.
+    Nothing,
+}
+
 /// What the environment asks for.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -45,12 +62,34 @@ pub struct Settings {
     /// `FAKE_CUDA_FAIL_CREATE`: `N:M`: `cuMemCreate` fails from its call number N on, counted
     /// from 1, until M, as on a card that others have filled.
     pub fail_create: Range<u64>,
+    /// `FAKE_CUDA_FAIL_RESERVE`: `N:M`: so for `cuMemAddressReserve`.
+    pub fail_reserve: Range<u64>,
+    /// `FAKE_CUDA_CONTEXT`: what a context takes of its card, in bytes; 0 when not said.
+    pub context_bytes: usize,
+    /// `FAKE_CUDA_GROWTH`: `N:BYTES`: with the launch of this number, counted from 1, the
+    /// driver takes so much more, as for kernels that it loads.
+    pub growth: Option<(u64, usize)>,
+    /// `FAKE_NVML_LISTING`: `own` (when not said), `machine`, `taken`, `unknown`, `unlisted`,
+    /// `nothing`.
+    pub listing: Listing,
+    /// `FAKE_NVML_OTHERS`: number of other processes on each card; each takes 1 MiB.
+    pub others: u32,
+    /// `FAKE_NVML_VERSION`: of the function that lists processes: 3 when not said, 2, 1, or 35
+    /// for the third with larger entries.
+    pub nvml_version: u32,
     /// `FAKE_CUDA_INIT_ERROR`: what `cuInit` fails with.
     pub init_error: Option<Status>,
 }
 
 fn number<T: std::str::FromStr>(name: &str) -> Option<T> {
     std::env::var(name).ok()?.parse().ok()
+}
+
+/// Two numbers with a colon between.
+fn pair(name: &str) -> Option<(u64, u64)> {
+    let text = std::env::var(name).ok()?;
+    let (first, second) = text.split_once(':')?;
+    Some((first.parse().ok()?, second.parse().ok()?))
 }
 
 impl Settings {
@@ -65,11 +104,14 @@ impl Settings {
             let (copy, code) = text.split_once(':')?;
             Some((copy.parse().ok()?, code.parse().ok()?))
         });
-        let fail_create = std::env::var("FAKE_CUDA_FAIL_CREATE").ok();
-        let fail_create = fail_create.as_deref().and_then(|text| {
-            let (first, end) = text.split_once(':')?;
-            Some(first.parse().ok()?..end.parse().ok()?)
-        });
+        let listing = match std::env::var("FAKE_NVML_LISTING").as_deref() {
+            Ok("machine") => Listing::Machine,
+            Ok("taken") => Listing::Taken,
+            Ok("unknown") => Listing::Unknown,
+            Ok("unlisted") => Listing::Unlisted,
+            Ok("nothing") => Listing::Nothing,
+            _ => Listing::Own,
+        };
         Self {
             devices: number("FAKE_CUDA_DEVICES").unwrap_or(1),
             version: number("FAKE_CUDA_VERSION").unwrap_or(12040),
@@ -80,7 +122,13 @@ impl Settings {
             delay_us_max: number("FAKE_CUDA_DELAY_US").unwrap_or(0),
             fail_copy,
             granule_bytes: number("FAKE_CUDA_GRANULE").unwrap_or(2 << 20),
-            fail_create: fail_create.unwrap_or(0..0),
+            fail_create: pair("FAKE_CUDA_FAIL_CREATE").map_or(0..0, |(first, end)| first..end),
+            fail_reserve: pair("FAKE_CUDA_FAIL_RESERVE").map_or(0..0, |(first, end)| first..end),
+            context_bytes: number("FAKE_CUDA_CONTEXT").unwrap_or(0),
+            growth: pair("FAKE_CUDA_GROWTH").map(|(launch, bytes)| (launch, bytes as usize)),
+            listing,
+            others: number("FAKE_NVML_OTHERS").unwrap_or(0),
+            nvml_version: number("FAKE_NVML_VERSION").unwrap_or(3),
             init_error: number("FAKE_CUDA_INIT_ERROR"),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::errors::{
@@ -74,6 +74,7 @@ pub struct State {
     memory: Mutex<Memory>,
     host: Mutex<HostRanges>,
     lost: AtomicI32,
+    launches: AtomicU64,
 }
 
 static STATE: OnceLock<State> = OnceLock::new();
@@ -112,6 +113,7 @@ pub fn initialize() -> Status {
         memory: Mutex::new(memory.take().expect("made once")),
         host: Mutex::default(),
         lost: AtomicI32::new(SUCCESS),
+        launches: AtomicU64::new(0),
     });
     SUCCESS
 }
@@ -199,6 +201,16 @@ impl State {
     /// Pinned host memory.
     pub fn host(&self) -> MutexGuard<'_, HostRanges> {
         lock(&self.host)
+    }
+
+    /// Counts a launch on a card; the driver may take more of it then.
+    pub fn count_launch(&self, card: usize) {
+        let number = self.launches.fetch_add(1, Ordering::SeqCst) + 1;
+        if let Some((_, bytes)) = settings().growth.filter(|(launch, _)| *launch == number)
+            && self.memory().take(card, bytes).is_err()
+        {
+            violation("the driver has no room for what it loads".to_owned());
+        }
     }
 
     /// From now on every call fails with `code`.

@@ -38,6 +38,7 @@ pub struct Virtual {
     mapped: BTreeMap<usize, Mapping>,
     handles: u64,
     creations: u64,
+    reservations: u64,
 }
 
 fn is_whole(value: usize) -> bool {
@@ -93,6 +94,10 @@ impl Memory {
     pub fn reserve_addresses(&mut self, bytes: usize) -> Result<usize, Status> {
         if !is_whole(bytes) {
             return Err(INVALID_VALUE);
+        }
+        self.pages.reservations += 1;
+        if settings().fail_reserve.contains(&self.pages.reservations) {
+            return Err(OUT_OF_MEMORY);
         }
         let start = self.addresses(bytes, granule_bytes())?;
         self.pages.reserved.insert(start, bytes);

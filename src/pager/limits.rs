@@ -1,0 +1,136 @@
+//! What the budget covers, and a plan within it.
+//!
+//! ```text
+//!  budget | arena: what stays, the ring | outside: scratch | the driver's | its reserve |
+//! ```
+//! The reserve is left free as far as the smallest plan does not need it.
+
+use super::{DriverPart, GroupKey, Pager};
+use crate::error::{Error, Result};
+use crate::planner::{self, Item, Limits, Plan, Shortfall};
+
+impl Pager {
+    /// Has the budget cover this many bytes that lie outside the pager.
+    ///
+    /// # Errors
+    /// `Memory` when no plan leaves them: they are not covered then.
+    pub fn set_outside(&mut self, bytes: u64) -> Result<()> {
+        let before = std::mem::replace(&mut self.outside_bytes, bytes);
+        if bytes <= before {
+            self.stale |= bytes < before;
+            return Ok(());
+        }
+        let outcome = self.replan_within_what_is_allowed();
+        if outcome.is_err() {
+            self.outside_bytes = before;
+        }
+        outcome
+    }
+
+    /// Has the budget cover what the driver takes from the next plan on.
+    pub fn expect_driver(&mut self, driver: DriverPart) {
+        self.driver = driver;
+        self.stale = true;
+    }
+
+    /// Has the budget cover what the driver takes, with a plan for it.
+    ///
+    /// # Errors
+    /// As for `set_budget`: it is covered as before then.
+    pub fn set_driver(&mut self, driver: DriverPart) -> Result<()> {
+        let before = std::mem::replace(&mut self.driver, driver);
+        let outcome = self.replan_within_what_is_allowed();
+        if outcome.is_err() {
+            self.driver = before;
+            // If that fails too, the next graph tries again and says why.
+            let _ = self.replan_within_what_is_allowed();
+        }
+        outcome
+    }
+
+    /// The planner's answer for the tensors as they are.
+    pub(super) fn plan(&mut self) -> Result<Plan> {
+        let mut keys: Vec<GroupKey> = self
+            .tensors
+            .iter()
+            .flatten()
+            .map(|tensor| tensor.spec.group)
+            .collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let items: Vec<Item<'_>> = self
+            .tensors
+            .iter()
+            .flatten()
+            .map(|tensor| self.item_of(tensor, &keys))
+            .collect();
+        let plan_within = |budget_bytes| {
+            let limits = Limits {
+                budget_bytes,
+                resident_groups_max: self.config.resident_groups_max,
+                look_ahead: self.config.look_ahead,
+                ring_bytes_min: self.ring_bytes_min,
+            };
+            planner::plan(&items, keys.len(), &limits)
+        };
+        let (budget, driver) = (self.config.budget_bytes, self.driver);
+        let room = budget.saturating_sub(self.outside_bytes);
+        let reserved = driver.bytes + driver.reserve_bytes;
+        let mut outcome = plan_within(room.saturating_sub(reserved));
+        if let Err(Shortfall { minimum_bytes, .. }) = outcome
+            && minimum_bytes + if driver.yields { 0 } else { driver.bytes } <= room
+        {
+            outcome = plan_within(minimum_bytes);
+        }
+        let least = match &outcome {
+            Ok(plan) => plan.minimum_bytes,
+            Err(shortfall) => shortfall.minimum_bytes,
+        };
+        self.least_bytes = least + self.outside_bytes + driver.bytes;
+        outcome.map_err(|shortfall| self.too_small(&shortfall))
+    }
+
+    fn too_small(&self, shortfall: &Shortfall) -> Error {
+        let states_follow = self.config.states_follow && !self.has_states();
+        let before = match states_follow {
+            true => ", the KV cache not counted",
+            false => "",
+        };
+        let ring = match shortfall.ring_bytes {
+            0 => String::new(),
+            bytes => format!("{} for what is streamed", mib(bytes)),
+        };
+        let outside = match self.outside_bytes {
+            0 => String::new(),
+            bytes => format!("{} for what llama.cpp keeps and computes with", mib(bytes)),
+        };
+        let driver = match self.driver.bytes {
+            0 => String::new(),
+            bytes => format!("{} for what the GPU's driver takes", mib(bytes)),
+        };
+        let parts: Vec<&str> = [&*ring, &*outside, &*driver]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect();
+        let parts = match parts.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", parts.join(", ")),
+        };
+        let stuck = match self.stuck_reason() {
+            Some(sentence) => format!("; {sentence}"),
+            None => String::new(),
+        };
+        Error::Memory(format!(
+            "VRAM budget of {} is below the minimum of {}{before}{parts}; raise --vram-budget or \
+             lower -c or -ub{stuck}",
+            mib(self.config.budget_bytes),
+            mib(shortfall.minimum_bytes + self.outside_bytes + self.driver.bytes),
+        ))
+    }
+}
+
+/// Bytes in MiB, rounded up to the next hundredth, so that the figure given is enough.
+pub fn mib(bytes: u64) -> String {
+    let hundredths = (u128::from(bytes) * 100).div_ceil(1 << 20);
+    format!("{}.{:02} MiB", hundredths / 100, hundredths % 100)
+}
