@@ -34,6 +34,10 @@ const MOST_USED: &[(Topic, &[(&str, &str)])] = &[
             ("--conversation", "chat with the model, or complete a text"),
             ("--system-prompt", "what the model is told before the chat"),
             ("--chat-template", "how the model marks who speaks"),
+            (
+                "--chat-history",
+                "the file that keeps what is typed, or none",
+            ),
         ],
     ),
     (
@@ -111,7 +115,7 @@ pub fn write(page: &mut Page, entries: &[Entry]) {
         "the manual page: rpaged-cli --man | man -l -",
         COLUMN,
     );
-    let shells = "completions for bash, zsh, fish, powershell, elvish";
+    let shells = "a script for bash, zsh, fish, powershell, elvish";
     page.row("--completion SHELL", shells, COLUMN);
     page.row("--version", "the version, and llama.cpp's", COLUMN);
 }
