@@ -1,14 +1,16 @@
 //! Weights without room in the device's memory, computed by the processor in decode: the
 //! device for tests computes as the processor does, so the bits are stock's.
 
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use rpaged::device::report::Reason;
 use rpaged::device::{Cold, Faults, PagedDevice, PagingConfig, Report};
 
 use super::asynchronous::{FLAVOURS, Run, complaint, device, pick};
 use super::case::{Paging, Size};
 use crate::harness::{
-    LlamaContext, LlamaModel, Logits, Placement, RunSpec, Step, assert_same, likeliest, run,
-    run_steps, stock,
+    Failure, LlamaContext, LlamaModel, Logits, Placement, RunSpec, Step, assert_same, likeliest,
+    run, run_steps, stock,
 };
 use crate::models::random::Random;
 use crate::models::{Model, prompt};
@@ -371,4 +373,68 @@ fn copies_whose_filling_failed_are_filled_again() {
         assert_eq!(complaint(&on), None, "{run:?}");
     }
     assert!(failed > 10, "only {failed} requests failed");
+}
+
+/// Runs `run` with all that it asks answered by `patience`, as often as `again` wants after
+/// an outcome; nothing that was computed before is left to the next time.
+fn run_patiently(
+    run: &Run,
+    cold: Cold,
+    patience: &AtomicI64,
+    mut again: impl FnMut(Result<Logits, Failure>) -> bool,
+) {
+    let on = device(run.flavour, run.seed);
+    let config = PagingConfig {
+        cold,
+        ..run.config(&on, run.budget_bytes())
+    };
+    let paged = PagedDevice::new(config).unwrap();
+    let loaded = LlamaModel::of(&run.spec, Placement::Paged(&paged)).unwrap();
+    let mut context = LlamaContext::new(&loaded, &run.spec).unwrap();
+    context.stop_after(patience);
+    while again(run_steps(&mut context, &run.spec.steps)) {
+        context.clear(true);
+    }
+    drop(context);
+    drop(loaded);
+    drop(paged);
+    assert_eq!(complaint(&on), None, "{run:?}");
+}
+
+/// What the processor computes asks before each node whether to stop; wherever that is, the
+/// next run is right.
+#[test]
+fn a_computation_that_was_stopped_anywhere_leaves_nothing_behind() {
+    const AMPLE: i64 = 1 << 40;
+    let run = run_of(Model::Dense, 1, Size::Percent(30));
+    let expected = stock(&run.spec);
+    let questions = |cold| {
+        let patience = AtomicI64::new(AMPLE);
+        run_patiently(&run, cold, &patience, |outcome| {
+            assert_same(&expected, &outcome.unwrap(), &run);
+            false
+        });
+        AMPLE - patience.into_inner()
+    };
+    let (streamed, computed) = (questions(Cold::Stream), questions(Cold::Cpu));
+    // A block that the processor computes adds two cuts at most: six blocks in six decodes.
+    assert!(computed > streamed + 72, "{computed} after {streamed}");
+    let patience = AtomicI64::new(0);
+    let mut allowed = 0;
+    run_patiently(&run, Cold::Cpu, &patience, |outcome| {
+        let stopped = match outcome {
+            Ok(found) => {
+                assert_same(&expected, &found, &run);
+                false
+            }
+            Err(failure) => {
+                assert!(matches!(failure, Failure::Decode(2)), "{failure:?}");
+                true
+            }
+        };
+        allowed += 7;
+        patience.store(allowed, Ordering::Relaxed);
+        stopped
+    });
+    assert!(allowed >= computed, "{allowed} of {computed}");
 }

@@ -6,6 +6,7 @@ use std::marker::PhantomData;
 use std::path::Path;
 use std::ptr;
 use std::sync::Once;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_device::AsyncDevice;
 use ggml_sys as sys;
@@ -145,6 +146,14 @@ impl Drop for LlamaModel<'_> {
     }
 }
 
+/// Counts one question, and answers it.
+unsafe extern "C" fn is_at_end(patience: *mut c_void) -> bool {
+    // SAFETY:
+    // - `stop_after` has lent it for longer than the context lives.
+    let patience = unsafe { &*patience.cast::<AtomicI64>() };
+    patience.fetch_sub(1, Ordering::Relaxed) <= 0
+}
+
 /// A context over a model.
 pub struct LlamaContext<'m> {
     raw: *mut sys::llama_context,
@@ -233,6 +242,15 @@ impl<'m> LlamaContext<'m> {
         } else {
             Err(Failure::Adapter)
         }
+    }
+
+    /// Has computations count `patience` down whenever they ask whether to stop: they are to
+    /// when it is at zero.
+    pub fn stop_after(&mut self, patience: &'m AtomicI64) {
+        let data = ptr::from_ref(patience).cast_mut().cast::<c_void>();
+        // SAFETY:
+        // - the context is alive; what the callback gets outlives it.
+        unsafe { sys::llama_set_abort_callback(self.raw, Some(is_at_end), data) };
     }
 
     /// Decodes one batch and returns the logits of each of its tokens.
