@@ -115,7 +115,8 @@ fn tests(options: &Options, runner: &Runner) -> Result<Value> {
     let skipped = output.stderr.matches("skipped: ").count();
     Ok(json!({
         "ok": output.code == Some(0) && passed.unwrap_or(0) > 0 && skipped == 0,
-        "passed": passed, "failed": failed, "skipped": skipped, "seconds": output.seconds,
+        "filter": filter, "passed": passed, "failed": failed, "skipped": skipped,
+        "seconds": output.seconds,
         "panics": panics(&output.stdout),
     }))
 }

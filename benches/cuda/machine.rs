@@ -18,12 +18,13 @@ const FIELDS: [&str; 6] = [
 
 /// Processor, memory, system, GPU and driver; null what is not known.
 pub fn facts(smi: Option<&Path>) -> Value {
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").ok();
     let threads = std::thread::available_parallelism().map(usize::from).ok();
     json!({
         "processor": line("/proc/cpuinfo", "model name"),
         "threads": threads,
         "memory": line("/proc/meminfo", "MemTotal"),
-        "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").ok().map(|s| s.trim().to_owned()),
+        "kernel": kernel.map(|text| text.trim().to_owned()),
         "gpu": smi.and_then(gpu),
         "cuda": smi.and_then(|smi| said(smi, &["--version"])),
     })

@@ -101,7 +101,10 @@ impl Tried {
 
     pub fn json(&self) -> Value {
         let rows = self.runs.iter().flat_map(|run| &run.rows);
-        let speed = |row: &Row| json!({"n_prompt": row.prompt, "n_depth": row.depth, "ts": row.tokens_per_second});
+        let speed = |row: &Row| {
+            let speed = row.tokens_per_second;
+            json!({"n_prompt": row.prompt, "n_depth": row.depth, "ts": speed})
+        };
         json!({
             "flags": self.flags.join(" "), "vram_bytes": self.vram_bytes(),
             "speeds": rows.map(speed).collect::<Vec<_>>(),
