@@ -141,7 +141,6 @@ impl DeviceEngine {
     fn tuned(link: Box<dyn Link>, setup: Setup, tuning: Tuning) -> Result<Self, String> {
         assert!(tuning.places >= 2 && tuning.place_bytes >= 2 * BLOCK_BYTES);
         assert!(tuning.places_out >= 2);
-        let no_thread = |error| format!("could not start a copy thread ({error})");
         let faults = setup.faults;
         let progress = Arc::new(Progress::default());
         let links = links_of(link, &progress);
@@ -197,14 +196,7 @@ impl DeviceEngine {
             progress,
             faults,
         });
-        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let mut threads = Vec::new();
-        for (queue, name) in queues.into_iter().zip(["rpaged-link", "rpaged-back"]) {
-            let running = thread(name).spawn(move || queue.run());
-            threads.push(running.map_err(no_thread)?);
-        }
-        let running = thread("rpaged-stage").spawn(move || reader.run());
-        threads.push(running.map_err(no_thread)?);
+        let threads = start(queues, reader)?;
         Ok(Self {
             requests: Some(requests),
             threads,
@@ -213,6 +205,23 @@ impl DeviceEngine {
             open,
         })
     }
+}
+
+/// Starts the threads of an engine.
+fn start(queues: Vec<Queue>, reader: Reader) -> Result<Vec<JoinHandle<()>>, String> {
+    let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+    let mut threads = Vec::new();
+    for (queue, name) in queues.into_iter().zip(["rpaged-link", "rpaged-back"]) {
+        let running = thread(name).spawn(move || queue.run());
+        threads.push(running.map_err(no_thread)?);
+    }
+    let running = thread("rpaged-stage").spawn(move || reader.run());
+    threads.push(running.map_err(no_thread)?);
+    Ok(threads)
+}
+
+fn no_thread(error: std::io::Error) -> String {
+    format!("could not start a copy thread ({error})")
 }
 
 /// The link, for what comes in, and another one for what goes out, where there is one.

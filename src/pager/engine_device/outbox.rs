@@ -166,11 +166,9 @@ impl Outbox {
         let track = &mut self.tracks[track];
         track.newest += 1;
         let done = track.sink.lane.done();
-        while track
-            .open
-            .pop_front_if(|copy| copy.number <= done)
-            .is_some()
-        {}
+        while track.open.front().is_some_and(|copy| copy.number <= done) {
+            track.open.pop_front();
+        }
         track.open.push_back(Handed {
             number: track.newest,
             footprint,

@@ -143,7 +143,10 @@ impl Requests {
                 open.arrival = Arrival::Come;
             }
         }
-        while let Some(done) = state.open.pop_front_if(|open| open.parts == 0) {
+        while state.open.front().is_some_and(|open| open.parts == 0) {
+            let Some(done) = state.open.pop_front() else {
+                break;
+            };
             let ticket = Ticket(state.first);
             state.first += 1;
             self.progress.complete(ticket, |state| {

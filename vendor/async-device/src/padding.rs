@@ -67,8 +67,10 @@ fn check_view(snapshot: &Snapshot, view: &sys::ggml_tensor, tally: &Tally) -> Re
     }
     let count = usize::try_from(read).unwrap_or(0);
     let mut numbers = vec![0f32; count];
-    // SAFETY: the traits of a valid type are static.
-    let to_float = unsafe { (*sys::ggml_get_type_traits(view.type_)).to_float };
+    // SAFETY: no preconditions beyond a valid type.
+    let traits = unsafe { sys::ggml_get_type_traits(view.type_) };
+    // SAFETY: those of a valid type are static.
+    let to_float = unsafe { (*traits).to_float };
     if let Some(to_float) = to_float {
         // SAFETY:
         // - as many bytes lie in the memory; who writes there meanwhile has the bug that is

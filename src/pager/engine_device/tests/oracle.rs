@@ -103,6 +103,9 @@ struct Finding {
     _wrote: Box<[u8]>,
 }
 
+/// A buffer, and a range of it.
+type Touched = (usize, Range<usize>);
+
 /// The engine's world, and what it should hold.
 struct World {
     compute: InnerBackend,
@@ -119,7 +122,7 @@ struct World {
     expected: [Vec<Option<u8>>; 5],
     expected_bytes: [u64; 2],
     // The requests and the buffers' ranges that they touch, since everything was waited for.
-    submitted: Vec<(Ticket, Direction, Vec<(usize, Range<usize>)>)>,
+    submitted: Vec<(Ticket, Direction, Vec<Touched>)>,
     rig: Rig,
 }
 
@@ -203,7 +206,7 @@ impl World {
         direction: Direction,
         draft: Draft,
         may_fail: bool,
-        touched: &mut Vec<(usize, Range<usize>)>,
+        touched: &mut Vec<Touched>,
     ) -> Copy {
         let bytes = draft.bytes;
         let start = draft.from_offset % (size_of(draft.from) - bytes).max(1);
@@ -262,7 +265,7 @@ impl World {
     /// else.
     fn await_arrivals(&mut self, buffer: usize, range: &Range<usize>, fails: bool) {
         for direction in [Direction::In, Direction::Out] {
-            let meets = |(index, touched): &(usize, Range<usize>)| {
+            let meets = |(index, touched): &Touched| {
                 *index == buffer && touched.start < range.end && range.start < touched.end
             };
             let newest_first = self.submitted.iter().rev();
