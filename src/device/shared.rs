@@ -92,21 +92,7 @@ impl Shared {
             },
         };
         let chosen = engine::choose(inner, &config, notebook.is_open())?;
-        let pager_config = PagerConfig {
-            budget_bytes,
-            resident_groups_max: config.resident_layers_max,
-            look_ahead: match (config.prefetch, config.prefetch_depth) {
-                (false, _) => LookAhead::Nothing,
-                (true, layers) => LookAhead::Layers(layers),
-            },
-            pinned_layers: config.pinned_layers.clone(),
-            states_in: arena.states_in(|| spill_folder(&config)),
-            poison: config.poison,
-            alignment: arena.alignment(inner, direct),
-            states_follow: config.kv,
-            lock: config.lock,
-            arena,
-        };
+        let pager_config = pager_config(&config, inner, arena, (budget_bytes, direct));
         let mut pager = Pager::new(pager_config, chosen.engine);
         if !inner.is_host() && config.cold != Cold::Stream {
             pager.keep_copies(chosen.copies);
@@ -438,6 +424,31 @@ impl Shared {
             self.note_once(&sentence);
         }
         std::mem::take(&mut lock(&self.notices).waiting)
+    }
+}
+
+/// How the pager is set up, with a budget of so many bytes; `direct`: files are read past the
+/// page cache.
+fn pager_config(
+    config: &PagingConfig,
+    inner: InnerDevice,
+    arena: Arena,
+    (budget_bytes, direct): (u64, bool),
+) -> PagerConfig {
+    PagerConfig {
+        budget_bytes,
+        resident_groups_max: config.resident_layers_max,
+        look_ahead: match (config.prefetch, config.prefetch_depth) {
+            (false, _) => LookAhead::Nothing,
+            (true, layers) => LookAhead::Layers(layers),
+        },
+        pinned_layers: config.pinned_layers.clone(),
+        states_in: arena.states_in(|| spill_folder(config)),
+        poison: config.poison,
+        alignment: arena.alignment(inner, direct),
+        states_follow: config.kv,
+        lock: config.lock,
+        arena,
     }
 }
 
