@@ -26,10 +26,11 @@
 //! token, and what is written goes back: it counts double, and gives way when weights
 //! cannot. Weights that the processor can compute with where they lie give way before those
 //! that have to cross a link: they count half, and experts, of which a token reads a few, a
-//! quarter. So most plans are those of a static placement, with attention in a device's memory
-//! and feed-forward blocks for the processor, and nothing crosses the link in them. The output matrix is a role of its own: streaming it takes a ring as large as
-//! itself. Tensors far smaller than their layer always stay, because a request of their
-//! own costs more than the memory that they leave.
+//! quarter. So most plans are those of a static placement, with attention in a device's
+//! memory and feed-forward blocks for the processor, and nothing crosses the link in them.
+//! The output matrix is a role of its own: streaming it takes a ring as large as itself.
+//! Tensors far smaller than their layer always stay, because a request of their own costs
+//! more than the memory that they leave.
 //!
 //! # Experts
 //!
