@@ -103,11 +103,17 @@ pub fn speed(options: &Options, runner: &Runner, save: &mut dyn FnMut(&Value)) -
     Ok(result)
 }
 
-/// The bars that were missed, each in a line.
+/// The bars that were missed, and the tests without a measurement, each in a line.
 fn missed(result: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     for case in result["cases"].as_array().into_iter().flatten() {
         for test in case["tests"].as_array().into_iter().flatten() {
+            if let Some(error) = test["error"].as_str() {
+                lines.push(format!(
+                    "{}: {error}",
+                    case["name"].as_str().unwrap_or_default()
+                ));
+            }
             let bars = test["bars"].as_array().into_iter().flatten();
             for bar in bars.filter(|bar| bar["met"] == false) {
                 lines.push(format!(
@@ -304,7 +310,7 @@ impl Rig<'_> {
         let lines = output.stdout.lines();
         let rows: Vec<Row> = lines.clone().filter_map(row).collect();
         let notes: Vec<String> = lines.filter_map(note_of).collect();
-        let (seconds, vram_bytes) = (output.seconds, output.vram_bytes);
+        let (seconds, vram_bytes, code) = (output.seconds, output.vram_bytes, output.code);
         let said = format!("{} {}", output.stderr, notes.join(" / "));
         let ended = output.printed();
         let what_failed = match ended {
@@ -320,7 +326,7 @@ impl Rig<'_> {
             }
         };
         let sentence = format!("{}: {what_failed}", flags.join(" "));
-        Err(Failure::said(&said, sentence))
+        Err(Failure::of_run(code, &said, sentence))
     }
 
     fn tests(&self, what: What) -> Vec<String> {
@@ -400,9 +406,16 @@ pub fn check_arithmetic() {
     let failed = json!({"n_prompt": 1, "n_depth": 0, "n_ubatch": 1, "median_ts": null});
     assert!(row(&failed.to_string()).is_none());
     assert!(note_of(&line.to_string()).is_none() && note_of(&failed.to_string()).is_some());
-    let why = |text: &str| Failure::said(text, String::new()).why;
-    assert_eq!(why("cudaMalloc failed: Out of memory"), Why::Memory);
-    assert_eq!(why("an illegal memory access was encountered"), Why::Other);
+    let why = |code, text| Failure::of_run(code, text, String::new()).why;
+    assert_eq!(why(None, "cudaMalloc failed: Out of memory"), Why::Memory);
+    assert_eq!(
+        why(None, "an illegal memory access was encountered"),
+        Why::Other
+    );
+    assert_eq!(
+        (why(Some(4), ""), why(Some(1), "")),
+        (Why::Memory, Why::Other)
+    );
     let pinned =
         json!({"link": {"pinned_bytes_per_second": 5.0, "pageable_bytes_per_second": 3.0}});
     assert_eq!(link_rate(&pinned), Some(5.0));

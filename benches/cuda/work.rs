@@ -87,6 +87,9 @@ pub enum Why {
     Other,
 }
 
+/// What `rpaged-cli` ends with when there is not so much memory.
+const MEMORY_CODE: i32 = 4;
+
 /// A run that gave nothing.
 #[derive(Clone, Debug)]
 pub struct Failure {
@@ -125,8 +128,8 @@ impl Wanted {
 }
 
 impl Failure {
-    /// What a program that failed has said, `text`, tells why.
-    pub fn said(text: &str, sentence: String) -> Self {
+    /// A program ended with `code`, and all that it said is `text`: why.
+    pub fn of_run(code: Option<i32>, text: &str, sentence: String) -> Self {
         const SIGNS: [&str; 4] = [
             "out of memory",
             "not enough memory",
@@ -134,7 +137,9 @@ impl Failure {
             "failed to allocate",
         ];
         let text = text.to_lowercase();
-        let of_memory = SIGNS.iter().any(|sign| text.contains(sign));
+        // A budget that does not do is such an end, too.
+        let is_refusal = code == Some(MEMORY_CODE);
+        let of_memory = is_refusal || SIGNS.iter().any(|sign| text.contains(sign));
         let why = if of_memory { Why::Memory } else { Why::Other };
         Self { why, sentence }
     }
@@ -147,7 +152,8 @@ impl Measured {
             true => Ok(self),
             false => {
                 let text = self.notes.join(" / ");
-                Err(Failure::said(&text, format!("a test did not run: {text}")))
+                let sentence = format!("a test did not run: {text}");
+                Err(Failure::of_run(None, &text, sentence))
             }
         }
     }
