@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Map, Value, json};
 
-/// What is asked of the driver's own tool about the first GPU.
+/// What is asked of the driver's own tool about the GPU.
 const FIELDS: [&str; 6] = [
     "name",
     "driver_version",
@@ -17,7 +17,7 @@ const FIELDS: [&str; 6] = [
 ];
 
 /// Processor, memory, system, GPU and driver; null what is not known.
-pub fn facts(smi: Option<&Path>) -> Value {
+pub fn facts(smi: Option<&Path>, device: Option<&str>) -> Value {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").ok();
     let threads = std::thread::available_parallelism().map(usize::from).ok();
     json!({
@@ -25,7 +25,7 @@ pub fn facts(smi: Option<&Path>) -> Value {
         "threads": threads,
         "memory": line("/proc/meminfo", "MemTotal"),
         "kernel": kernel.map(|text| text.trim().to_owned()),
-        "gpu": smi.and_then(gpu),
+        "gpu": smi.zip(device).and_then(|(smi, device)| gpu(smi, device)),
         "cuda": smi.and_then(|smi| said(smi, &["--version"])),
     })
 }
@@ -37,9 +37,9 @@ fn line(path: &str, key: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-fn gpu(smi: &Path) -> Option<Value> {
+fn gpu(smi: &Path, device: &str) -> Option<Value> {
     let query = format!("--query-gpu={}", FIELDS.join(","));
-    let text = said(smi, &[&query, "--format=csv,noheader", "-i", "0"])?;
+    let text = said(smi, &[&query, "--format=csv,noheader", "-i", device])?;
     let values = text.first()?.split(',').map(|value| json!(value.trim()));
     let pairs = FIELDS.iter().map(|field| (*field).to_owned()).zip(values);
     Some(Value::Object(pairs.collect::<Map<_, _>>()))

@@ -22,6 +22,7 @@
 
 mod bars;
 mod checks;
+mod compare;
 mod machine;
 mod model;
 mod options;
@@ -68,19 +69,23 @@ fn main() -> ExitCode {
 /// Runs the parts; whether all went well.
 fn bench() -> Result<bool> {
     rig::measure::check_arithmetic();
+    bars::check_arithmetic();
+    compare::check_arithmetic();
     placement::check_arithmetic();
+    run::check_arithmetic();
     speed::check_arithmetic();
+    stock::check_arithmetic();
     let options = Options::read(std::env::args().skip(1))?;
     fs::create_dir_all(&options.folder)
         .with_context(|| format!("could not make '{}'", options.folder.display()))?;
     let started = Instant::now();
     let end = started + Duration::from_secs_f64(options.minutes * 60.0);
-    let mut runner = Runner::new(&options.folder, end);
+    let mut runner = Runner::new(&options.folder, end, &options.device);
     if options.trial {
         runner.set(trial::VARIABLE, "1");
     }
     let mut report = json!({
-        "machine": machine::facts(runner.smi()), "device": options.device,
+        "machine": machine::facts(runner.smi(), runner.gpu()), "device": options.device,
         "smoke": options.smoke, "minutes": options.minutes,
         "command": std::env::args().collect::<Vec<_>>(), "parts": {},
     });

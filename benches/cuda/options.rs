@@ -113,7 +113,10 @@ impl Options {
                     );
                 }
             }
-            "--device" => value.clone_into(&mut self.device),
+            "--device" => {
+                ensure!(!value.contains(','), "one device is measured");
+                value.clone_into(&mut self.device);
+            }
             "--program" => self.program = value.into(),
             "--tests" => self.tests = Some(value.into()),
             "--folder" => self.folder = value.into(),

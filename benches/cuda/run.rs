@@ -43,6 +43,8 @@ pub struct Runner {
     folder: PathBuf,
     end: Instant,
     smi: Option<PathBuf>,
+    /// The GPU whose memory is asked for, as the driver's own tool takes it.
+    gpu: Option<String>,
     /// Set for each program.
     variables: Vec<(&'static str, String)>,
     /// Command line, time, result and memory of each, in order.
@@ -50,15 +52,22 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Keeps what programs print in `folder` until the next one runs.
-    pub fn new(folder: &Path, end: Instant) -> Self {
+    /// Keeps what programs print in `folder` until the next one runs; `device` is the one
+    /// whose memory they take.
+    pub fn new(folder: &Path, end: Instant, device: &str) -> Self {
+        let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
         // What is measured of the machine stays with the results.
         let cache = folder.join("cache").to_string_lossy().into_owned();
         Self {
             folder: folder.to_owned(),
             end,
             smi: find("nvidia-smi"),
-            variables: vec![("XDG_CACHE_HOME", cache)],
+            gpu: gpu_of(device, visible.as_deref()),
+            // The driver's own tool counts by the bus, too.
+            variables: vec![
+                ("XDG_CACHE_HOME", cache),
+                ("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned()),
+            ],
             runs: Rc::default(),
         }
     }
@@ -73,6 +82,11 @@ impl Runner {
         self.smi.as_deref()
     }
 
+    /// The GPU, as that tool takes it; None when the device is none of its.
+    pub fn gpu(&self) -> Option<&str> {
+        self.gpu.as_deref()
+    }
+
     /// All runs so far.
     pub fn runs(&self) -> Vec<Value> {
         self.runs.borrow().clone()
@@ -84,6 +98,7 @@ impl Runner {
             folder: self.folder.clone(),
             end: end.min(self.end),
             smi: self.smi.clone(),
+            gpu: self.gpu.clone(),
             variables: self.variables.clone(),
             runs: Rc::clone(&self.runs),
         }
@@ -177,18 +192,41 @@ impl Runner {
         })
     }
 
-    /// Bytes of the first GPU's memory in use, as the driver's own tool says.
+    /// Bytes of the GPU's memory in use, as the driver's own tool says.
     fn vram_bytes(&self) -> Option<u64> {
         let words = [
             "--query-gpu=memory.used",
             "--format=csv,noheader,nounits",
             "-i",
-            "0",
+            self.gpu()?,
         ];
         let output = Command::new(self.smi.as_ref()?).args(words).output().ok()?;
         let mib: u64 = String::from_utf8(output.stdout).ok()?.trim().parse().ok()?;
         Some(mib << 20)
     }
+}
+
+/// What the driver's own tool calls the device `CUDA0` or its like: a number, or what
+/// `CUDA_VISIBLE_DEVICES` calls it.
+fn gpu_of(device: &str, visible: Option<&str>) -> Option<String> {
+    let index: usize = device.strip_prefix("CUDA")?.parse().ok()?;
+    match visible.map(str::trim) {
+        None | Some("") => Some(index.to_string()),
+        Some(list) => list
+            .split(',')
+            .nth(index)
+            .map(|name| name.trim().to_owned()),
+    }
+}
+
+/// The reading of device names, on known ones.
+pub fn check_arithmetic() {
+    let gpu = |device, visible| gpu_of(device, visible);
+    assert_eq!(gpu("CUDA1", None).as_deref(), Some("1"));
+    assert_eq!(gpu("CUDA1", Some("3, GPU-5a")).as_deref(), Some("GPU-5a"));
+    assert_eq!(gpu("CUDA0", Some("3")).as_deref(), Some("3"));
+    assert_eq!(gpu("CUDA2", Some("3,4")), None);
+    assert_eq!(gpu("none", None).or(gpu("ASYNC0", None)), None);
 }
 
 /// A word as a shell takes it.

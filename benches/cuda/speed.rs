@@ -15,16 +15,15 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::bars::{self, Test, all_met, bar, prefill_seconds};
 use super::checks::smallest;
 use super::model::{Made, make};
 use super::options::Options;
 use super::rig::measure::median_and_mad;
 use super::run::Runner;
-use super::work::{Case, FULL, Measured, ROUNDS, Row, SMOKE, Tried, What, Work, row};
+use super::work::{Case, FULL, Failure, Measured, Row, SMOKE, Tried, What, Why, Work, row};
 
 /// A case gets so many times its estimate, and so many seconds at least.
 const PATIENCE: f64 = 3.0;
@@ -81,7 +80,10 @@ pub fn speed(options: &Options, runner: &Runner, save: &mut dyn FnMut(&Value)) -
     }
     match rig.bench(runner, What::Prefill, &rig.resident_flags()) {
         Ok(measured) => rig.resident = measured.rows,
-        Err(error) => note(&mut result, "prefill with everything resident", &error),
+        Err(failure) => {
+            let error = anyhow::anyhow!(failure.sentence);
+            note(&mut result, "prefill with everything resident", &error);
+        }
     }
     result["resident"] = rig.resident.iter().map(|row| row.json.clone()).collect();
     for (index, case) in cases.iter().enumerate() {
@@ -90,21 +92,28 @@ pub fn speed(options: &Options, runner: &Runner, save: &mut dyn FnMut(&Value)) -
     }
     let states = result["cases"].as_array().into_iter().flatten();
     let bad = states.clone().filter(|case| case["ok"] == false).count();
+    let good = states.clone().filter(|case| case["ok"] == true).count();
     let done = states.filter(|case| case["state"] == "done").count();
     result["cases_done"] = json!(done);
     result["cases_planned"] = json!(cases.len());
-    result["ok"] = json!(bad == 0 && done > 0);
+    result["ok"] = json!(bad == 0 && good > 0);
     result["missed"] = json!(missed(&result));
     // Large, and made again in a minute.
     drop(fs::remove_dir_all(&rig.depths));
     Ok(result)
 }
 
-/// The bars that were missed, each in a line.
+/// The bars that were missed, and the tests without a measurement, each in a line.
 fn missed(result: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     for case in result["cases"].as_array().into_iter().flatten() {
         for test in case["tests"].as_array().into_iter().flatten() {
+            if let Some(error) = test["error"].as_str() {
+                lines.push(format!(
+                    "{}: {error}",
+                    case["name"].as_str().unwrap_or_default()
+                ));
+            }
             let bars = test["bars"].as_array().into_iter().flatten();
             for bar in bars.filter(|bar| bar["met"] == false) {
                 lines.push(format!(
@@ -174,18 +183,20 @@ impl Rig<'_> {
     /// Seconds that a case will take, by the runs of its kind so far, or by a guess.
     fn estimate(&self, case: &Case) -> f64 {
         let (runs, guess) = match case.what {
-            What::Prefill => (8.0, 7.0),
-            What::Decode(depth) if depth <= 4096 => (6.0, 6.0),
-            What::Decode(_) => (6.0, 12.0),
-            What::Beyond(_) => (4.0, 30.0),
+            What::Prefill => (12.0, 7.0),
+            What::Decode(depth) if depth <= 4096 => (8.0, 6.0),
+            What::Decode(_) => (10.0, 12.0),
+            What::Beyond(_) => (6.0, 30.0),
         };
-        let of_kind = self.seconds.iter().filter(|(what, _)| *what == case.what);
+        let guess = if self.options.smoke { 1.0 } else { guess };
+        runs * self.typical(case.what).unwrap_or(guess)
+    }
+
+    /// Seconds that a run takes, by those of its kind so far.
+    fn typical(&self, what: What) -> Option<f64> {
+        let of_kind = self.seconds.iter().filter(|(of, _)| *of == what);
         let seconds: Vec<f64> = of_kind.map(|(_, seconds)| *seconds).collect();
-        match seconds.is_empty() {
-            true if self.options.smoke => runs,
-            true => runs * guess,
-            false => runs * median_and_mad(&seconds).0,
-        }
+        Some(median_and_mad(&seconds).0).filter(|seconds| seconds.is_finite())
     }
 
     fn planned(&self, case: &Case) -> Value {
@@ -209,78 +220,35 @@ impl Rig<'_> {
         let seconds = (PATIENCE * estimate).max(CASE_SECONDS_MIN);
         let within = runner.until(began + Duration::from_secs_f64(seconds));
         match self.measure(&within, case, &mut record) {
-            Ok(()) => record["state"] = json!("done"),
+            Ok(ok) => {
+                let is_done = record["error"].is_null();
+                record["state"] = json!(if is_done { "done" } else { "failed" });
+                record["ok"] = ok;
+            }
             Err(error) => {
                 record["state"] = json!("failed");
                 record["error"] = json!(format!("{error:#}"));
-                // Without time it is no failure of what is measured.
-                record["ok"] = if within.seconds_left() > 1.0 {
-                    json!(false)
-                } else {
-                    Value::Null
-                };
+                // Where all the time is over, it is no failure of what is measured; a case
+                // that took more than its own hangs.
+                let takes = self.typical(case.what).unwrap_or(0.0);
+                if runner.seconds_left() > takes.max(SECONDS_LEFT_MIN) {
+                    record["ok"] = json!(false);
+                } else if record["ok"] == true {
+                    record["ok"] = Value::Null;
+                }
             }
         }
         record["seconds"] = json!(began.elapsed().as_secs_f64());
         record
     }
 
-    fn measure(&mut self, runner: &Runner, case: &Case, record: &mut Value) -> Result<()> {
-        let mut ours = self.ours(runner, case, record)?;
-        record["ours"] = ours.iter().map(Tried::json).collect();
-        let limit = ours.iter().filter_map(Tried::vram_bytes).max();
-        record["vram_limit_bytes"] = json!(limit);
-        let stock = self.best_of_stock(runner, case, limit, record);
-        let fitting = stock.iter().map(|index| self.stock[*index].json());
-        record["stock"] = fitting.collect();
-        ensure!(
-            !stock.is_empty(),
-            "no placement of stock takes so little memory"
-        );
-        // For each test the fastest of both; they run once more, in turn.
-        let rows: Vec<Row> = ours
-            .first()
-            .map_or_else(Vec::new, |tried| tried.runs[0].rows.clone());
-        let mut pairs = Vec::new();
-        for row in &rows {
-            let speed = |tried: &Tried| median_and_mad(&tried.speeds(row)).0;
-            let of_ours =
-                (0..ours.len()).max_by(|a, b| speed(&ours[*a]).total_cmp(&speed(&ours[*b])));
-            let of_stock = stock
-                .iter()
-                .copied()
-                .max_by(|a, b| speed(&self.stock[*a]).total_cmp(&speed(&self.stock[*b])));
-            pairs.extend(of_ours.zip(of_stock));
-        }
-        for _ in 1..ROUNDS {
-            let (mut of_ours, mut of_stock): (Vec<_>, Vec<_>) = pairs.iter().copied().unzip();
-            of_ours.dedup();
-            of_stock.dedup();
-            for turn in 0..of_ours.len().max(of_stock.len()) {
-                if let Some(index) = of_ours.get(turn) {
-                    let again = self.bench(runner, case.what, &ours[*index].flags)?;
-                    ours[*index].runs.push(again);
-                }
-                if let Some(index) = of_stock.get(turn) {
-                    let again = self.bench(runner, case.what, &self.stock[*index].flags.clone())?;
-                    self.stock[*index].runs.push(again);
-                }
-            }
-        }
-        let tests = rows.iter().zip(pairs);
-        let tests = tests.map(|(row, (a, b))| self.compare(case, row, &ours[a], &self.stock[b]));
-        let tests: Vec<Value> = tests.collect();
-        let bars: Vec<Value> = tests
-            .iter()
-            .flat_map(|test| test["bars"].as_array().cloned().unwrap_or_default())
-            .collect();
-        record["ok"] = all_met(&bars);
-        record["tests"] = json!(tests);
-        Ok(())
-    }
-
-    /// Paged runs with each number of tokens at once.
-    fn ours(&mut self, runner: &Runner, case: &Case, record: &mut Value) -> Result<Vec<Tried>> {
+    /// Paged runs with each number of tokens at once, and what failed of them.
+    pub fn ours(
+        &mut self,
+        runner: &Runner,
+        case: &Case,
+        record: &mut Value,
+    ) -> Result<(Vec<Tried>, Vec<Failure>)> {
         let ubatches = match case.what {
             What::Prefill => &self.work.ubatches[..],
             What::Decode(_) | What::Beyond(_) => &self.work.ubatches[..1],
@@ -297,52 +265,68 @@ impl Rig<'_> {
                 format!("{bytes}b")
             }
         };
-        let (mut all, mut failure) = (Vec::new(), None);
+        let (mut all, mut failures) = (Vec::new(), Vec::new());
         for ubatch in ubatches {
             let flags = ["--vram-budgets", &budget, "-ub", &ubatch.to_string()].map(str::to_owned);
             match self.bench(runner, case.what, &flags) {
-                Ok(measured) => all.push(Tried {
-                    what: case.what,
-                    placement: None,
-                    flags: flags.into(),
-                    runs: vec![measured],
-                }),
-                Err(error) => failure = Some(error),
+                Ok(measured) => all.push(Tried::new(case.what, flags.into(), measured)),
+                Err(failure) => failures.push(failure),
             }
         }
-        match (all.is_empty(), failure) {
-            (true, Some(error)) => Err(error),
-            (_, failure) => {
-                record["failed_of_ours"] = json!(failure.map(|error| format!("{error:#}")));
-                Ok(all)
-            }
+        match failures.first() {
+            Some(failure) if all.is_empty() => Err(anyhow::anyhow!(failure.sentence.clone())),
+            _ => Ok((all, failures)),
         }
     }
 
     /// A run of `rpaged-cli bench`.
-    pub fn bench(&mut self, runner: &Runner, what: What, flags: &[String]) -> Result<Measured> {
+    ///
+    /// # Errors
+    /// When it was not begun, measured nothing, or ended in another way than it should.
+    pub fn bench(
+        &mut self,
+        runner: &Runner,
+        what: What,
+        flags: &[String],
+    ) -> Result<Measured, Failure> {
+        let (left, takes) = (runner.seconds_left(), self.typical(what).unwrap_or(0.0));
+        if left < takes.max(SECONDS_LEFT_MIN) {
+            return Err(Failure {
+                why: Why::Time,
+                sentence: format!("{left:.0} s were left for what takes {takes:.0} s"),
+            });
+        }
         let path = self.model.path.to_string_lossy().into_owned();
         let fixed = ["bench", "-m", &path, "-r", "2", "-o", "jsonl", "-fa", "on"];
         let device = ["-dev", &self.options.device];
         let words = [&fixed[..], &device, self.options.threads()].concat();
         let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
         let words = [words, self.tests(what), flags.to_vec()].concat();
-        let output = runner.run(&self.options.program, &words)?;
-        self.seconds.push((what, output.seconds));
-        let vram_bytes = output.vram_bytes;
+        let output = runner.run(&self.options.program, &words);
+        let output = output.map_err(|error| Failure {
+            why: Why::Other,
+            sentence: format!("{}: {error:#}", flags.join(" ")),
+        })?;
         let lines = output.stdout.lines();
         let rows: Vec<Row> = lines.clone().filter_map(row).collect();
-        if rows.is_empty() {
-            let said: Vec<Value> = lines
-                .filter_map(|line| serde_json::from_str(line).ok())
-                .collect();
-            let why = said
-                .first()
-                .and_then(|row| row["note"].as_str().map(str::to_owned));
-            output.printed()?;
-            anyhow::bail!("nothing was measured: {}", why.unwrap_or_default());
-        }
-        Ok(Measured { rows, vram_bytes })
+        let notes: Vec<String> = lines.filter_map(note_of).collect();
+        let (seconds, vram_bytes, code) = (output.seconds, output.vram_bytes, output.code);
+        let said = format!("{} {}", output.stderr, notes.join(" / "));
+        let ended = output.printed();
+        let what_failed = match ended {
+            Err(error) => format!("{error:#}, after {} of its tests", rows.len()),
+            Ok(_) if rows.is_empty() => format!("nothing was measured: {}", notes.join(" / ")),
+            Ok(_) => {
+                self.seconds.push((what, seconds));
+                return Ok(Measured {
+                    rows,
+                    notes,
+                    vram_bytes,
+                });
+            }
+        };
+        let sentence = format!("{}: {what_failed}", flags.join(" "));
+        Err(Failure::of_run(code, &said, sentence))
     }
 
     fn tests(&self, what: What) -> Vec<String> {
@@ -404,63 +388,34 @@ impl Rig<'_> {
         ];
         smallest(self.options, runner, &flags)
     }
+}
 
-    /// A test of ours beside stock's: speeds, ratio, and whether it is above its bars.
-    fn compare(&self, case: &Case, row: &Row, ours: &Tried, stock: &Tried) -> Value {
-        let (a, b) = (ours.speeds(row), stock.speeds(row));
-        let ratios: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a / b).collect();
-        let (ratio, spread) = median_and_mad(&ratios);
-        let rows = ours.runs.last().into_iter().flat_map(|run| &run.rows);
-        let mut rows = rows.filter(|other| (other.prompt, other.depth) == (row.prompt, row.depth));
-        let row = rows.next_back().unwrap_or(row);
-        let bound = self.bound(row);
-        let of_bound = bound.map(|bound| median_and_mad(&a).0 / bound);
-        let number = |name: &str| row.json[name].as_f64().unwrap_or(0.0);
-        let test = Test {
-            percent: case.percent,
-            is_prefill: row.prompt > 0,
-            ratio: Some(ratio),
-            of_bound,
-            link_bytes: number("bytes_per_token"),
-            processor_bytes: number("host_bytes_per_token"),
-        };
-        let bars = match case.what {
-            What::Beyond(_) => vec![bar("5x of -nkvo", 5.0, Some(ratio))],
-            What::Prefill | What::Decode(_) => test.bars(),
-        };
-        let finite = |value: f64| value.is_finite().then_some(value);
-        json!({
-            "n_prompt": row.prompt, "n_depth": row.depth, "ours_ts": a, "stock_ts": b,
-            "ratio": finite(ratio), "ratio_mad": finite(spread), "bound_ts": bound,
-            "share_of_bound": of_bound, "shares_the_work": test.is_shared(), "bars": bars,
-            "ok": all_met(&bars), "ours_flags": ours.flags.join(" "),
-            "stock_flags": stock.flags.join(" "), "ours_vram_bytes": ours.vram_bytes(),
-            "stock_vram_bytes": stock.vram_bytes(), "ours": row.json,
-        })
-    }
-
-    /// What a prefill could be: tokens per second with link or computation busy all the time.
-    fn bound(&self, row: &Row) -> Option<f64> {
-        let streamed = row.json["streamed_bytes"].as_f64()?;
-        let mut known = self.resident.iter();
-        let resident = known.find(|known| {
-            (known.prompt, known.ubatch) == (row.prompt, row.ubatch) && row.prompt > 0
-        })?;
-        let speed = resident.tokens_per_second;
-        let seconds = prefill_seconds(row.prompt, row.ubatch, streamed, self.link?, speed);
-        Some(f64::from(u32::try_from(row.prompt).ok()?) / seconds)
-    }
+/// Why a test did not run, by a line of the bench.
+fn note_of(line: &str) -> Option<String> {
+    let json: Value = serde_json::from_str(line).ok()?;
+    let note = json["note"].as_str().unwrap_or_default();
+    json["median_ts"].is_null().then(|| note.to_owned())
 }
 
 /// This file's reading of what others write, on known lines.
 pub fn check_arithmetic() {
-    bars::check_arithmetic();
     let line = json!({
         "n_prompt": 2048, "n_depth": 0, "n_ubatch": 512, "median_ts": 100.0, "note": "",
     });
     assert!(row(&line.to_string()).is_some_and(|row| row.ubatch == 512));
     let failed = json!({"n_prompt": 1, "n_depth": 0, "n_ubatch": 1, "median_ts": null});
     assert!(row(&failed.to_string()).is_none());
+    assert!(note_of(&line.to_string()).is_none() && note_of(&failed.to_string()).is_some());
+    let why = |code, text| Failure::of_run(code, text, String::new()).why;
+    assert_eq!(why(None, "cudaMalloc failed: Out of memory"), Why::Memory);
+    assert_eq!(
+        why(None, "an illegal memory access was encountered"),
+        Why::Other
+    );
+    assert_eq!(
+        (why(Some(4), ""), why(Some(1), "")),
+        (Why::Memory, Why::Other)
+    );
     let pinned =
         json!({"link": {"pinned_bytes_per_second": 5.0, "pageable_bytes_per_second": 3.0}});
     assert_eq!(link_rate(&pinned), Some(5.0));

@@ -1,74 +1,110 @@
 //! Of stock llama.cpp the placements that are compared with.
 
-use serde_json::{Value, json};
-
-use super::placement::{Kind, next};
+use super::placement::{Found, Kind, next};
 use super::run::Runner;
 use super::speed::Rig;
-use super::work::{Case, Tried, What};
+use super::work::{Case, Failure, Measured, Tried, What, Why};
 
 /// Counts that a search for a placement tries for one budget.
 const TRIES_MAX: usize = 4;
 
+/// What of stock is compared with.
+#[derive(Default)]
+pub struct Stock {
+    /// Places in `Rig::stock`.
+    pub fitting: Vec<usize>,
+    /// Whether all that was to be tried was, or had no room.
+    pub is_complete: bool,
+    pub errors: Vec<String>,
+}
+
+impl Stock {
+    /// Notes a run that failed.
+    pub fn failed(&mut self, failure: &Failure) {
+        self.errors.push(failure.sentence.clone());
+        self.is_complete &= failure.why == Why::Memory;
+    }
+}
+
+/// Bytes that are the same as `bytes`: memory is sampled.
+fn about(bytes: u64) -> u64 {
+    bytes + bytes / 100
+}
+
+/// A sentence when stock took more of the GPU's memory than the paged run.
+pub fn more_than(ours: Option<u64>, stock: Option<u64>) -> Option<String> {
+    let (ours, stock) = ours.zip(stock)?;
+    (stock > about(ours)).then(|| {
+        let more = (stock - ours) >> 20;
+        format!("stock took {more} MiB more of the GPU's memory than the paged run")
+    })
+}
+
 impl Rig<'_> {
-    /// Placements of stock that take no more than `limit`, as places in `self.stock`.
-    pub fn best_of_stock(
-        &mut self,
-        runner: &Runner,
-        case: &Case,
-        limit: Option<u64>,
-        record: &mut Value,
-    ) -> Vec<usize> {
+    /// Placements of stock that take no more than `limit`; where everything is to be resident,
+    /// and where only the KV cache is not, what is so without paging.
+    pub fn best_of_stock(&mut self, runner: &Runner, case: &Case, limit: Option<u64>) -> Stock {
         let [small, large] = self.work.ubatches;
-        let mut errors = Vec::new();
-        let mut fitting = Vec::new();
-        let mut look = |rig: &mut Self, kind, ubatch| {
-            let (mut found, error) = rig.search(runner, case, (kind, ubatch), limit);
-            errors.extend(error.map(|error| format!("{error:#}")));
-            fitting.append(&mut found);
+        let mut stock = Stock {
+            is_complete: true,
+            ..Stock::default()
         };
-        match case.what {
+        let searches = match case.what {
             What::Beyond(_) => {
-                let flags = [
-                    "-ngl",
-                    "99",
-                    "-nkvo",
-                    "1",
-                    "-lm",
-                    "none",
-                    "-ub",
-                    &small.to_string(),
-                ];
-                let flags: Vec<String> = flags.map(str::to_owned).into();
-                match self.bench(runner, case.what, &flags) {
-                    Ok(measured) => {
-                        fitting.push(self.stock.len());
-                        self.stock.push(Tried {
-                            what: case.what,
-                            placement: None,
-                            flags,
-                            runs: vec![measured],
-                        });
-                    }
-                    Err(error) => errors.push(format!("{error:#}")),
+                let flags = ["-ngl", "99", "-nkvo", "1"].map(str::to_owned).into();
+                let index = self.try_stock(runner, case.what, (flags, small), None);
+                match index {
+                    Ok(index) => stock.fitting.push(index),
+                    Err(failure) => stock.failed(&failure),
                 }
+                return stock;
             }
-            What::Prefill => {
-                look(self, Kind::Layers, large);
-                look(self, Kind::Layers, small);
-                if case.percent < 100 {
-                    look(self, Kind::FeedForward, large);
+            What::Prefill if case.percent >= 100 => {
+                self.full(runner, case, large, &mut stock);
+                self.full(runner, case, small, &mut stock);
+                return stock;
+            }
+            What::Decode(_) if case.percent >= 100 => {
+                self.full(runner, case, small, &mut stock);
+                return stock;
+            }
+            What::Prefill => vec![
+                (Kind::Layers, large),
+                (Kind::Layers, small),
+                (Kind::FeedForward, large),
+            ],
+            What::Decode(depth) => {
+                let mut searches = vec![(Kind::Layers, small), (Kind::FeedForward, small)];
+                // So large a KV cache may be better off in the machine's memory.
+                if depth > self.work.depths[0] {
+                    searches.push((Kind::LayersWithoutKv, small));
                 }
+                searches
             }
-            What::Decode(_) => {
-                look(self, Kind::Layers, small);
-                if case.percent < 100 {
-                    look(self, Kind::FeedForward, small);
-                }
-            }
+        };
+        for (kind, ubatch) in searches {
+            self.search(runner, case, (kind, ubatch), limit, &mut stock);
         }
-        record["failed_of_stock"] = json!(errors);
-        fitting
+        stock
+    }
+
+    /// All of the model on the GPU, whatever it takes.
+    fn full(&mut self, runner: &Runner, case: &Case, ubatch: u64, stock: &mut Stock) {
+        let kind = Kind::Layers;
+        let most = kind.most(&self.model);
+        let found = self.found(case.what, kind, ubatch);
+        let known = found.into_iter().find(|(count, ..)| *count == most);
+        let index = match known {
+            Some((.., index)) => Ok(index),
+            None => {
+                let flags = (kind.flags(&self.model, most), ubatch);
+                self.try_stock(runner, case.what, flags, Some((kind, most, ubatch)))
+            }
+        };
+        match index {
+            Ok(index) => stock.fitting.push(index),
+            Err(failure) => stock.failed(&failure),
+        }
     }
 
     /// Looks for the most of one kind that takes no more than `limit`.
@@ -78,45 +114,39 @@ impl Rig<'_> {
         case: &Case,
         (kind, ubatch): (Kind, u64),
         limit: Option<u64>,
-    ) -> (Vec<usize>, Option<anyhow::Error>) {
+        stock: &mut Stock,
+    ) {
         let most = kind.most(&self.model);
         let guess = (most * case.percent / 100).min(most);
-        // Sizes are sampled: a hundredth more is the same.
-        let limit = limit.map(|limit| limit + limit / 100);
-        let (mut failure, mut failed) = (None, Vec::new());
+        let limit = limit.map(about);
+        let mut too_large = Vec::new();
         for _ in 0..TRIES_MAX {
             let found = self.found(case.what, kind, ubatch);
             let known = found
                 .iter()
                 .filter_map(|(count, bytes, _)| Some((*count, (*bytes)?)));
-            let known: Vec<(u64, u64)> = known.chain(failed.iter().copied()).collect();
+            let known: Vec<Found> = known.collect();
+            let is_new = |count: &u64| {
+                !too_large.contains(count) && found.iter().all(|(other, ..)| other != count)
+            };
             let count = match limit {
-                Some(limit) if !known.is_empty() => {
+                Some(limit) if !(known.is_empty() && too_large.is_empty()) => {
                     let step = self.model.bytes / (u64::from(self.model.layers) + 1);
-                    next(&known, limit, most, step)
+                    next(&known, &too_large, limit, most, step)
                 }
-                _ => Some(guess).filter(|guess| !found.iter().any(|(count, ..)| count == guess)),
+                _ => Some(guess).filter(is_new),
             };
             let Some(count) = count else {
                 break;
             };
-            let mut flags = kind.flags(&self.model, count);
-            flags.extend(["-lm", "none", "-ub", &ubatch.to_string()].map(str::to_owned));
-            match self.bench(runner, case.what, &flags) {
-                Ok(measured) => self.stock.push(Tried {
-                    what: case.what,
-                    placement: Some((kind, count, ubatch)),
-                    flags,
-                    runs: vec![measured],
-                }),
-                Err(error) => {
-                    failure = Some(error);
-                    // Most likely there is not so much memory at all.
-                    let Some(limit) = limit else {
-                        break;
-                    };
-                    failed.push((count, limit + limit / 4 + 1));
+            let flags = (kind.flags(&self.model, count), ubatch);
+            let placement = Some((kind, count, ubatch));
+            if let Err(failure) = self.try_stock(runner, case.what, flags, placement) {
+                stock.failed(&failure);
+                if failure.why != Why::Memory {
+                    break;
                 }
+                too_large.push(count);
             }
         }
         let found = self.found(case.what, kind, ubatch).into_iter();
@@ -125,10 +155,25 @@ impl Rig<'_> {
             // Nobody says how much it takes: about the same part of the model.
             _ => *count == guess,
         };
-        (
-            found.filter(fits).map(|(.., index)| index).collect(),
-            failure,
-        )
+        let fitting = found.filter(fits).map(|(.., index)| index);
+        stock.fitting.extend(fitting);
+    }
+
+    /// Runs stock with these flags and so many tokens at once; its place in `self.stock`.
+    fn try_stock(
+        &mut self,
+        runner: &Runner,
+        what: What,
+        (mut flags, ubatch): (Vec<String>, u64),
+        placement: Option<(Kind, u64, u64)>,
+    ) -> Result<usize, Failure> {
+        flags.extend(["-lm", "none", "-ub", &ubatch.to_string()].map(str::to_owned));
+        let measured = self.bench(runner, what, &flags);
+        let measured = measured.and_then(Measured::whole)?;
+        let mut tried = Tried::new(what, flags, measured);
+        tried.placement = placement;
+        self.stock.push(tried);
+        Ok(self.stock.len() - 1)
     }
 
     /// What was tried of one kind: counts, bytes, and places in `self.stock`.
@@ -141,4 +186,26 @@ impl Rig<'_> {
         });
         all.collect()
     }
+}
+
+/// What counts as more memory, on known sizes.
+pub fn check_arithmetic() {
+    let gib = |count: u64| Some(count << 30);
+    assert!(more_than(gib(8), gib(9)).is_some_and(|text| text.contains("1024 MiB more")));
+    assert_eq!(more_than(gib(8), Some((8 << 30) + (40 << 20))), None);
+    assert_eq!(more_than(gib(8), None), None);
+    let failure = |why| Failure {
+        why,
+        sentence: String::new(),
+    };
+    let is_complete = |why| {
+        let mut stock = Stock {
+            is_complete: true,
+            ..Stock::default()
+        };
+        stock.failed(&failure(why));
+        stock.is_complete
+    };
+    let all = [Why::Memory, Why::Time, Why::Other];
+    assert_eq!(all.map(is_complete), [true, false, false]);
 }

@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::placement::Kind;
 
-/// Rounds of a case: ours, stock, ours, stock.
-pub const ROUNDS: usize = 2;
+/// Rounds of a case, each of ours and of stock.
+pub const ROUNDS: usize = 3;
 
 /// What is measured, in tokens.
 pub struct Work {
@@ -43,6 +43,14 @@ pub enum What {
     Beyond(u64),
 }
 
+/// A test that a case is to measure, in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// None of them when it generates.
+    pub prompt: u64,
+    pub depth: u64,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     pub what: What,
@@ -63,7 +71,30 @@ pub struct Row {
 #[derive(Clone)]
 pub struct Measured {
     pub rows: Vec<Row>,
+    /// Why tests did not run.
+    pub notes: Vec<String>,
     pub vram_bytes: Option<u64>,
+}
+
+/// Why a run gave nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// There is not so much memory, by its own words.
+    Memory,
+    /// It was not begun: too little time was left.
+    Time,
+    /// It crashed, or hung, or said something else.
+    Other,
+}
+
+/// What `rpaged-cli` ends with when there is not so much memory.
+const MEMORY_CODE: i32 = 4;
+
+/// A run that gave nothing.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub why: Why,
+    pub sentence: String,
 }
 
 /// Flags, and what runs with them gave.
@@ -73,6 +104,59 @@ pub struct Tried {
     pub placement: Option<(Kind, u64, u64)>,
     pub flags: Vec<String>,
     pub runs: Vec<Measured>,
+    /// The first of the runs that belongs to the case at hand.
+    pub since: usize,
+}
+
+impl Work {
+    /// The tests of a case.
+    pub fn wanted(&self, what: What) -> Vec<Wanted> {
+        match what {
+            What::Prefill => self
+                .prompts
+                .map(|prompt| Wanted { prompt, depth: 0 })
+                .into(),
+            What::Decode(depth) | What::Beyond(depth) => vec![Wanted { prompt: 0, depth }],
+        }
+    }
+}
+
+impl Wanted {
+    fn is(self, row: &Row) -> bool {
+        (row.prompt, row.depth) == (self.prompt, self.depth)
+    }
+}
+
+impl Failure {
+    /// A program ended with `code`, and all that it said is `text`: why.
+    pub fn of_run(code: Option<i32>, text: &str, sentence: String) -> Self {
+        const SIGNS: [&str; 4] = [
+            "out of memory",
+            "not enough memory",
+            "insufficient memory",
+            "failed to allocate",
+        ];
+        let text = text.to_lowercase();
+        // A budget that does not do is such an end, too.
+        let is_refusal = code == Some(MEMORY_CODE);
+        let of_memory = is_refusal || SIGNS.iter().any(|sign| text.contains(sign));
+        let why = if of_memory { Why::Memory } else { Why::Other };
+        Self { why, sentence }
+    }
+}
+
+impl Measured {
+    /// The same, when all of its tests ran.
+    pub fn whole(self) -> Result<Self, Failure> {
+        match self.notes.is_empty() {
+            true => Ok(self),
+            false => {
+                let text = self.notes.join(" / ");
+                let sentence = format!("a test did not run: {text}");
+                Err(Failure::of_run(None, &text, sentence))
+            }
+        }
+    }
 }
 
 impl Case {
@@ -91,12 +175,53 @@ impl Tried {
         self.runs.iter().filter_map(|run| run.vram_bytes).max()
     }
 
-    /// Speeds of the newest runs at the test of `like`.
-    pub fn speeds(&self, like: &Row) -> Vec<f64> {
-        let newest = self.runs.len().saturating_sub(ROUNDS);
-        let rows = self.runs[newest..].iter().flat_map(|run| &run.rows);
-        let rows = rows.filter(|row| (row.prompt, row.depth) == (like.prompt, like.depth));
-        rows.map(|row| row.tokens_per_second).collect()
+    /// Runs with these flags, one so far.
+    pub fn new(what: What, flags: Vec<String>, run: Measured) -> Self {
+        Self {
+            what,
+            placement: None,
+            flags,
+            runs: vec![run],
+            since: 0,
+        }
+    }
+
+    /// How many of the runs belong to the case at hand.
+    pub fn runs_of_case(&self) -> usize {
+        self.runs.len() - self.since
+    }
+
+    /// Speeds at the test in the case at hand.
+    pub fn speeds(&self, wanted: &Wanted) -> Vec<f64> {
+        speeds(&self.runs[self.since..], wanted)
+    }
+
+    /// The same in all runs.
+    pub fn speeds_ever(&self, wanted: &Wanted) -> Vec<f64> {
+        speeds(&self.runs, wanted)
+    }
+
+    /// The newest row of the test in the case at hand.
+    pub fn newest(&self, wanted: &Wanted) -> Option<&Row> {
+        let mut rows = self.runs[self.since..].iter().flat_map(|run| &run.rows);
+        rows.rfind(|row| wanted.is(row))
+    }
+
+    /// One run with these prompts and speeds, for checks.
+    pub fn of_speeds(speeds: &[(u64, f64)]) -> Self {
+        let row = |&(prompt, tokens_per_second): &(u64, f64)| Row {
+            prompt,
+            depth: 0,
+            ubatch: 1,
+            tokens_per_second,
+            json: Value::Null,
+        };
+        let run = Measured {
+            rows: speeds.iter().map(row).collect(),
+            notes: Vec::new(),
+            vram_bytes: None,
+        };
+        Self::new(What::Prefill, Vec::new(), run)
     }
 
     pub fn json(&self) -> Value {
@@ -110,6 +235,12 @@ impl Tried {
             "speeds": rows.map(speed).collect::<Vec<_>>(),
         })
     }
+}
+
+fn speeds(runs: &[Measured], wanted: &Wanted) -> Vec<f64> {
+    let rows = runs.iter().flat_map(|run| &run.rows);
+    let rows = rows.filter(|row| wanted.is(row));
+    rows.map(|row| row.tokens_per_second).collect()
 }
 
 /// A line of the bench; None when the test did not run.

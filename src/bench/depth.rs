@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::arguments::flash_attention;
 use super::case::Case;
-use super::row::ModelFacts;
+use super::journal::size_and_beginning;
 use super::sessions::{Filled, Ready};
 use crate::error::{Error, Result};
 
@@ -38,14 +38,9 @@ pub fn begin(ready: &mut Ready) {
 /// was read.
 ///
 /// # Errors
-/// What the device recorded.
-pub fn read(
-    ready: &mut Ready,
-    case: &Case,
-    model: &ModelFacts,
-    folder: Option<&Path>,
-) -> Result<bool> {
-    let path = folder.map(|folder| file(folder, case, model));
+/// What the device recorded, or `Failed` when the model's file cannot be read.
+pub fn read(ready: &mut Ready, case: &Case, folder: Option<&Path>) -> Result<bool> {
+    let path = folder.map(|folder| file(folder, case)).transpose()?;
     let Some(path) = path.filter(|path| ends_whole(path).unwrap_or(false)) else {
         return Ok(false);
     };
@@ -62,15 +57,11 @@ pub fn read(
 /// The context has computed the depth of `case`; it is kept in `folder`, if there is one.
 ///
 /// # Errors
-/// `Failed` when the file cannot be written, or what the device recorded.
-pub fn keep(
-    ready: &mut Ready,
-    case: &Case,
-    model: &ModelFacts,
-    folder: Option<&Path>,
-) -> Result<()> {
+/// `Failed` when the file cannot be written or the model's not be read, or what the device
+/// recorded.
+pub fn keep(ready: &mut Ready, case: &Case, folder: Option<&Path>) -> Result<()> {
     if let Some(folder) = folder {
-        let path = file(folder, case, model);
+        let path = file(folder, case)?;
         let part = path.with_extension(format!("{}.part", std::process::id()));
         let failed = |what: &dyn std::fmt::Display| {
             Error::Failed(format!(
@@ -123,20 +114,53 @@ pub fn empty(ready: &mut Ready, case: &Case) {
 }
 
 /// The file for all that shapes what a context holds.
-fn file(folder: &Path, case: &Case, model: &ModelFacts) -> PathBuf {
+fn file(folder: &Path, case: &Case) -> Result<PathBuf> {
     let name = Path::new(&case.model.shown).file_stem();
-    folder.join(format!(
-        "{}-{}-d{}-{}-{}-fa-{}.state",
+    // Models of one name and size may lie in several folders.
+    let (bytes, beginning) = size_and_beginning(&case.model.path)?;
+    Ok(folder.join(format!(
+        "{}-{bytes}-{beginning:016x}-d{}-{}-{}-fa-{}.state",
         name.unwrap_or_default().to_string_lossy(),
-        model.model_size,
         case.n_depth,
         case.type_k,
         case.type_v,
         flash_attention(case.flash_attn),
-    ))
+    )))
 }
 
 fn c_path(path: &Path) -> Result<CString> {
     let text = path.to_string_lossy().into_owned();
     CString::new(text).map_err(|_| Error::Usage("--depth-dir contains a NUL".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::case::{Axes, ModelName};
+    use super::*;
+
+    #[test]
+    fn models_of_one_name_and_size_have_files_of_their_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let of_model = |place: &str, content: &str| {
+            let model = folder.path().join(place);
+            fs::create_dir_all(&model).unwrap();
+            let model = model.join("model.gguf").to_string_lossy().into_owned();
+            fs::write(&model, content).unwrap();
+            let name = ModelName {
+                shown: model.clone(),
+                path: model,
+            };
+            let axes = Axes {
+                model: vec![name],
+                n_threads: vec![1],
+                ..Axes::default()
+            };
+            file(Path::new("kept"), &axes.cases().unwrap()[0]).unwrap()
+        };
+        let first = of_model("a", "one model");
+        assert_ne!(of_model("b", "another 1"), first);
+        assert_ne!(of_model("b", "one model, longer"), first);
+        assert_eq!(of_model("b", "one model"), first);
+        assert!(first.starts_with("kept"), "{}", first.display());
+    }
 }

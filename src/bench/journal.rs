@@ -121,7 +121,19 @@ fn same(was: &Case, is: &Case) -> bool {
 const BEGINNING_BYTES: u64 = 1 << 20;
 
 fn model_file(case: &Case) -> Result<ModelFile> {
-    let path = &case.model.path;
+    let (bytes, beginning) = size_and_beginning(&case.model.path)?;
+    Ok(ModelFile {
+        shown: case.model.shown.clone(),
+        bytes,
+        beginning,
+    })
+}
+
+/// Bytes of the model's file at `path`, and a checksum of its beginning.
+///
+/// # Errors
+/// `Failed` when it cannot be read.
+pub fn size_and_beginning(path: &str) -> Result<(u64, u64)> {
     let failed = |error| Error::Failed(format!("could not read the model '{path}': {error}"));
     let file = File::open(path).map_err(failed)?;
     let bytes = file.metadata().map_err(failed)?.len();
@@ -133,11 +145,7 @@ fn model_file(case: &Case) -> Result<ModelFile> {
     let beginning = start.iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
         (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    Ok(ModelFile {
-        shown: case.model.shown.clone(),
-        bytes,
-        beginning,
-    })
+    Ok((bytes, beginning))
 }
 
 /// A run of the case with this index, and its model.

@@ -179,11 +179,11 @@ impl<'a> Runner<'a> {
             warm_up(ready, case, &mut tokens)?;
         }
         let folder = runs.depth_folder.as_deref();
-        if depth::is_missing(ready, case) && !depth::read(ready, case, &facts, folder)? {
+        if depth::is_missing(ready, case) && !depth::read(ready, case, folder)? {
             progress.says("depth run");
             depth::begin(ready);
             prompt(ready, case.n_depth, case.n_batch, &mut tokens)?;
-            depth::keep(ready, case, &facts, folder)?;
+            depth::keep(ready, case, folder)?;
         }
         // What fills the context may have made more cold.
         if let (Some(shares), Some(device)) = (shares, ready.context.model().device()) {

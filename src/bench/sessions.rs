@@ -106,6 +106,10 @@ impl<'a> Sessions<'a> {
             context.push(format!("{} {}", case.n_depth, case.embeddings));
             // The parser is asked once for all cases of a model.
             let place = *places.entry(model.clone()).or_insert_with(|| {
+                if !case.is_paged() && case.n_gpu_layers == 0 {
+                    // Whatever devices there are, all of it stays with the processor.
+                    return None;
+                }
                 // What is wrong with its devices is told when it is loaded.
                 let device = arguments.inner_device(case).ok().flatten();
                 device.filter(|device| !device.is_host())

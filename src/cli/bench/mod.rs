@@ -121,6 +121,11 @@ fn plan(flags: BenchFlags) -> Result<Plan> {
     }
     check_paging(&flags, !budgets.is_empty())?;
     check_folders(&flags)?;
+    if flags.depth_dir.is_some() && axes.n_depth.iter().all(|depth| *depth == 0) {
+        return Err(Error::Usage(
+            "'--depth-dir' needs a depth to keep; add -d".to_owned(),
+        ));
+    }
     let cold: Vec<Cold> = flags.cold.iter().flat_map(|list| list.0.clone()).collect();
     Ok(Plan {
         axes,
@@ -508,6 +513,8 @@ mod tests {
             ("--vram-budgets 10%,lots", &["'lots'", "--vram-budgets"]),
             ("--vram-budgets 0%", &["more than zero"]),
             ("--pin-layers 1", &["--pin-layers"]),
+            ("--depth-dir .", &["--depth-dir", "-d"]),
+            ("-d 0 --depth-dir .", &["a depth to keep"]),
             ("--cold cpu", &["--cold", "paged weights"]),
             ("--paged-kv --cold cpu", &["--cold", "paged weights"]),
             (
