@@ -21,7 +21,7 @@ use crate::device::{Budget, PagedDevice};
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
 use crate::llama::bench::{Context, Model};
-use crate::session::cold::Shares;
+use crate::session::cold::{Ahead, Shares};
 use crate::session::signal;
 use crate::telemetry::memory::{self, share_of};
 
@@ -219,10 +219,10 @@ impl<'a> Sessions<'a> {
             self.loaded.remove(first);
         }
         let own = case.variant.budget_bytes().unwrap_or(0);
-        let least = Budget::Bytes(self.budget_min(index));
-        let ((model, shares), budget_max) = match self.load_with(case, most, least) {
+        let ahead = self.ahead(index);
+        let ((model, shares), budget_max) = match self.load_with(case, most, ahead) {
             // A smaller one may do where the largest cannot be had.
-            Err(Error::Memory(_)) if own < most => (self.load_with(case, own, least)?, own),
+            Err(Error::Memory(_)) if own < most => (self.load_with(case, own, ahead)?, own),
             result => (result?, most),
         };
         let notices = model.device().map(PagedDevice::take_notices);
@@ -248,14 +248,14 @@ impl<'a> Sessions<'a> {
         &self,
         case: &Case,
         budget_bytes: u64,
-        least: Budget,
+        ahead: Ahead,
     ) -> Result<(std::rc::Rc<Model>, Option<Shares>)> {
         let mut shares = None;
         let device = if case.is_paged() {
             let inner = self.arguments.inner_device(case)?;
             let config = paging_config(case, self.paging, inner, budget_bytes);
             let run = Run::with_threads(&config, (case.n_threads, case.n_threads));
-            shares = Shares::of_run(&config, &run, Some(least), false);
+            shares = Shares::of_run(&config, &run, Some(ahead), false);
             Some(PagedDevice::new(config)?)
         } else {
             None
@@ -274,13 +274,17 @@ impl<'a> Sessions<'a> {
         budgets.max().unwrap_or(0)
     }
 
-    /// The smallest budget of the cases that share the model of the one at `index`.
-    fn budget_min(&self, index: usize) -> u64 {
+    /// The smallest budget and the longest context of the cases that share the model of the
+    /// one at `index`.
+    fn ahead(&self, index: usize) -> Ahead {
         let key = &self.keys[index].model;
-        let fellows = self.cases.iter().zip(&self.keys);
-        let fellows = fellows.filter(|(_, keys)| keys.model == *key);
-        let budgets = fellows.filter_map(|(case, _)| case.variant.budget_bytes());
-        budgets.min().unwrap_or(0)
+        let fellows = || (0..self.cases.len()).filter(|other| self.keys[*other].model == *key);
+        let budgets = fellows().filter_map(|other| self.cases[other].variant.budget_bytes());
+        let tokens = fellows().map(|other| self.context_tokens(other)).max();
+        Ahead {
+            budget: Budget::Bytes(budgets.min().unwrap_or(0)),
+            context_tokens: tokens.map_or(0, |tokens| u64::try_from(tokens).unwrap_or(0)),
+        }
     }
 
     /// Refuses a budget that its memory does not have: the system would end the process.

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustyline::completion::{Completer, Pair};
 use rustyline::config::Configurer;
@@ -12,11 +13,14 @@ use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
 use rustyline::history::FileHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
-use rustyline::{Cmd, Context, Editor as Rustyline, Helper, KeyCode, KeyEvent, Modifiers};
+use rustyline::{
+    Cmd, ConditionalEventHandler, Context, Editor as Rustyline, Event, EventContext, EventHandler,
+    Helper, KeyCode, KeyEvent, Modifiers, RepeatCount,
+};
 
 use super::{commands, input};
 use crate::error::{Error, Result};
-use crate::session::signal::Editing;
+use crate::session::signal::{self, Editing};
 
 /// Entries that the history keeps.
 const HISTORY_MAX: usize = 1000;
@@ -50,6 +54,7 @@ pub(super) struct Editor {
     /// Where the history is kept; None when it is not.
     history: Option<PathBuf>,
     multiline: bool,
+    unsent: Unsent,
 }
 
 impl Editor {
@@ -68,6 +73,12 @@ impl Editor {
         }));
         drop(lines.set_max_history_size(HISTORY_MAX));
         lines.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::ALT), Cmd::Newline);
+        let unsent = Unsent::default();
+        let keys = UnsentKeys {
+            keys: unsent_keys(),
+            unsent: unsent.clone(),
+        };
+        lines.bind_sequence(Event::Any, EventHandler::Conditional(Box::new(keys)));
         let history = match history {
             Some(path) if path == Path::new(NOWHERE) => None,
             Some(path) => Some(opened(path)?),
@@ -80,6 +91,7 @@ impl Editor {
             lines,
             history,
             multiline,
+            unsent,
         })
     }
 
@@ -88,15 +100,22 @@ impl Editor {
     /// # Errors
     /// `Failed` when the terminal fails.
     pub fn read(&mut self) -> Result<Typed> {
-        let _editing = Editing::begin();
-        let mut line = self.lines.readline(PROMPT);
-        while matches!(line, Err(ReadlineError::Interrupted)) && Editing::take_continued() {
-            // The process was stopped, and the terminal was somebody else's.
-            let helper = self.lines.helper();
-            let (typed, at) = helper.map_or_else(Default::default, Assistant::typed);
-            let (left, right) = typed.split_at(at);
-            line = self.lines.readline_with_initial(PROMPT, (left, right));
-        }
+        let (mut typed, mut at) = (String::new(), 0);
+        let line = loop {
+            let line = self.edit(typed.split_at(at));
+            (typed, at) = match (line, self.unsent.take()) {
+                (Ok(_), Some((Asked::Drop, _))) => return Ok(Typed::Dropped),
+                (Ok(text), Some((Asked::Stop, at))) => {
+                    signal::stop();
+                    (text, at)
+                }
+                // The process was stopped, and the terminal was somebody else's.
+                (Err(ReadlineError::Interrupted), _) if Editing::take_continued() => self.typed(),
+                // The terminal has another size.
+                (Err(ReadlineError::Signal(_)), _) => self.typed(),
+                (line, _) => break line,
+            };
+        };
         match line {
             Ok(text) => {
                 self.remember(&text);
@@ -105,13 +124,25 @@ impl Editor {
                     None => Typed::Text(input::joined(&text, self.multiline)),
                 })
             }
-            Err(ReadlineError::Interrupted | ReadlineError::Signal(_)) => Ok(Typed::Dropped),
+            Err(ReadlineError::Interrupted) => Ok(Typed::Dropped),
             Err(ReadlineError::Eof) => Ok(Typed::Left),
             Err(ReadlineError::Io(error)) if error.kind() == ErrorKind::InvalidData => {
                 Ok(Typed::Garbled)
             }
             Err(error) => Err(failed(&error)),
         }
+    }
+
+    /// Has a line edited that begins as what is on both sides of the cursor.
+    fn edit(&mut self, (left, right): (&str, &str)) -> rustyline::Result<String> {
+        let _editing = Editing::begin();
+        self.lines.readline_with_initial(PROMPT, (left, right))
+    }
+
+    /// What was typed of a line whose reading failed, and where the cursor stood in it.
+    fn typed(&self) -> (String, usize) {
+        let helper = self.lines.helper();
+        helper.map_or_else(Default::default, Assistant::typed)
     }
 
     fn remember(&mut self, text: &str) {
@@ -172,6 +203,78 @@ fn history_file() -> Option<PathBuf> {
     let folder = data.join("rpaged");
     std::fs::create_dir_all(&folder).ok()?;
     Some(folder.join("chat-history"))
+}
+
+/// What a key asks for that ends a line unsent.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Asked {
+    /// To forget the line.
+    Drop,
+    /// To stop the process, and to go on with the line afterwards.
+    Stop,
+}
+
+/// What the key asked for that was pressed last, if it is one that ends a line unsent, and where
+/// the cursor stood, in bytes.
+#[derive(Clone, Default)]
+struct Unsent(Arc<Mutex<Option<(Asked, usize)>>>);
+
+impl Unsent {
+    fn set(&self, asked: Option<(Asked, usize)>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = asked;
+    }
+
+    /// Asking takes the answer back.
+    fn take(&self) -> Option<(Asked, usize)> {
+        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.take()
+    }
+}
+
+/// Looks at each key. Those that end a line unsent are Enter to the editor: of a read that
+/// ends otherwise it would lose what was typed ahead.
+struct UnsentKeys {
+    keys: Vec<(KeyEvent, Asked)>,
+    unsent: Unsent,
+}
+
+impl ConditionalEventHandler for UnsentKeys {
+    fn handle(
+        &self,
+        event: &Event,
+        _: RepeatCount,
+        _: bool,
+        context: &EventContext<'_>,
+    ) -> Option<Cmd> {
+        let known = self.keys.iter().find(|(key, _)| event.get(0) == Some(key));
+        let asked = known.map(|(_, asked)| (*asked, context.pos()));
+        self.unsent.set(asked);
+        asked.map(|_| Cmd::AcceptLine)
+    }
+}
+
+/// The keys that the terminal has for that.
+#[cfg(unix)]
+fn unsent_keys() -> Vec<(KeyEvent, Asked)> {
+    use rustix::termios::{SpecialCodeIndex, tcgetattr};
+    let Ok(terminal) = tcgetattr(rustix::stdio::stdin()) else {
+        return Vec::new();
+    };
+    let keys = [
+        (SpecialCodeIndex::VINTR, Asked::Drop),
+        (SpecialCodeIndex::VQUIT, Asked::Drop),
+        (SpecialCodeIndex::VSUSP, Asked::Stop),
+    ];
+    let keys = keys.map(|(index, asked)| (terminal.special_codes[index], asked));
+    // Where there is no such key, there is a zero.
+    let keys = keys.into_iter().filter(|(code, _)| *code != 0);
+    let event = |code: u8| KeyEvent::new(char::from(code), Modifiers::NONE);
+    keys.map(|(code, asked)| (event(code), asked)).collect()
+}
+
+#[cfg(not(unix))]
+fn unsent_keys() -> Vec<(KeyEvent, Asked)> {
+    vec![(KeyEvent::ctrl('C'), Asked::Drop)]
 }
 
 /// What the editor asks while a line is typed.

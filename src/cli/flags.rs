@@ -1,6 +1,7 @@
 //! Our own flags, typed by clap. They are taken out of the command line before
 //! llama.cpp's parser sees the rest.
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use clap::parser::ValueSource;
@@ -230,15 +231,16 @@ impl OwnFlags {
     ///
     /// # Errors
     /// `Usage` when a value is wrong.
-    pub fn parse(args: &[String]) -> Result<Self> {
-        let words = std::iter::once("rpaged-cli").chain(args.iter().map(String::as_str));
+    pub fn parse(args: &[OsString]) -> Result<Self> {
+        let words = std::iter::once(OsStr::new("rpaged-cli"));
+        let words = words.chain(args.iter().map(OsString::as_os_str));
         let matches = Self::command()
             .try_get_matches_from(words)
             .map_err(|error| say(&error, args))?;
         let mut flags = Self::from_arg_matches(&matches).map_err(|error| say(&error, args))?;
-        flags.prefetch_flag = args.iter().rev().find_map(|arg| match arg.as_str() {
-            "--async-prefetch" => Some(true),
-            "--no-async-prefetch" => Some(false),
+        flags.prefetch_flag = args.iter().rev().find_map(|arg| match arg.to_str() {
+            Some("--async-prefetch") => Some(true),
+            Some("--no-async-prefetch") => Some(false),
             _ => None,
         });
         flags.on_command_line = on_command_line(&matches);
@@ -370,15 +372,23 @@ fn on_command_line(matches: &ArgMatches) -> Vec<String> {
 
 /// clap's complaint as one sentence of ours; it names the variable when the value is not
 /// among `args`.
-fn say(error: &clap::Error, args: &[String]) -> Error {
-    use clap::error::ContextKind;
+fn say(error: &clap::Error, args: &[OsString]) -> Error {
+    use clap::error::{ContextKind, ErrorKind};
+    let shown = |arg: &OsString| arg.to_string_lossy().into_owned();
+    let garbled = args.iter().find(|arg| arg.to_str().is_none()).map(shown);
+    let garbled = garbled.filter(|_| error.kind() == ErrorKind::InvalidUtf8);
+    if let Some((option, value)) = garbled.as_ref().and_then(|arg| arg.split_once('=')) {
+        return Error::Usage(format!("option '{option}' got '{value}': it is no UTF-8"));
+    }
     let text = |kind| error.get(kind).map(ToString::to_string);
     let option = text(ContextKind::InvalidArg).unwrap_or_default();
     let option = option.split_whitespace().next().unwrap_or("an option");
     let value = text(ContextKind::InvalidValue).unwrap_or_default();
     let reason = std::error::Error::source(error).map(ToString::to_string);
     let reason = reason.unwrap_or_else(|| error.kind().to_string());
-    let is_there = args.iter().any(|arg| arg.split('=').next() == Some(option));
+    let is_there = args
+        .iter()
+        .any(|arg| shown(arg).split('=').next() == Some(option));
     let command = OwnFlags::command();
     let argument = command
         .get_arguments()
@@ -430,7 +440,7 @@ mod tests {
     #[test]
     fn flags_say_what_they_lack() {
         let check = |args: &[&str]| {
-            let args: Vec<_> = args.iter().map(|arg| (*arg).to_owned()).collect();
+            let args: Vec<_> = args.iter().map(OsString::from).collect();
             OwnFlags::parse(&args).and_then(|flags| flags.check_needs())
         };
         for (args, missing) in [

@@ -6,6 +6,7 @@ mod drafting;
 pub mod flags;
 pub mod help;
 mod inspect;
+mod metrics_file;
 mod nearest;
 mod paged;
 mod plan;
@@ -21,7 +22,7 @@ pub mod words;
 pub(crate) use self::nearest::nearest;
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 use crate::llama::{self, OptionInfo, Params, Settings};
@@ -31,6 +32,7 @@ use crate::telemetry;
 use crate::telemetry::metrics::{self, Metrics};
 
 use flags::OwnFlags;
+use metrics_file::MetricsFile;
 pub use printing::{About, Print};
 use words::Words;
 
@@ -129,9 +131,13 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
         Some("bench") => bench::run(args.split_off(1)),
         Some("plan") => plan::run(args.split_off(1)),
         Some("inspect") => inspect::run(args.split_off(1)),
-        _ => understand(args).and_then(|command| match command {
+        _ => understand(args).and_then(|(command, file)| match command {
             Command::Print(what) => print(what),
-            Command::Run(request) => session::run(request.resolve(&metrics::RUN)?),
+            Command::Run(request) => {
+                let config = request.resolve(&metrics::RUN)?;
+                file.map_or(Ok(()), |file| file.begin(&metrics::RUN))?;
+                session::run(config)
+            }
         }),
     };
     // What is still queued comes before whatever the caller says about the end.
@@ -140,8 +146,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<()> {
 }
 
 /// Reads the command line, with metrics from the first moment: what is wrong with it is to
-/// be an object as well.
-fn understand(args: Vec<OsString>) -> Result<Command> {
+/// be an object as well. Returns the metrics' file too.
+fn understand(args: Vec<OsString>) -> Result<(Command, Option<MetricsFile>)> {
     let options = llama::options()?;
     let wanted = words::metrics_wanted(&args, &options);
     metrics::RUN.set_form(wanted.pretty, 1);
@@ -149,8 +155,11 @@ fn understand(args: Vec<OsString>) -> Result<Command> {
         catch_standard_error()?;
         signal::end_with(last_words);
     }
-    if let Some(path) = &wanted.file {
-        metrics::RUN.add_file(metrics_file(path)?, path.display().to_string());
+    let file = wanted
+        .file
+        .map(|path| MetricsFile::open(&path, &metrics::RUN))
+        .transpose()?;
+    if file.is_some() {
         signal::end_with(last_words);
     }
     // Not before: a handler writes an end of line where the terminal echoes "^C".
@@ -160,7 +169,7 @@ fn understand(args: Vec<OsString>) -> Result<Command> {
         let own = &request.own;
         metrics::RUN.set_form(own.metrics_pretty, own.metrics_interval.unwrap_or(1));
     }
-    Ok(command)
+    Ok((command, file))
 }
 
 /// What is still to be written when a signal ends the process.
@@ -180,16 +189,6 @@ fn catch_standard_error() -> Result<()> {
     Err(Error::NotBuilt(
         "'--metrics' is not built for this system yet; use --metrics-file".to_owned(),
     ))
-}
-
-fn metrics_file(path: &Path) -> Result<Box<dyn Write + Send>> {
-    let file = std::fs::File::create(path).map_err(|error| {
-        Error::Failed(format!(
-            "could not open '{}' for the metrics: {error}; see --metrics-file",
-            path.display()
-        ))
-    })?;
-    Ok(Box::new(file))
 }
 
 fn print(what: Print) -> Result<()> {

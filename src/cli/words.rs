@@ -1,7 +1,7 @@
 //! The command line word by word: which words are our flags, which are upstream's, and
 //! what is wrong with the others.
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::path::PathBuf;
 
 use super::flags::OwnFlags;
@@ -18,7 +18,7 @@ const SUBCOMMANDS: [&str; 3] = ["bench", "plan", "inspect"];
 #[derive(Debug, Default)]
 pub struct Words {
     /// Our flags with their values, as clap reads them.
-    pub own: Vec<String>,
+    pub own: Vec<OsString>,
     /// Upstream's flags with their values.
     pub upstream: Vec<CString>,
     /// `--gpu-layers` as it was spelled, and its value: under paging it is ours.
@@ -66,15 +66,18 @@ pub fn sort(args: impl IntoIterator<Item = OsString>, options: &[OptionInfo]) ->
             return Ok(words);
         }
         if let Some(takes_value) = OwnFlags::takes_value(&name) {
-            words.own.push(match (takes_value, value) {
-                (false, None) => name,
-                (true, Some(value)) => format!("{name}={value}"),
-                (true, None) => {
-                    let value = args.next().ok_or_else(|| missing(&name))?;
-                    format!("{name}={}", value.to_string_lossy())
-                }
+            let value = match (takes_value, value) {
+                (false, None) => None,
+                (true, Some(_)) => behind_equals(&arg),
+                (true, None) => Some(args.next().ok_or_else(|| missing(&name))?),
                 (false, Some(_)) => return Err(takes_none(&name)),
-            });
+            };
+            let mut word = OsString::from(name);
+            if let Some(value) = value {
+                word.push("=");
+                word.push(value);
+            }
+            words.own.push(word);
             continue;
         }
         let Some(index) = options.iter().position(|option| option.is_spelled(&name)) else {
@@ -106,6 +109,23 @@ fn split(text: &str, options: &[OptionInfo]) -> (String, Option<String>) {
         }
         _ => (whole, None),
     }
+}
+
+/// What stands behind the first equals sign of a word, byte by byte.
+#[cfg(unix)]
+fn behind_equals(arg: &OsStr) -> Option<OsString> {
+    use std::os::unix::ffi::OsStrExt;
+    let bytes = arg.as_bytes();
+    let at = bytes.iter().position(|byte| *byte == b'=')?;
+    Some(OsStr::from_bytes(&bytes[at + 1..]).to_owned())
+}
+
+/// What stands behind the first equals sign of a word.
+#[cfg(not(unix))]
+fn behind_equals(arg: &OsStr) -> Option<OsString> {
+    let text = arg.to_string_lossy();
+    let (_, value) = text.split_once('=')?;
+    Some(OsString::from(value))
 }
 
 /// The value that stands in the same word as the flag `name` of upstream's, byte by byte.
@@ -172,8 +192,9 @@ pub fn metrics_wanted(args: &[OsString], options: &[OptionInfo]) -> MetricsWante
         let follow = values.saturating_sub(usize::from(value.is_some()));
         let last = args.by_ref().take(follow).last();
         if name == "--metrics-file" {
-            let file = value.map(PathBuf::from);
-            wanted.file = file.or(last.map(PathBuf::from)).or(wanted.file);
+            let file = value.and_then(|_| behind_equals(arg));
+            let file = file.or_else(|| last.cloned()).map(PathBuf::from);
+            wanted.file = file.or(wanted.file);
         }
     }
     wanted
@@ -283,5 +304,32 @@ mod tests {
             assert_eq!(asks(line).file, file.map(PathBuf::from), "{line}");
         }
         assert!(asks("--metrics-pretty -x").pretty && !asks("-p --metrics-pretty").pretty);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_of_files_are_bytes() {
+        use std::os::unix::ffi::OsStringExt;
+        crate::llama::log::start();
+        let options = crate::llama::options().unwrap();
+        let word = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+        let name = word(b"a\xff=b");
+        for args in [
+            vec![word(b"--metrics_file=a\xff=b")],
+            vec![word(b"--metrics-file"), name.clone()],
+        ] {
+            let wanted = metrics_wanted(&args, &options);
+            assert_eq!(wanted.file, Some(PathBuf::from(&name)), "{args:?}");
+            let own = sort(args, &options).unwrap().own;
+            assert_eq!(own, [word(b"--metrics-file=a\xff=b")]);
+            let flags = OwnFlags::parse(&own).unwrap();
+            assert_eq!(flags.metrics_file, Some(PathBuf::from(&name)));
+        }
+        let refused = OwnFlags::parse(&[word(b"--vram-budget=1\xff")]).unwrap_err();
+        let sentence = refused.to_string();
+        assert!(
+            sentence.contains("'--vram-budget' got '1\u{fffd}'") && sentence.contains("UTF-8"),
+            "{sentence}"
+        );
     }
 }

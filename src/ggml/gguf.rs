@@ -31,6 +31,10 @@ pub struct ModelFacts {
     pub head: Option<u32>,
     /// Experts that a token uses of a layer, and how many there are.
     pub experts: Option<(u64, u64)>,
+    /// Elements that the KV cache has of each token in all layers, at most.
+    pub cached: Option<u64>,
+    /// Tokens of the context that it was trained with.
+    pub context: Option<u64>,
 }
 
 /// The header of one GGUF file.
@@ -163,11 +167,24 @@ impl Header {
             let key = CString::new(format!("{architecture}.{key}")).ok()?;
             self.number(&key).filter(|number| *number > 0)
         };
-        let heads = number("embedding_length").zip(number("attention.head_count"));
-        let head = number("attention.key_length").or(heads.map(|(width, heads)| width / heads));
+        let heads = number("attention.head_count");
+        let head = number("embedding_length").zip(heads);
+        let head = head.map(|(width, heads)| width / heads);
+        let key = number("attention.key_length").or(head);
+        let value = number("attention.value_length").or(head);
+        let cached_heads = number("attention.head_count_kv").or(heads);
+        let factors = [
+            number("block_count"),
+            cached_heads,
+            key.zip(value)
+                .and_then(|(key, value)| key.checked_add(value)),
+        ];
+        let product = |all: Option<u64>, factor: Option<u64>| all?.checked_mul(factor?);
         ModelFacts {
-            head: head.and_then(|head| u32::try_from(head).ok()),
+            head: key.and_then(|head| u32::try_from(head).ok()),
             experts: number("expert_used_count").zip(number("expert_count")),
+            cached: factors.into_iter().fold(Some(1), product),
+            context: number("context_length"),
         }
     }
 

@@ -4,15 +4,12 @@
 use std::ffi::CString;
 
 use super::session::Session;
-use super::state_file::{self, Expected};
+use super::state_file::{self, ARCHITECTURE_BYTES_MAX, Expected};
 use super::{Decoded, Token, bytes, log};
 use crate::error::{Error, Result};
 
 /// How llama.cpp begins to say that a state ended before its file, or after it.
 const WRONG_LENGTH: &str = "did not read all of the session file data";
-
-/// Bytes of an architecture's name, the NUL behind it included; llama.cpp's are shorter.
-const ARCHITECTURE_BYTES_MAX: usize = 64;
 
 impl Session {
     /// Whether `file` begins as one does that [`Session::save_state`] has written for a context
@@ -21,14 +18,17 @@ impl Session {
     /// # Errors
     /// `Failed` with the reason why not.
     pub fn check_state(&self, file: &mut std::fs::File) -> Result<()> {
+        let architecture = self.architecture();
+        // What a line of the header says, --override-kv may have replaced.
+        let as_in_header = self.params().settings()?.kv_overrides == 0;
         let expected = Expected {
             tokens_max: self.n_ctx(),
-            architecture: &self.architecture(),
+            architecture: as_in_header.then_some(architecture.as_str()),
         };
         state_file::check(file, &expected).map_err(Error::Failed)
     }
 
-    /// The model's architecture, e.g. `llama`.
+    /// The model's architecture as its header has it, e.g. `llama`.
     fn architecture(&self) -> String {
         let mut name = [0; ARCHITECTURE_BYTES_MAX];
         // SAFETY:

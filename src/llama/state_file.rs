@@ -11,12 +11,15 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom};
 /// Bytes of magic, version and count.
 const FRONT_BYTES: u64 = 12;
 
+/// Bytes of an architecture's name, the NUL behind it included; llama.cpp's are shorter.
+pub(super) const ARCHITECTURE_BYTES_MAX: usize = 64;
+
 /// What the front of a state for a context has to say.
 pub(super) struct Expected<'a> {
     /// Tokens that the context has room for.
     pub tokens_max: usize,
-    /// The model's architecture.
-    pub architecture: &'a str,
+    /// The model's architecture; None where nobody knows which one llama.cpp expects.
+    pub architecture: Option<&'a str>,
 }
 
 /// Looks at the front of `file`.
@@ -54,20 +57,27 @@ pub(super) fn check(
     }
     file.seek(SeekFrom::Start(tokens_end))
         .map_err(|error| error.to_string())?;
-    let length = number(file)?;
-    let mut name = vec![0; expected.architecture.len()];
-    if length as usize != name.len() {
+    let length = number(file)? as usize;
+    let is_right = match expected.architecture {
+        Some(architecture) => length == architecture.len(),
+        None => length < ARCHITECTURE_BYTES_MAX,
+    };
+    if !is_right {
         return Err(other_model(expected));
     }
+    let mut name = vec![0; length];
     file.read_exact(&mut name).map_err(|error| why(&error))?;
-    if name != expected.architecture.as_bytes() {
-        return Err(other_model(expected));
+    match expected.architecture {
+        Some(architecture) if name != architecture.as_bytes() => Err(other_model(expected)),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn other_model(expected: &Expected<'_>) -> String {
-    format!("it is of no '{}' model", expected.architecture)
+    match expected.architecture {
+        Some(architecture) => format!("it is of no '{architecture}' model"),
+        None => "it names no model".to_owned(),
+    }
 }
 
 fn number(file: &mut impl Read) -> std::result::Result<u32, String> {
@@ -106,9 +116,25 @@ mod tests {
     fn checked(bytes: &[u8]) -> std::result::Result<(), String> {
         let expected = Expected {
             tokens_max: 4,
-            architecture: "llama",
+            architecture: Some("llama"),
         };
         check(&mut Cursor::new(bytes), &expected)
+    }
+
+    #[test]
+    fn any_name_is_taken_where_none_is_known_but_not_any_length() {
+        let checked = |bytes: &[u8]| {
+            let expected = Expected {
+                tokens_max: 4,
+                architecture: None,
+            };
+            check(&mut Cursor::new(bytes), &expected)
+        };
+        let whole = front(&[1], "gemma");
+        assert_eq!(checked(&whole), Ok(()));
+        assert!(checked(&whole[..22]).unwrap_err().contains("cut off"));
+        let long = front(&[1], &"x".repeat(64));
+        assert!(checked(&long).unwrap_err().contains("no model"));
     }
 
     #[test]

@@ -24,6 +24,17 @@ use crate::telemetry::memory::share_of;
 const KIND_SHARE_MIN: f64 = 0.005;
 /// Elements of an attention head, where the header does not say.
 const HEAD: u32 = 128;
+/// Bytes of an element of the KV cache, at most.
+const CACHED_BYTES_MAX: u64 = 4;
+
+/// What is known of a run before it begins, as far as it bounds what has room for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ahead {
+    /// The smallest budget to come.
+    pub budget: Budget,
+    /// Tokens that a context has room for, at most; 0: as many as the model was trained with.
+    pub context_tokens: u64,
+}
 
 /// What of a model's header matters here.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +49,10 @@ struct Matrices {
     used_share: f64,
     /// Bytes of all tensors.
     tensor_bytes: u64,
+    /// Bytes that the KV cache takes of each token, at most; None: nobody knows.
+    cached_bytes: Option<u64>,
+    /// Tokens that the model was trained with.
+    context_tokens: Option<u64>,
 }
 
 /// See the module's documentation.
@@ -82,18 +97,18 @@ impl Plan {
 impl Shares {
     /// For a run that leaves the choice to us, on a device with memory of its own; None for
     /// any other, and, with a sentence, where the rates cannot be had. `shows`: what is
-    /// measured is shown; `least`: the smallest budget to come, None when nobody knows.
+    /// measured is shown; `ahead`: None where the budget may become any.
     pub fn of_run(
         paging: &PagingConfig,
         run: &Run,
-        least: Option<Budget>,
+        ahead: Option<Ahead>,
         shows: bool,
     ) -> Option<Self> {
         let device = paging.device_with_memory()?;
         if paging.cold != Cold::Auto || !paging.weights {
             return None;
         }
-        match Self::measured(paging, run, device, least, shows) {
+        match Self::measured(paging, run, device, ahead, shows) {
             Ok(shares) => shares,
             Err(error) => {
                 log::warn(format!(
@@ -109,7 +124,7 @@ impl Shares {
         paging: &PagingConfig,
         run: &Run,
         device: InnerDevice,
-        least: Option<Budget>,
+        ahead: Option<Ahead>,
         shows: bool,
     ) -> Result<Option<Self>> {
         let matrices = Matrices::read(paging)?;
@@ -133,7 +148,7 @@ impl Shares {
             device: Some(device),
         };
         let automatic = || device::automatic_budget_now(device);
-        if least.is_some_and(|least| matrices.fit(least, automatic)) {
+        if ahead.is_some_and(|ahead| matrices.fit(&ahead, automatic)) {
             // Nothing will be cold: measuring would be for nothing.
             let known = store::known(&wanted);
             return Ok(Some(Self::with(known, matrices, paging.overlaps())));
@@ -263,9 +278,9 @@ impl Shares {
         let lacks = self.rates.is_none() && device.cold_weights().0 > 0;
         if lacks && !std::mem::replace(&mut self.told, true) {
             log::warn(
-                "weights have no room in the device's memory any more, and how fast the machine \
-                 is was not measured, for all had room at the start: the processor computes with \
-                 all of them that it can, as with --cold cpu; 'rpaged-cli plan' measures\n",
+                "weights have no room in the device's memory, and how fast the machine is was not \
+                 measured, for all were to have room when the run began: the processor computes \
+                 with all of them that it can, as with --cold cpu; 'rpaged-cli plan' measures\n",
             );
         }
     }
@@ -357,6 +372,9 @@ impl Matrices {
         if let Some(first) = headers.first() {
             let facts = first.facts();
             found.head = facts.head.unwrap_or(HEAD);
+            let bytes = |elements: u64| elements.saturating_mul(CACHED_BYTES_MAX);
+            found.cached_bytes = facts.cached.map(bytes);
+            found.context_tokens = facts.context;
             if let Some((used, count)) = facts.experts {
                 found.used_share = cost::experts_share(1, used, count);
             }
@@ -364,11 +382,20 @@ impl Matrices {
         Ok(found)
     }
 
-    /// Whether a budget has room for all weights, and for as much beside them as a context
-    /// mostly takes: nothing would be cold then.
-    fn fit(&self, budget: Budget, automatic_bytes: impl FnOnce() -> u64) -> bool {
+    /// Whether a budget has room for all weights and the KV cache, and for as much beside them
+    /// as computing mostly takes: nothing would be cold then. Not where the cache's size is
+    /// not known.
+    fn fit(&self, ahead: &Ahead, automatic_bytes: impl FnOnce() -> u64) -> bool {
+        let tokens = match ahead.context_tokens {
+            0 => self.context_tokens,
+            tokens => Some(tokens),
+        };
+        let Some((bytes, tokens)) = self.cached_bytes.zip(tokens) else {
+            return false;
+        };
         let wanted = self.tensor_bytes.saturating_add(self.tensor_bytes / 4);
-        let bytes = match budget {
+        let wanted = wanted.saturating_add(bytes.saturating_mul(tokens));
+        let bytes = match ahead.budget {
             Budget::Bytes(bytes) => bytes,
             Budget::ModelShare(part) => share_of(self.tensor_bytes, part),
             Budget::Auto => automatic_bytes(),
@@ -439,10 +466,39 @@ mod tests {
     fn nothing_is_measured_where_all_weights_have_room() {
         let matrices = Matrices {
             tensor_bytes: 1 << 30,
+            cached_bytes: Some(1 << 10),
+            context_tokens: Some(1 << 20),
             ..Matrices::default()
         };
         let (gib, quarter) = (1u64 << 30, 1u64 << 28);
-        let fit = |budget, automatic| matrices.fit(budget, || automatic);
+        let with = |matrices: &Matrices, budget, context_tokens, automatic| {
+            let ahead = Ahead {
+                budget,
+                context_tokens,
+            };
+            matrices.fit(&ahead, || automatic)
+        };
+        // A cache of a quarter, of a GiB, and of a size that nobody knows.
+        let cache = |tokens, budget| with(&matrices, Budget::Bytes(budget), tokens, 0);
+        assert!(cache(1 << 18, gib + 2 * quarter + 1) && !cache(1 << 18, gib + 2 * quarter));
+        assert!(cache(0, 2 * gib + quarter + 1) && !cache(0, 2 * gib + quarter));
+        for unknown in [
+            Matrices {
+                cached_bytes: None,
+                ..matrices.clone()
+            },
+            Matrices {
+                context_tokens: None,
+                ..matrices.clone()
+            },
+        ] {
+            assert!(!with(&unknown, Budget::Bytes(u64::MAX), 0, 0));
+        }
+        let matrices = Matrices {
+            cached_bytes: Some(0),
+            ..matrices
+        };
+        let fit = |budget, automatic| with(&matrices, budget, 0, automatic);
         assert!(fit(Budget::Bytes(gib + quarter + 1), 0));
         assert!(!fit(Budget::Bytes(gib + quarter), u64::MAX));
         assert!(fit(Budget::ModelShare(1.26), 0) && !fit(Budget::ModelShare(1.25), u64::MAX));

@@ -58,7 +58,8 @@ pub fn run(config: Config) -> Result<()> {
 /// What is done between the tokens of this run.
 fn boundary(config: &mut Config) -> Boundary {
     let budget_file = config.budget_file.take();
-    let may_change = budget_file.is_some();
+    // In a chat the user may set it (/vram).
+    let may_change = budget_file.is_some() || matches!(config.mode, Mode::Chat { .. });
     let paging = config.paging.as_ref().map(|paging| Paging {
         budget_file,
         mem_pressure: config.mem_pressure,
@@ -75,8 +76,11 @@ fn boundary(config: &mut Config) -> Boundary {
     // Before the model takes the memory that is measured with.
     boundary.choose_shares(config.paging.as_ref().and_then(|paging| {
         let run = calibration::Run::new(paging, &config.settings);
-        let least = (!may_change).then_some(paging.budget);
-        cold::Shares::of_run(paging, &run, least, config.progress)
+        let ahead = (!may_change).then_some(cold::Ahead {
+            budget: paging.budget,
+            context_tokens: u64::try_from(config.settings.n_ctx).unwrap_or(0),
+        });
+        cold::Shares::of_run(paging, &run, ahead, config.progress)
     }));
     boundary
 }

@@ -222,7 +222,8 @@ mod editing {
 
     /// The editor's own handler of SIGINT; 0: there is none.
     pub static HANDLER: AtomicUsize = AtomicUsize::new(0);
-    /// Whether the process went on since that was last asked for.
+    /// Whether the process went on since that was last asked for. The editor's handler was
+    /// called then: as long as this holds, an interruption of it is not the user's.
     pub static CONTINUED: AtomicBool = AtomicBool::new(false);
 }
 
@@ -294,6 +295,30 @@ extern "C" fn on_continue(_signal: i32) {
     let handler = unsafe { std::mem::transmute::<usize, extern "C" fn(i32)>(handler) };
     handler(libc::SIGINT);
 }
+
+/// Stops the process, and those that were started with it, as the terminal does for its key;
+/// returns when somebody continues it. Not while a line is edited.
+#[cfg(unix)]
+pub fn stop() {
+    if is_ignored(libc::SIGTSTP) {
+        return;
+    }
+    // SAFETY:
+    // - ignoring a signal runs no code of ours.
+    unsafe { libc::signal(libc::SIGTSTP, libc::SIG_IGN) };
+    // SAFETY:
+    // - takes two numbers; the signal goes to the others of the group.
+    unsafe { libc::kill(0, libc::SIGTSTP) };
+    by_default(libc::SIGTSTP);
+    // To this thread, so that nothing is done before the process has stopped.
+    // SAFETY:
+    // - takes a number.
+    unsafe { libc::raise(libc::SIGTSTP) };
+}
+
+/// Here no key stops a process.
+#[cfg(not(unix))]
+pub fn stop() {}
 
 /// Here nothing stops a process that reads keys.
 #[cfg(not(unix))]

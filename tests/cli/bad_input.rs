@@ -117,6 +117,12 @@ fn adapters_and_grammars_that_are_wrong_are_sentences() {
     // Tokens are found with the model.
     let tokens = ["--grammar", "root ::= <|nothing|> x\nx ::= \"a\""];
     assert_refused(&with(&tokens), 1, &["grammar", "--grammar"]);
+    // Only the last one counts.
+    let (good, wrong) = ("root ::= \"a\"", "roo ::=");
+    let twice = with(&["--grammar", wrong, "--grammar", good]);
+    assert!(twice.status.success(), "{twice:?}");
+    let twice = with(&["-j", "{}", "--grammar", good, "--grammar", wrong]);
+    assert_refused(&twice, 2, &["'--grammar roo ::=", "no rule 'root'"]);
     for grammar in ["# one\n\n root ::= [a-z]+ | x\nx ::=", ""] {
         assert!(with(&["--grammar", grammar]).status.success(), "{grammar}");
     }

@@ -228,6 +228,35 @@ fn without_metrics_on_standard_error_a_file_tells_of_the_end_too() {
 }
 
 #[test]
+fn a_line_that_is_not_understood_costs_no_file_its_content() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("run.jsonl");
+    let wanted = format!("--metrics-file {}", file.display());
+    let text = || std::fs::read_to_string(&file).unwrap();
+    assert!(complete(&format!("-n 2 {wanted}")).status.success());
+    let before = text();
+    // One that is no line, and one whose model is not there.
+    for (line, reason) in [("--typo", "usage"), ("-m /nonexistent -p x", "failed")] {
+        let from = text().len();
+        assert!(!run(&format!("{wanted} {line}")).status.success());
+        assert!(text().starts_with(&before), "{line}");
+        let added = records(&text()[from..]);
+        assert_eq!(added.len(), 2, "{line}");
+        assert_eq!(added[0]["type"], "error", "{line}");
+        assert_eq!(added[1]["exit_reason"], reason, "{line}");
+    }
+    // A run begins anew.
+    assert!(complete(&format!("-n 2 {wanted}")).status.success());
+    let anew = records(&text());
+    assert!(of(&anew, "error").is_empty() && of(&anew, "summary").len() == 1);
+    // What is of another kind is left alone.
+    std::fs::write(&file, "GGUF, say").unwrap();
+    assert!(!run(&format!("{wanted} --typo")).status.success());
+    assert!(!run(&format!("{wanted} -p x")).status.success());
+    assert_eq!(text(), "GGUF, say");
+}
+
+#[test]
 fn texts_that_are_printed_have_no_metrics() {
     let output = run("--metrics --version");
     assert_eq!(stderr(&output), "");

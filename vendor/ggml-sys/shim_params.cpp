@@ -264,30 +264,46 @@ static void check_samplers(const common_arg & option, const std::string & value)
     }
 }
 
+// Throws what an option is refused for, which `check` throws, with the option in front.
+template <typename F>
+static void blame_use(const use_of_option & use, char ** argv, F check) {
+    const std::string first = use.values > 0 ? argv[use.first + 1] : "";
+    try {
+        rpaged_blame(use.option->args.front(), first);
+        check(first);
+    } catch (const std::exception & error) {
+        const std::string given = use.values > 0 ? " " + shown(first) : "";
+        throw usage_error(std::string("option '") + argv[use.first] + given + "': " +
+                          reason(error));
+    }
+}
+
 static void rehearse_arguments(const std::vector<use_of_option> & uses, char ** argv,
                                common_params & params) {
+    // The option whose grammar counts: the last one, as far as it can be read here.
+    const use_of_option * grammar = nullptr;
     for (const auto & use : uses) {
-        const std::string first  = use.values > 0 ? argv[use.first + 1] : "";
-        const std::string second = use.values > 1 ? argv[use.first + 2] : "";
-        try {
-            rpaged_blame(use.option->args.front(), first);
+        blame_use(use, argv, [&](const std::string & first) {
             if (is_one_of(*use.option, {"--n-cpu-moe", "--n-cpu-ffn"}) && std::stoi(first) > 9999) {
                 throw std::runtime_error("no model has so many layers");
             }
             check_samplers(*use.option, first);
             check_overrides(*use.option, first);
-            if (!reads_once(*use.option, first)) {
+            const bool once = reads_once(*use.option, first);
+            if (!once) {
+                const std::string second = use.values > 1 ? argv[use.first + 2] : "";
                 run_handler(*use.option, params, use.positive, first, second);
-                if (is_one_of(*use.option, {"--grammar", "--grammar-file", "--json-schema",
-                                            "--json-schema-file"})) {
-                    rpaged_check_grammar(common_grammar_value(params.sampling.grammar));
-                }
             }
-        } catch (const std::exception & error) {
-            const std::string given = use.values > 0 ? " " + shown(first) : "";
-            throw usage_error(std::string("option '") + argv[use.first] + given + "': " +
-                              reason(error));
-        }
+            if (is_one_of(*use.option, {"--grammar", "--grammar-file", "--json-schema",
+                                        "--json-schema-file"})) {
+                grammar = once ? nullptr : &use;
+            }
+        });
+    }
+    if (grammar) {
+        blame_use(*grammar, argv, [&](const std::string &) {
+            rpaged_check_grammar(common_grammar_value(params.sampling.grammar));
+        });
     }
 }
 

@@ -8,7 +8,10 @@
 //! that is computed: what loading moved is not in them. Without paging, what paging would
 //! count is 0.
 //!
-//! A file that can no longer be written is given up with one warning, and the run goes on.
+//! A run replaces what the file holds. Where none begins, because something is wrong with the
+//! command line, the records of that go behind earlier ones, and a file of another kind is left
+//! as it is. A file that can no longer be written is given up with one warning, and the run
+//! goes on.
 //!
 #![doc = include_str!("format.md")]
 

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
 
-/// Ctrl-C, Ctrl-D, and other keys as a terminal sends them.
+/// Ctrl-C, Ctrl-Z, Ctrl-D, and other keys as a terminal sends them.
 const INTERRUPT: &str = "\x03";
+const STOP: &str = "\x1a";
 const LEAVE: &str = "\x04";
 const UP: &str = "\x1b[A";
 const LEFT: &str = "\x1b[D";

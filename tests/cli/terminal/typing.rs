@@ -1,6 +1,6 @@
 //! What is typed: keys, lines, the history.
 
-use super::{ALT_ENTER, INTERRUPT, LEFT, Terminal, UP, chat, last_answer};
+use super::{ALT_ENTER, INTERRUPT, LEFT, STOP, Terminal, UP, chat, last_answer};
 
 #[test]
 fn a_message_is_typed_edited_and_answered() {
@@ -204,6 +204,74 @@ fn a_chat_that_was_stopped_goes_on_where_it_was() {
     assert_eq!(terminal.master.get_termios().unwrap(), edited);
     terminal.press("ce\r/stats\r");
     terminal.wait_for("conversation: 2 messages");
+    terminal.leave();
+}
+
+#[test]
+fn the_key_that_stops_the_process_loses_no_line_and_no_later_key() {
+    // A shell that continues what was stopped, as often as it was.
+    let shell = ["sh", "-c", "set -m; \"$@\"; until fg; do :; done", "sh"];
+    let line = "--chat-template chatml -n 2";
+    let mut terminal = Terminal::start_below(&shell, 200, line, &[]);
+    let stopped = |terminal: &mut Terminal, line: &str| {
+        let shown = format!("> {line}");
+        let count = |text: &str| text.lines().filter(|line| *line == shown).count();
+        let before = count(&terminal.wait_for_prompt(line));
+        terminal.press(STOP);
+        terminal.wait("the line once more", |text| {
+            count(text) > before && text.lines().last() == Some(&shown)
+        });
+    };
+    // Ctrl-C drops what was continued, and the cursor stays where it is.
+    terminal.wait_for_prompt("");
+    let edited = terminal.master.get_termios().unwrap();
+    terminal.press(&format!("abd{LEFT}"));
+    stopped(&mut terminal, "abd");
+    assert_eq!(terminal.master.get_termios().unwrap(), edited);
+    terminal.press("c");
+    terminal.wait_for_prompt("abcd");
+    terminal.press(INTERRUPT);
+    terminal.wait_for_prompt("");
+    // A window of another size afterwards costs no line.
+    terminal.send("/stats");
+    terminal.press("ghi");
+    terminal.wait_for_prompt("ghi");
+    let size = portable_pty::PtySize {
+        rows: super::ROWS,
+        cols: 100,
+        ..portable_pty::PtySize::default()
+    };
+    terminal.master.resize(size).unwrap();
+    terminal.press("j");
+    terminal.wait_for_prompt("ghij");
+    // Nor does an answer that comes between.
+    stopped(&mut terminal, "ghij");
+    terminal.press("\r");
+    terminal.wait_for("tokens/s");
+    terminal.wait_for_prompt("");
+    terminal.press("xyz");
+    terminal.wait_for_prompt("xyz");
+    terminal.press(INTERRUPT);
+    terminal.wait_for_prompt("");
+    terminal.leave();
+}
+
+#[test]
+fn what_is_typed_behind_a_key_that_ends_a_line_is_not_lost() {
+    let shell = ["sh", "-c", "set -m; \"$@\"; until fg; do :; done", "sh"];
+    let line = "--chat-template chatml -n 2 -c 4096";
+    let mut terminal = Terminal::start_below(&shell, 200, line, &[]);
+    terminal.wait_for_prompt("");
+    terminal.press(&format!("abc{INTERRUPT}/clear\r/stats\r"));
+    terminal.wait_for("is forgotten");
+    let text = terminal.wait_for("conversation: 0 messages");
+    assert!(
+        places(&text, &["abc", "/clear", "/stats"]).is_sorted(),
+        "{text}"
+    );
+    terminal.press(&format!("One{STOP} more\r/stats\r"));
+    let text = terminal.wait_for("conversation: 2 messages");
+    assert!(text.contains("> One more"), "{text}");
     terminal.leave();
 }
 
