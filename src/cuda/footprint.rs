@@ -176,7 +176,13 @@ fn growth(before: &Snapshot, now: &Snapshot) -> Option<u64> {
     if !others_stay || new.len() > old.len() + 1 {
         return None;
     }
-    now.used_bytes?.checked_sub(before.used_bytes?)
+    let grown = now.used_bytes?.checked_sub(before.used_bytes?)?;
+    // Who is listed with more than that has not come meanwhile.
+    let is_possible = |process: &Process| {
+        let bytes = process.bytes.unwrap_or(0);
+        old.contains(process) || bytes <= grown.saturating_add(SLACK_BYTES)
+    };
+    new.iter().all(is_possible).then_some(grown)
 }
 
 #[cfg(test)]

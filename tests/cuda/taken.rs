@@ -156,9 +156,9 @@ fn beside() {
         let others = run_steps(&mut context, &spec.steps).unwrap();
         assert_eq!(difference(&stock(&spec), &others), None);
         assert_eq!(second.report().driver_bytes, CONTEXT);
-        // Both hold far more than the step in which the driver's part is counted leaves.
+        // More than the rounding of the driver's part would hide.
         let held = second.report().arena_bytes_used - CONTEXT;
-        assert!(held > MIB, "{held}");
+        assert!(held > MIB / 4, "{held}");
         logits.extend(run_steps(&mut first_context, rest).unwrap());
         assert_eq!(first.report().driver_bytes, CONTEXT);
     }
