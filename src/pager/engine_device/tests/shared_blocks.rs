@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::ggml::InnerDevice;
 use crate::pager::block::Arena;
 use crate::pager::model_index::TensorLocation;
 use crate::pager::{Backing, GroupKey, Pager, PagerConfig, Place, StatesIn, TensorId, TensorSpec};
@@ -19,7 +20,7 @@ const WEIGHTS: [(&str, usize); 4] = [
 ];
 const AMPLE: u64 = 1 << 20;
 
-fn pager(rig_engine: DeviceEngine, inner: InnerDevice) -> Pager {
+fn pager(engine: DeviceEngine, inner: InnerDevice) -> Pager {
     let config = PagerConfig {
         budget_bytes: AMPLE,
         resident_groups_max: None,
@@ -32,7 +33,7 @@ fn pager(rig_engine: DeviceEngine, inner: InnerDevice) -> Pager {
         lock: false,
         arena: Arena::of(inner),
     };
-    Pager::new(config, Box::new(rig_engine))
+    Pager::new(config, Box::new(engine))
 }
 
 /// Bytes of the blocks and the ring that the pager has taken.
