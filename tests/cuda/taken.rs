@@ -146,7 +146,7 @@ fn beside() {
     let first = PagedDevice::new(config_on(&on, &spec, Paging::Both, 600 * MIB)).unwrap();
     let model = LlamaModel::of(&spec, Placement::Paged(&first)).unwrap();
     let mut first_context = LlamaContext::new(&model, &spec).unwrap();
-    let (begin, rest) = spec.steps.split_at(1);
+    let (begin, rest) = spec.steps.split_at(2);
     let mut logits = run_steps(&mut first_context, begin).unwrap();
     {
         let second = PagedDevice::new(config_on(&on, &spec, Paging::Both, 600 * MIB)).unwrap();
