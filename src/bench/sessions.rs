@@ -17,7 +17,7 @@ use super::{Paging, Plan};
 use crate::calibration::Run;
 use crate::cli::size::show_bytes;
 use crate::device::report::Reason;
-use crate::device::{Budget, PagedDevice};
+use crate::device::{self, Budget, PagedDevice};
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
 use crate::llama::bench::{Context, Model};
@@ -207,6 +207,7 @@ impl<'a> Sessions<'a> {
         let file_bytes = crate::llama::inspect(case.model.path.as_ref())?.tensor_bytes;
         let most = self.budget_max(index, file_bytes);
         let place = self.keys[index].place;
+        self.part_from_stock(place, case.is_paged());
         let bytes = needs(case, place, file_bytes, most);
         self.check_free(index, file_bytes)?;
         let room = share_of(self.free_bytes(place), SHARE);
@@ -242,6 +243,16 @@ impl<'a> Sessions<'a> {
             budget_max,
         });
         Ok(self.loaded.len() - 1)
+    }
+
+    /// Where what the driver takes of a device is measured, what is held there has to be known:
+    /// models that are paged lie beside such only.
+    fn part_from_stock(&mut self, place: Option<InnerDevice>, is_paged: bool) {
+        if !place.is_some_and(device::covers_driver) {
+            return;
+        }
+        self.loaded
+            .retain(|loaded| loaded.place != place || loaded.model.device().is_some() == is_paged);
     }
 
     fn load_with(

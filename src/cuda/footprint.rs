@@ -1,5 +1,6 @@
-//! What this process takes of a card's memory, what CUDA's driver takes for it included: the
-//! context, kernels that were loaded, handles and workspaces of its libraries.
+//! What CUDA's driver takes of a card's memory for this process: the context, kernels that were
+//! loaded, handles and workspaces of its libraries. That is what the process takes there, less
+//! what is known to be held ([`super::Holding`]).
 //!
 //! Which of the processes on the card is this one? Within a container the driver may count
 //! them otherwise than the system does, or show none at all. So it helps to know how the card
@@ -7,21 +8,27 @@
 //!
 //! ```text
 //!  listed under its own number, and not before        that one
-//!  one alone was not listed before                     that one
+//!  one alone was not listed before, and has taken
+//!  no more than there is more in use                   that one
 //!  nobody else changed what he takes meanwhile         the growth of what is in use
 //! ```
-//! Whoever takes less than what this process is known to hold is somebody else.
+//! Whoever takes less than what this process is known to hold is somebody else. The number under
+//! which it was found stays its own.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::sys::CUdevice;
 
 use super::driver::{Calls, driver};
+use super::holding::{held_on, place_of};
 use super::nvml::{Card, Process, Snapshot};
 
-/// What a process takes of a card.
+/// What is in use of a card and no process's may change by this without anybody's doing.
+const SLACK_BYTES: u64 = 64 << 20;
+
+/// What this process, or the driver for it, takes of a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Footprint {
     /// So many bytes; it can be asked again at any time.
@@ -38,12 +45,24 @@ pub enum Footprint {
 #[derive(Clone, Debug)]
 pub struct Usage {
     card: Card,
+    place: String,
+}
+
+/// What is known of a card.
+#[derive(Clone, Debug, Default)]
+struct Known {
     // Before this process had a context there.
     before: Option<Snapshot>,
+    // The number under which this process was found there.
+    number: Option<u32>,
 }
 
 /// By the card's place on the bus.
-static BEFORE: Mutex<BTreeMap<String, Snapshot>> = Mutex::new(BTreeMap::new());
+static KNOWN: Mutex<BTreeMap<String, Known>> = Mutex::new(BTreeMap::new());
+
+fn known() -> MutexGuard<'static, BTreeMap<String, Known>> {
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Notes how each card is used on which this process has no context yet. To be called before
 /// anything of CUDA's is; does nothing without a driver.
@@ -61,8 +80,9 @@ pub fn witness() {
         let Some(card) = Card::at(&bus_id) else {
             return;
         };
-        let mut known = BEFORE.lock().unwrap_or_else(PoisonError::into_inner);
-        known.entry(bus_id).or_insert_with(|| card.look());
+        let mut known = known();
+        let known = known.entry(bus_id).or_default();
+        known.before.get_or_insert_with(|| card.look());
     }
 }
 
@@ -88,45 +108,63 @@ fn place_of_unused(calls: &Calls, ordinal: i32) -> Option<String> {
 impl Usage {
     /// Of the card at a place on the bus, as ggml names it; None where nothing can be asked.
     pub fn at(bus_id: &str) -> Option<Self> {
-        // ggml appends a number to where one card plays several.
-        let place = bus_id.split_once("-v").map_or(bus_id, |(card, _)| card);
-        let place = place.to_lowercase();
+        let place = place_of(bus_id);
         let card = Card::at(&place)?;
-        let known = BEFORE.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(Self {
-            card,
-            before: known.get(&place).cloned(),
-        })
+        Some(Self { card, place })
     }
 
-    /// What this process takes now; it is known to hold `held_bytes`.
-    pub fn footprint(&self, held_bytes: u64) -> Footprint {
-        let (before, now) = (self.before.as_ref(), self.card.look());
-        find(before, &now, std::process::id(), held_bytes)
+    /// What the driver takes now for this process.
+    pub fn of_driver(&self) -> Footprint {
+        let (held_bytes, now) = (held_on(&self.place), self.card.look());
+        let mut known = known();
+        let known = known.entry(self.place.clone()).or_default();
+        match find(known, &now, std::process::id(), held_bytes) {
+            Footprint::Listed(bytes) => Footprint::Listed(bytes - held_bytes),
+            Footprint::Grown(bytes) => Footprint::Grown(bytes - held_bytes),
+            unknown => unknown,
+        }
     }
 }
 
-/// What the process that was not there `before` takes `now`.
-fn find(before: Option<&Snapshot>, now: &Snapshot, own: u32, held_bytes: u64) -> Footprint {
-    let earlier = before.and_then(|before| before.processes.as_deref());
-    let earlier = earlier.unwrap_or_default();
+/// What this process takes `now`, which holds so much.
+fn find(known: &mut Known, now: &Snapshot, own: u32, held_bytes: u64) -> Footprint {
     let listed = now.processes.as_deref().unwrap_or_default();
-    let is_new = |process: &&Process| earlier.iter().all(|old| old.number != process.number);
-    let is_enough = |process: &&Process| process.bytes.is_none_or(|bytes| bytes >= held_bytes);
-    let new: Vec<&Process> = listed.iter().filter(is_new).filter(is_enough).collect();
-    let mine = new.iter().find(|process| process.number == own);
-    let mine = mine.or(match &*new {
-        [alone] => Some(alone),
-        _ => None,
-    });
-    if let Some(bytes) = mine.and_then(|mine| mine.bytes) {
+    let before = known.before.as_ref();
+    let mine = match known.number {
+        Some(number) => listed.iter().find(|process| process.number == number),
+        None => choose(before, now, own),
+    };
+    let mine = mine.filter(|mine| mine.bytes.is_none_or(|bytes| bytes >= held_bytes));
+    if let Some((number, bytes)) = mine.and_then(|mine| Some((mine.number, mine.bytes?))) {
+        known.number = Some(number);
         return Footprint::Listed(bytes);
     }
+    let is_known = known.number.is_some();
     let grown = before.and_then(|before| growth(before, now));
+    let grown = grown.filter(|_| !is_known);
     match grown.filter(|bytes| *bytes >= held_bytes) {
         Some(bytes) => Footprint::Grown(bytes),
         None if now.processes.is_none() || mine.is_some() => Footprint::NotSaid,
         None => Footprint::NotListed,
+    }
+}
+
+/// The process that was not there `before`.
+fn choose<'a>(before: Option<&Snapshot>, now: &'a Snapshot, own: u32) -> Option<&'a Process> {
+    let earlier = before.and_then(|before| before.processes.as_deref());
+    let earlier = earlier.unwrap_or_default();
+    let listed = now.processes.as_deref().unwrap_or_default();
+    let is_new = |process: &&Process| earlier.iter().all(|old| old.number != process.number);
+    let new: Vec<&Process> = listed.iter().filter(is_new).collect();
+    if let Some(mine) = new.iter().find(|process| process.number == own) {
+        return Some(mine);
+    }
+    let used = before.and_then(|before| before.used_bytes).unwrap_or(0);
+    let more = now.used_bytes.map(|bytes| bytes.saturating_sub(used));
+    let most = more.map_or(u64::MAX, |bytes| bytes.saturating_add(SLACK_BYTES));
+    match &*new {
+        [alone] if alone.bytes.is_none_or(|bytes| bytes <= most) => Some(alone),
+        _ => None,
     }
 }
 
@@ -138,7 +176,13 @@ fn growth(before: &Snapshot, now: &Snapshot) -> Option<u64> {
     if !others_stay || new.len() > old.len() + 1 {
         return None;
     }
-    now.used_bytes?.checked_sub(before.used_bytes?)
+    let grown = now.used_bytes?.checked_sub(before.used_bytes?)?;
+    // Who is listed with more than that has not come meanwhile.
+    let is_possible = |process: &Process| {
+        let bytes = process.bytes.unwrap_or(0);
+        old.contains(process) || bytes <= grown.saturating_add(SLACK_BYTES)
+    };
+    new.iter().all(is_possible).then_some(grown)
 }
 
 #[cfg(test)]
@@ -146,6 +190,14 @@ mod tests {
     use super::*;
 
     const OWN: u32 = 7;
+
+    fn find(before: Option<&Snapshot>, now: &Snapshot, own: u32, held_bytes: u64) -> Footprint {
+        let mut known = Known {
+            before: before.cloned(),
+            number: None,
+        };
+        super::find(&mut known, now, own, held_bytes)
+    }
 
     fn at(used_bytes: u64, processes: &[(u32, u64)]) -> Snapshot {
         let process = |(number, bytes): &(u32, u64)| Process {
@@ -182,6 +234,29 @@ mod tests {
         assert_eq!(find(None, &alone, OWN, 501), Footprint::NotListed);
         let two = at(900, &[(3, 200), (9001, 500), (9002, 50)]);
         assert_eq!(find(Some(&before), &two, OWN, 0), Footprint::NotListed);
+        // Nor is one of two this one because the other has too little.
+        assert_eq!(find(Some(&before), &two, OWN, 400), Footprint::NotListed);
+        // Who has taken more than there is more in use was there, unseen.
+        let unseen = at(900, &[(3, 200), (9001, 601 + SLACK_BYTES)]);
+        assert_eq!(find(Some(&before), &unseen, OWN, 0), Footprint::NotListed);
+    }
+
+    #[test]
+    fn who_was_found_once_is_looked_for_by_that_number_only() {
+        let mut known = Known {
+            before: Some(at(300, &[(3, 200)])),
+            number: None,
+        };
+        let mut find = |now: &Snapshot| super::find(&mut known, now, OWN, 100);
+        let alone = at(900, &[(3, 200), (9001, 500)]);
+        assert_eq!(find(&alone), Footprint::Listed(500));
+        let joined = at(9900, &[(3, 200), (9001, 550), (9002, 9000)]);
+        assert_eq!(find(&joined), Footprint::Listed(550));
+        let gone = at(9900, &[(3, 200), (9002, 9000)]);
+        assert_eq!(find(&gone), Footprint::NotListed);
+        // Not even when it alone could be this one.
+        let back = at(9900, &[(OWN, 700), (9001, 560)]);
+        assert_eq!(find(&back), Footprint::Listed(560));
     }
 
     #[test]
@@ -190,7 +265,7 @@ mod tests {
             used_bytes: Some(used),
             processes: None,
         };
-        let find = |before: &Snapshot, now: &Snapshot| find(Some(before), now, OWN, 100);
+        let find = |before: &Snapshot, now: &Snapshot| self::find(Some(before), now, OWN, 100);
         assert_eq!(find(&hidden(300), &hidden(800)), Footprint::Grown(500));
         assert_eq!(find(&at(300, &[]), &at(800, &[])), Footprint::Grown(500));
         let unknown = [(9001, u64::MAX)];

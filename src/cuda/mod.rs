@@ -9,6 +9,7 @@
 mod context;
 mod driver;
 mod footprint;
+mod holding;
 mod nvml;
 mod pinned;
 mod range;
@@ -16,6 +17,7 @@ mod stream;
 
 pub use context::Context;
 pub use footprint::{Footprint, Usage, witness};
+pub use holding::Holding;
 pub use pinned::Pages;
 pub use range::{Mapping, Range};
 pub use stream::{Event, Stream};

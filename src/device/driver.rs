@@ -29,6 +29,8 @@ use crate::telemetry::pressure::{
 const STEP_BYTES: u64 = 4 << 20;
 /// The reserve takes at most this part of the budget.
 const RESERVE_PART: u64 = 4;
+/// After so many questions in a row without an answer none are asked.
+const UNANSWERED_MAX: u32 = 8;
 /// Graphs in a row that load nothing more before the reserve is given up.
 const CALM_GRAPHS: u32 = 4;
 /// Afterwards the driver is asked no more often than this, and ever less while nothing changes.
@@ -50,28 +52,32 @@ enum Source {
 #[derive(Debug)]
 pub struct Meter {
     source: Source,
+    // What was measured, and what stands for that where nothing can be.
     bytes: u64,
+    guessed_bytes: u64,
     reserve_bytes: u64,
-    // Graphs in a row that loaded nothing more.
+    // Graphs in a row that loaded nothing more, as far as that is known.
     calm: u32,
+    unanswered: u32,
     interval: Duration,
     asked: Instant,
-    // Whether a plan beside it was refused, or the smallest one goes on.
-    complained: bool,
+    // Whether the plan does not cover yet what was measured.
+    pending: bool,
 }
 
-/// Bytes that the driver of `device` takes for this process now, and may soon take: as far as
-/// a budget covers them. None where that is not the budget's business.
-pub fn driver_bytes(device: InnerDevice) -> Option<u64> {
-    Meter::of(device).map(|(meter, _)| meter.bytes)
+/// Whether it is the budget's business what the driver of `device` takes of its memory: it is
+/// told of all that this process holds there, and measures the rest.
+pub fn covers_driver(device: InnerDevice) -> bool {
+    CudaLink::is_for(device)
 }
 
 /// The budget in the memory of `device` when the user names none, as things are now.
 pub fn automatic_budget(device: InnerDevice, threshold: f64) -> u64 {
     // First this: asking CUDA for it makes the context.
     let memory = Level::of_device(device);
-    let (own_bytes, driver) = match driver_bytes(device) {
-        Some(bytes) => (bytes, DriverIs::Covered),
+    let (own_bytes, driver) = match Meter::of(device) {
+        // A guess says nothing of what is in use.
+        Some((meter, _)) => (meter.bytes, DriverIs::Covered),
         None => (0, DriverIs::Beside),
     };
     automatic_device_budget(memory, threshold, own_bytes, driver)
@@ -86,12 +92,12 @@ impl Meter {
     /// For a device that has a context, and what is to be said of it; None where its driver's
     /// part is not the budget's business: for other devices than CUDA's.
     pub fn of(device: InnerDevice) -> Option<(Self, Option<String>)> {
-        if !CudaLink::is_for(device) {
+        if !covers_driver(device) {
             return None;
         }
         let usage = device.bus_id().and_then(|bus_id| Usage::at(&bus_id));
-        let found = usage.as_ref().map(|usage| usage.footprint(0));
-        let constant = (Source::Constant, DEVICE_OVERHEAD_BYTES, 0);
+        let found = usage.as_ref().map(|usage| usage.of_driver());
+        let constant = (Source::Constant, 0, 0);
         let ((source, bytes, reserve_bytes), why) = match (found, usage) {
             (Some(Footprint::Listed(bytes)), Some(usage)) => {
                 let asked = Source::Asked(usage);
@@ -114,22 +120,28 @@ impl Meter {
             ),
             (None, _) | (_, None) => (constant, None),
         };
+        let guessed_bytes = match source {
+            Source::Constant => DEVICE_OVERHEAD_BYTES,
+            Source::Asked(_) | Source::Once => 0,
+        };
         let notice = why.map(|why| {
             let name = device.name();
             let guessed = match source {
                 Source::Once => format!("what comes later is taken to be {}", mib(reserve_bytes)),
-                _ => format!("it is taken to be {}", mib(bytes)),
+                _ => format!("it is taken to be {}", mib(guessed_bytes)),
             };
             format!("what CUDA's driver takes of {name} {why}; {guessed} of the budget")
         });
         let meter = Self {
             source,
             bytes,
+            guessed_bytes,
             reserve_bytes,
             calm: 0,
+            unanswered: 0,
             interval: INTERVAL_MIN,
             asked: Instant::now(),
-            complained: false,
+            pending: false,
         };
         Some((meter, notice))
     }
@@ -142,12 +154,12 @@ impl Meter {
         }
     }
 
-    /// What of the budget it takes; `yields`: as long as the smallest plan fits beside it.
-    pub fn part(&self, yields: bool) -> DriverPart {
+    /// What of the budget it takes.
+    pub fn part(&self) -> DriverPart {
         DriverPart {
             bytes: self.bytes,
+            guessed_bytes: self.guessed_bytes,
             reserve_bytes: self.reserve_bytes,
-            yields,
         }
     }
 
@@ -157,17 +169,29 @@ impl Meter {
             && (self.calm < CALM_GRAPHS || self.asked.elapsed() >= self.interval)
     }
 
-    /// Asks the driver, while the process holds `held_bytes` beside what it takes; whether
-    /// another part of the budget has to be covered.
-    fn ask(&mut self, held_bytes: u64) -> bool {
+    /// Asks the driver; whether another part of the budget has to be covered.
+    fn ask(&mut self) -> bool {
         let Source::Asked(usage) = &self.source else {
             return false;
         };
         self.asked = Instant::now();
-        let Footprint::Listed(bytes) = usage.footprint(held_bytes) else {
-            return false;
+        let answer = match usage.of_driver() {
+            Footprint::Listed(bytes) => Some(stepped(bytes)),
+            Footprint::Grown(_) | Footprint::NotListed | Footprint::NotSaid => None,
         };
-        self.note(stepped(bytes.saturating_sub(held_bytes)))
+        self.note_answer(answer)
+    }
+
+    /// Where there is no answer, nothing is known to have changed.
+    fn note_answer(&mut self, bytes: Option<u64>) -> bool {
+        self.unanswered = match bytes {
+            Some(_) => 0,
+            None => self.unanswered + 1,
+        };
+        if self.unanswered == UNANSWERED_MAX {
+            self.source = Source::Once;
+        }
+        self.note(bytes.unwrap_or(self.bytes))
     }
 
     fn note(&mut self, bytes: u64) -> bool {
@@ -206,13 +230,27 @@ impl Shared {
         let Some(meter) = paged.driver.as_mut().filter(|meter| meter.is_due()) else {
             return Ok(());
         };
-        let usage = paged.pager.usage();
-        if !meter.ask(usage.arena_bytes - usage.driver_bytes) {
+        if !meter.ask() {
             return Ok(());
         }
-        let part = meter.part(true);
-        match paged.pager.set_driver(part) {
-            Ok(()) => self.note_change(Reason::Driver, paged),
+        meter.pending = true;
+        self.follow_driver(paged)
+    }
+
+    /// Has the budget cover what was measured, if it does not yet. Where that is refused, the
+    /// next change of the budget tries again.
+    ///
+    /// # Errors
+    /// As for `cover_driver`.
+    pub fn follow_driver(&self, paged: &mut Paged) -> Result<()> {
+        let Some(meter) = paged.driver.as_mut().filter(|meter| meter.pending) else {
+            return Ok(());
+        };
+        match paged.pager.set_driver(meter.part()) {
+            Ok(()) => {
+                meter.pending = false;
+                self.note_change(Reason::Driver, paged);
+            }
             Err(Error::Memory(sentence)) => {
                 let name = self.inner.name();
                 self.note_once(&format!(
@@ -221,30 +259,7 @@ impl Shared {
             }
             Err(other) => return Err(other),
         }
-        self.tell_overrun(paged);
         Ok(())
-    }
-
-    /// Says once that the smallest plan takes more than the budget.
-    fn tell_overrun(&self, paged: &mut Paged) {
-        let usage = paged.pager.usage();
-        let over = usage.arena_bytes.saturating_sub(usage.budget_bytes);
-        let Some(meter) = paged.driver.as_mut() else {
-            return;
-        };
-        if over == 0 || meter.complained {
-            return;
-        }
-        meter.complained = true;
-        self.note_once(&format!(
-            "the driver of {} takes {} of the budget of {}, which leaves less than the smallest \
-             plan needs; the run goes on with that, {} over the budget; raise --vram-budget or \
-             lower -c or -ub",
-            self.inner.name(),
-            mib(usage.driver_bytes),
-            mib(usage.budget_bytes),
-            mib(over),
-        ));
     }
 }
 
@@ -258,11 +273,13 @@ mod tests {
         Meter {
             source: Source::Constant,
             bytes,
+            guessed_bytes: 0,
             reserve_bytes: 256 * MIB,
             calm: 0,
+            unanswered: 0,
             interval: INTERVAL_MIN,
             asked: Instant::now(),
-            complained: false,
+            pending: false,
         }
     }
 
@@ -279,6 +296,24 @@ mod tests {
         // More than the reserve ever was.
         assert!(meter.note(900 * MIB));
         assert_eq!((meter.bytes, meter.reserve_bytes), (900 * MIB, 0));
+    }
+
+    #[test]
+    fn who_does_not_answer_is_asked_less_and_then_no_more() {
+        let mut meter = meter(400 * MIB);
+        let changes: Vec<bool> = (0..4).map(|_| meter.note_answer(None)).collect();
+        assert_eq!(changes, [false, false, false, true]);
+        assert_eq!((meter.bytes, meter.reserve_bytes), (400 * MIB, 0));
+        meter.note_answer(None);
+        assert_eq!(meter.interval, 2 * INTERVAL_MIN);
+        // An answer begins the count anew.
+        meter.note_answer(Some(400 * MIB));
+        assert_eq!(meter.unanswered, 0);
+        for _ in 0..UNANSWERED_MAX {
+            assert!(matches!(meter.source, Source::Constant));
+            meter.note_answer(None);
+        }
+        assert!(matches!(meter.source, Source::Once));
     }
 
     #[test]
@@ -301,8 +336,8 @@ mod tests {
     #[test]
     fn the_reserve_is_a_part_of_a_small_budget() {
         let within = |bytes| meter(8 * MIB).within(bytes);
-        assert_eq!(within(100 * MIB).part(false).reserve_bytes, 25 * MIB);
-        assert_eq!(within(u64::MAX).part(false).reserve_bytes, 256 * MIB);
+        assert_eq!(within(100 * MIB).part().reserve_bytes, 25 * MIB);
+        assert_eq!(within(u64::MAX).part().reserve_bytes, 256 * MIB);
         assert_eq!(
             (stepped(0), stepped(1), stepped(4 * MIB)),
             (0, 4 * MIB, 4 * MIB)

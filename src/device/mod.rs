@@ -41,7 +41,7 @@ use std::sync::Arc;
 use ggml_sys as sys;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::driver::{automatic_budget, automatic_budget_now};
+pub(crate) use self::driver::{automatic_budget, automatic_budget_now, covers_driver};
 pub(crate) use self::engine::{keep_bytes, link_to};
 use self::rehearsal::Notebook;
 pub use self::report::Report;

@@ -36,6 +36,10 @@ pub struct Report {
     /// Bytes that the driver of the inner device takes of its memory for this process (the
     /// context, kernels, workspaces); 0 where that is not counted.
     pub driver_bytes: u64,
+    /// Bytes of these that are a guess.
+    pub guessed_bytes: u64,
+    /// Bytes of the budget that are kept free for what that driver may take soon.
+    pub reserve_bytes: u64,
     /// Bytes of a draft model: its weights, KV cache and scratch.
     pub draft_bytes: u64,
     /// Layers of which everything stays in the arena, the output counted as one.

@@ -10,12 +10,13 @@ use std::time::Instant;
 use ggml_sys as sys;
 
 use super::addresses::AddressMap;
-use super::driver::{Meter, automatic_budget_now};
+use super::driver::{Meter, automatic_budget_now, covers_driver};
 use super::engine;
 use super::interface::Interface;
 use super::rehearsal::Notebook;
 use super::report::{Change, Move, Reason};
 use super::{Budget, Cold, PagingConfig, Report, Storage};
+use crate::cuda::Holding;
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
 use crate::pager::block::Arena;
@@ -106,7 +107,11 @@ impl Shared {
         };
         let driver = driver.map(|meter| meter.within(limit));
         if let Some(meter) = &driver {
-            pager.expect_driver(meter.part(false));
+            pager.expect_driver(meter.part());
+        }
+        let holds = covers_driver(inner) && !notebook.is_open();
+        if let Some(bus_id) = inner.bus_id().filter(|_| holds) {
+            pager.keep_account(Holding::on(&bus_id));
         }
         let shared = Arc::new(Self {
             config,
@@ -320,6 +325,8 @@ impl Shared {
             ring_bytes: usage.ring_bytes,
             scratch_bytes: usage.outside_bytes.saturating_sub(paged.beside_bytes),
             driver_bytes: usage.driver_bytes,
+            guessed_bytes: usage.guessed_bytes,
+            reserve_bytes: usage.reserve_bytes,
             draft_bytes: paged.beside_bytes,
             pass_bytes: paged.pass_bytes,
             resident_layers: usage.resident_layers,
@@ -379,7 +386,7 @@ impl Shared {
         let part = matches!(reason, Reason::Pressure | Reason::Calm);
         paged.pager.set_budget(bytes, part)?;
         self.note_change(reason, &mut paged);
-        Ok(())
+        self.follow_driver(&mut paged)
     }
 
     /// Notes that a plan has taken effect. While the model loads, only the newest counts.

@@ -24,8 +24,9 @@ pub enum Arena {
 
 /// Resident tensors of a group that are smaller than this share one block.
 const OWN_BLOCK_BYTES: usize = 1 << 20;
-/// The same in a device's memory, which is given back by whole blocks only.
-const OWN_BLOCK_BYTES_OF_DEVICE: usize = 4 << 10;
+/// The same in CUDA's memory, which gives small blocks from few large ones. Others count
+/// allocations, and have few.
+const OWN_BLOCK_BYTES_OF_CUDA: usize = 4 << 10;
 /// What a kernel may read of a state behind the last row that is in use: it reads rows of
 /// quantised elements in steps of 512, at most 2 KiB.
 const READ_AHEAD_BYTES: usize = 4096;
@@ -81,6 +82,11 @@ impl Arena {
         matches!(self, Self::Host)
     }
 
+    /// Whether the memory of a part of a block is given back.
+    pub fn gives_back_parts(&self) -> bool {
+        matches!(self, Self::Host)
+    }
+
     /// Whether the device reads padding behind a tensor's own bytes.
     pub fn has_padding(&self) -> bool {
         matches!(self, Self::Device(..))
@@ -95,8 +101,8 @@ impl Arena {
     /// Whether a tensor of `bytes` has a block to itself, and shares none.
     pub fn has_own_block(&self, bytes: usize) -> bool {
         match self {
-            Self::Host => bytes >= OWN_BLOCK_BYTES,
-            Self::Device(..) => bytes >= OWN_BLOCK_BYTES_OF_DEVICE,
+            Self::Host | Self::Device(_, None) => bytes >= OWN_BLOCK_BYTES,
+            Self::Device(_, Some(_)) => bytes >= OWN_BLOCK_BYTES_OF_CUDA,
         }
     }
 

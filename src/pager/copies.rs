@@ -375,7 +375,7 @@ impl Pager {
             return Ok(());
         };
         let start = std::time::Instant::now();
-        let outcome = self.engine.wait(newest);
+        let outcome = self.engine.await_arrival(newest);
         self.stalls.storage_seconds += start.elapsed().as_secs_f64();
         outcome.map_err(|failure| self.fail(&failure))?;
         for id in ids {

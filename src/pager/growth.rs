@@ -1,12 +1,14 @@
 //! States that take memory of a device as they come into use, and what happens when it has
 //! less than the budget says, because others have taken it: weights give way.
 
+use std::sync::Arc;
+
 use super::block::Block;
 use super::limits::mib;
 use super::replan::Halt;
-use super::{Pager, Place};
+use super::{Pager, Place, TensorId};
 use crate::error::{Error, Result};
-use crate::planner::Plan;
+use crate::planner::{Placement, Plan};
 
 /// Memory that a device did not give.
 #[derive(Debug)]
@@ -30,6 +32,26 @@ pub(super) fn grow(block: &Block, in_use: usize) -> std::result::Result<(), Halt
 }
 
 impl Pager {
+    /// Tensors that stay and share a block with one that leaves. Where memory is given back by
+    /// whole blocks only, they are placed anew, so that what is counted is what is taken.
+    pub(super) fn fellows_of_leaving(&self, moving: &[(TensorId, Placement)]) -> Vec<TensorId> {
+        if self.config.arena.gives_back_parts() {
+            return Vec::new();
+        }
+        let block_of = |id: TensorId| match &self.tensor(id).place {
+            Place::Resident(block, _) => Some(Arc::as_ptr(block)),
+            _ => None,
+        };
+        let leaving = moving.iter().filter_map(|(id, _)| block_of(*id));
+        let leaving: Vec<*const Block> = leaving.collect();
+        let stays = |id: &TensorId| moving.iter().all(|(other, _)| other != id);
+        let shares = |id: &TensorId| block_of(*id).is_some_and(|block| leaving.contains(&block));
+        match leaving.is_empty() {
+            true => Vec::new(),
+            false => self.ids().filter(stays).filter(shares).collect(),
+        }
+    }
+
     /// Takes memory for what is in use of the states that stay.
     pub(super) fn grow_states(&self) -> std::result::Result<(), Halt> {
         let states = self.tensors.iter().flatten();
@@ -51,7 +73,7 @@ impl Pager {
     pub(super) fn retreat(&mut self, before: &mut Option<Retreat>, plan: &Plan, room: NoRoom) {
         let twice = before.take().map_or(0, |before| 2 * before.given_up_bytes);
         let given_up_bytes = twice.max(room.bytes).max(1);
-        let driver = self.driver.bytes + self.driver.reserve_bytes;
+        let driver = self.driver.most_bytes();
         let taken = plan.arena_bytes() + self.outside_bytes + driver;
         let left = taken.saturating_sub(given_up_bytes);
         self.config.budget_bytes = self.config.budget_bytes.min(left);

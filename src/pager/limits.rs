@@ -3,9 +3,14 @@
 //! ```text
 //!  budget | arena: what stays, the ring | outside: scratch | the driver's | its reserve |
 //! ```
-//! The reserve is left free as far as the smallest plan does not need it.
+//! The reserve is left free as far as the smallest plan does not need it, and so is what the
+//! driver is only guessed to take. Where it takes more while the model runs, the smallest plan
+//! goes on, beyond the budget by what that takes and no more.
 
+use super::block::Arena;
+use super::usage::Usage;
 use super::{DriverPart, GroupKey, Pager};
+use crate::cuda::Holding;
 use crate::error::{Error, Result};
 use crate::planner::{self, Item, Limits, Plan, Shortfall};
 
@@ -18,11 +23,13 @@ impl Pager {
         let before = std::mem::replace(&mut self.outside_bytes, bytes);
         if bytes <= before {
             self.stale |= bytes < before;
+            self.note_held();
             return Ok(());
         }
         let outcome = self.replan_within_what_is_allowed();
         if outcome.is_err() {
             self.outside_bytes = before;
+            self.note_held();
         }
         outcome
     }
@@ -33,19 +40,86 @@ impl Pager {
         self.stale = true;
     }
 
-    /// Has the budget cover what the driver takes, with a plan for it.
+    /// Has the budget cover what the driver takes, with a plan for it: within the user's
+    /// budget, or else the smallest.
     ///
     /// # Errors
     /// As for `set_budget`: it is covered as before then.
     pub fn set_driver(&mut self, driver: DriverPart) -> Result<()> {
-        let before = std::mem::replace(&mut self.driver, driver);
-        let outcome = self.replan_within_what_is_allowed();
+        let before = (self.driver, self.overrun_bytes);
+        self.driver = driver;
+        let mut outcome = self.replan_within_what_is_allowed();
+        if matches!(outcome, Err(Error::Memory(_))) {
+            let part = self.config.budget_bytes;
+            self.config.budget_bytes = part.max(self.allowed_bytes);
+            let over = self.least_bytes.saturating_sub(self.config.budget_bytes);
+            self.overrun_bytes = self.overrun_bytes.max(over);
+            outcome = self.replan();
+            if outcome.is_err() {
+                self.config.budget_bytes = part;
+            }
+        }
         if outcome.is_err() {
-            self.driver = before;
+            (self.driver, self.overrun_bytes) = before;
             // If that fails too, the next graph tries again and says why.
             let _ = self.replan_within_what_is_allowed();
         }
         outcome
+    }
+
+    /// Tells others of this process, from now on, what is held here of the arena's card.
+    pub fn keep_account(&mut self, holding: Holding) {
+        self.holding = Some(holding);
+        self.note_held();
+    }
+
+    /// What is held has changed.
+    pub(super) fn note_held(&self) {
+        if let Some(holding) = &self.holding {
+            let usage = self.usage();
+            holding.set(usage.arena_bytes - usage.driver_bytes);
+        }
+    }
+
+    /// Counts what of the budget is left for what is not known of the driver.
+    pub(super) fn count_left_for_driver(&self, usage: &mut Usage) {
+        let mut left = usage.budget_bytes.saturating_sub(usage.arena_bytes);
+        usage.guessed_bytes = self.driver.guessed_bytes.min(left);
+        left -= usage.guessed_bytes;
+        usage.arena_bytes += usage.guessed_bytes;
+        usage.driver_bytes += usage.guessed_bytes;
+        usage.reserve_bytes = self.driver.reserve_bytes.min(left);
+    }
+
+    /// Says that the smallest plan takes more than the budget leaves beside the driver: for a
+    /// guess once, and for what is measured whenever it is more than was said.
+    pub(super) fn tell_overrun(&mut self) {
+        let Arena::Device(device, _) = &self.config.arena else {
+            return;
+        };
+        let (usage, name) = (self.usage(), device.name());
+        let over = usage.arena_bytes.saturating_sub(usage.budget_bytes);
+        let lack = self.driver.guessed_bytes - usage.guessed_bytes;
+        if over.min(self.overrun_bytes) > self.overrun_told_bytes {
+            self.overrun_told_bytes = over;
+            self.notes.push(format!(
+                "the driver of {name} takes {} of the budget of {}, which leaves less than the \
+                 smallest plan needs; the run goes on with that, {} over the budget; raise \
+                 --vram-budget or lower -c or -ub",
+                mib(usage.driver_bytes),
+                mib(usage.budget_bytes),
+                mib(over),
+            ));
+        } else if lack > 0 && self.overrun_told_bytes == 0 {
+            self.overrun_told_bytes = lack;
+            self.notes.push(format!(
+                "the budget of {} leaves {} for the driver of {name}, which is taken to need {}; \
+                 the process may take more than the budget; raise --vram-budget or lower -c or -ub",
+                mib(usage.budget_bytes),
+                mib(usage.guessed_bytes),
+                mib(self.driver.guessed_bytes),
+            ));
+        }
     }
 
     /// The planner's answer for the tensors as they are.
@@ -75,10 +149,9 @@ impl Pager {
         };
         let (budget, driver) = (self.config.budget_bytes, self.driver);
         let room = budget.saturating_sub(self.outside_bytes);
-        let reserved = driver.bytes + driver.reserve_bytes;
-        let mut outcome = plan_within(room.saturating_sub(reserved));
+        let mut outcome = plan_within(room.saturating_sub(driver.most_bytes()));
         if let Err(Shortfall { minimum_bytes, .. }) = outcome
-            && minimum_bytes + if driver.yields { 0 } else { driver.bytes } <= room
+            && minimum_bytes + self.outside_bytes + driver.bytes <= budget + self.overrun_bytes
         {
             outcome = plan_within(minimum_bytes);
         }

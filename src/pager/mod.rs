@@ -56,6 +56,7 @@ use self::storage::StoreFile;
 pub use self::transfers::ring_too_small;
 use self::underway::Underway;
 use self::usage::{KvPages, Move, Prefetches, Stalls, Traffic, Usage};
+use crate::cuda::Holding;
 use crate::ggml::{Fence, RawBuffer};
 use crate::planner::LookAhead;
 
@@ -174,10 +175,18 @@ enum Place {
 pub struct DriverPart {
     /// What it takes now.
     pub bytes: u64,
-    /// What it may take soon. Left free as far as the smallest plan does not need it.
+    /// What it is taken to need where that is not measured. Left as far as the smallest plan
+    /// does not need it.
+    pub guessed_bytes: u64,
+    /// What it may take soon. Left free in the same way.
     pub reserve_bytes: u64,
-    /// Whether the smallest plan goes on where it does not fit beside what the driver takes.
-    pub yields: bool,
+}
+
+impl DriverPart {
+    /// All of it.
+    fn most_bytes(self) -> u64 {
+        self.bytes + self.guessed_bytes + self.reserve_bytes
+    }
 }
 
 /// See the module's documentation.
@@ -201,6 +210,10 @@ pub struct Pager {
     // Bytes that the budget covers and that lie outside.
     outside_bytes: u64,
     driver: DriverPart,
+    // By so much the smallest plan may exceed the user's budget, since the driver took more,
+    // and the most of it that the user was told of.
+    overrun_bytes: u64,
+    overrun_told_bytes: u64,
     // Sizes have changed since the plan was made.
     stale: bool,
     // The user's budget, of which the one in effect may be a part.
@@ -227,6 +240,8 @@ pub struct Pager {
     underway: Vec<Underway>,
     // A write-back failed: states are no longer what the graph computed.
     lost: Option<String>,
+    // What others of this process are told that it holds of a card. After the memory.
+    holding: Option<Holding>,
 }
 
 impl Pager {
@@ -246,6 +261,8 @@ impl Pager {
             spill: None,
             outside_bytes: 0,
             driver: DriverPart::default(),
+            overrun_bytes: 0,
+            overrun_told_bytes: 0,
             stale: false,
             allowed_bytes,
             least_bytes: 0,
@@ -262,6 +279,7 @@ impl Pager {
             launched: None,
             underway: Vec::new(),
             lost: None,
+            holding: None,
         }
     }
 
@@ -470,6 +488,7 @@ impl Pager {
             }
             layers.push((tensor.spec.group, streamed));
         }
+        self.count_left_for_driver(&mut usage);
         layers.retain(|(key, _)| *key != GroupKey::Shared);
         layers.sort_unstable();
         for layer in layers.chunk_by(|a, b| a.0 == b.0) {

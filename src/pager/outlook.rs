@@ -119,8 +119,8 @@ impl Pager {
         self.outside_bytes = outside_bytes;
         let plan = self.plan()?;
         let taken = plan.arena_bytes() + outside_bytes + self.driver.bytes;
-        let reserve = budget_bytes.saturating_sub(taken);
-        let driver_bytes = self.driver.bytes + reserve.min(self.driver.reserve_bytes);
+        let left = budget_bytes.saturating_sub(taken);
+        let driver_bytes = self.driver.most_bytes().min(self.driver.bytes + left);
         let tensors = self.tensors.iter().flatten().zip(&plan.placements);
         let tensors = tensors.map(|(tensor, placement)| Placed {
             group: tensor.spec.group,

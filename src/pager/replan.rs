@@ -88,6 +88,7 @@ impl Pager {
             self.ring_bytes_min = 0;
         }
         self.stale = true;
+        self.note_held();
     }
 
     /// Plans anew for another budget: the user's, or a part of it that is left for a while.
@@ -98,11 +99,11 @@ impl Pager {
         let before = std::mem::replace(&mut self.config.budget_bytes, bytes);
         self.forget_stuck();
         // Who asks for too little hears so.
-        let yields = std::mem::replace(&mut self.driver.yields, false);
+        let overrun = std::mem::take(&mut self.overrun_bytes);
         let outcome = self.replan();
-        self.driver.yields = yields;
         if outcome.is_err() {
             self.config.budget_bytes = before;
+            self.overrun_bytes = overrun;
             self.forget_stuck();
             // If that fails too, the next graph tries again and says why.
             let _ = self.replan();
@@ -164,14 +165,17 @@ impl Pager {
         tensors.any(|tensor| tensor.state.is_some())
     }
 
-    fn replan(&mut self) -> Result<()> {
+    pub(super) fn replan(&mut self) -> Result<()> {
         self.check_states()?;
         // Until all is where the plan wants it.
         self.stale = true;
         let budget_bytes = self.config.budget_bytes;
         let mut retreat = None;
         let outcome = self.find_plan(&mut retreat);
-        self.end_retreat(retreat, budget_bytes, outcome)?;
+        let outcome = self.end_retreat(retreat, budget_bytes, outcome);
+        self.note_held();
+        outcome?;
+        self.tell_overrun();
         self.minimum_bytes = self.minimum_bytes.max(self.least_bytes);
         let tensors = self.tensors.iter_mut().flatten();
         for state in tensors.filter_map(|tensor| tensor.state.as_mut()) {
@@ -249,9 +253,13 @@ impl Pager {
         }
         self.drain()?;
         let before = self.moves.len();
+        let fellows = self.fellows_of_leaving(&moving);
         // What leaves makes room before anything new is taken.
         for (id, _) in moving.iter().filter(|(_, to)| *to == Placement::Streamed) {
             self.stream_out(*id)?;
+        }
+        for id in &fellows {
+            self.tensor_mut(*id).place = Place::Nowhere;
         }
         self.cache_out(&moving, cache_bytes)?;
         if ring_bytes != self.ring.bytes() {
@@ -264,7 +272,8 @@ impl Pager {
         }
         self.ring.clear();
         let coming = moving.iter().filter(|(_, to)| *to == Placement::Resident);
-        let coming: Vec<TensorId> = coming.map(|(id, _)| *id).collect();
+        let coming = coming.map(|(id, _)| *id).chain(fellows);
+        let coming: Vec<TensorId> = coming.collect();
         let outcome = self.bring_in(&coming);
         self.choose_copies();
         self.count_layers(before);

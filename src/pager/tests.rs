@@ -492,6 +492,59 @@ fn a_growth_that_is_refused_is_forgotten() {
 }
 
 #[test]
+fn a_plan_exceeds_the_budget_by_what_the_driver_took_and_no_more() {
+    let mut stage = Stage::new(&Setup::new(2 * TOTAL_BYTES)).unwrap();
+    stage.pass(0, 1, true).unwrap();
+    let least = stage.pager.usage().minimum_bytes;
+    let allowed = least + 200;
+    stage.pager.set_budget(allowed, false).unwrap();
+    stage.pager.set_budget(least, true).unwrap();
+    let driver = |bytes| DriverPart {
+        bytes,
+        ..DriverPart::default()
+    };
+    // What pressure has taken of the budget is taken back first.
+    stage.pager.set_driver(driver(200)).unwrap();
+    let usage = stage.pager.usage();
+    assert!(usage.arena_bytes <= usage.budget_bytes, "{usage:?}");
+    assert!(usage.budget_bytes <= allowed, "{usage:?}");
+    stage.pager.set_driver(driver(5000)).unwrap();
+    let usage = stage.pager.usage();
+    let most = stage.pager.least_bytes();
+    assert_eq!((usage.budget_bytes, usage.arena_bytes), (allowed, most));
+    stage.pass(1, 1, true).unwrap();
+    let refused = stage.pass(1, ROWS, true).unwrap_err();
+    assert_eq!(refused.exit_code(), 4, "{refused}");
+    // Who asks for too little hears so, and what was granted stays.
+    stage.pager.set_budget(most - 1, false).unwrap_err();
+    stage.pass(2, 1, true).unwrap();
+    stage.pager.set_budget(most, false).unwrap();
+    stage.pass(2, 1, true).unwrap();
+}
+
+#[test]
+fn what_is_guessed_of_the_driver_yields_and_its_reserve_first() {
+    let mut stage = Stage::new(&Setup::new(2 * TOTAL_BYTES)).unwrap();
+    stage.pass(0, 1, true).unwrap();
+    stage.pager.expect_driver(DriverPart {
+        bytes: 100,
+        guessed_bytes: 2 * TOTAL_BYTES,
+        reserve_bytes: 300,
+    });
+    stage.pass(0, 1, true).unwrap();
+    let usage = stage.pager.usage();
+    assert_eq!(usage.arena_bytes, usage.budget_bytes);
+    assert_eq!(usage.driver_bytes, 100 + usage.guessed_bytes);
+    assert!(usage.guessed_bytes > TOTAL_BYTES, "{usage:?}");
+    assert_eq!(usage.reserve_bytes, 0);
+    let least = stage.pager.least_bytes();
+    stage.pager.set_budget(least, false).unwrap();
+    let usage = stage.pager.usage();
+    assert_eq!((usage.driver_bytes, usage.guessed_bytes), (100, 0));
+    stage.pager.set_budget(least - 1, false).unwrap_err();
+}
+
+#[test]
 fn a_failed_copy_is_a_sentence_and_the_next_pass_is_right() {
     for request in 0..60 {
         let faults = Faults {

@@ -119,6 +119,10 @@ pub struct Usage {
     pub outside_bytes: u64,
     /// Bytes that the driver of the arena's device takes of the budget.
     pub driver_bytes: u64,
+    /// Bytes of these that are a guess.
+    pub guessed_bytes: u64,
+    /// Bytes of the budget that are kept free for what the driver may take soon.
+    pub reserve_bytes: u64,
     /// Layers (the output counted as one) of which everything stays.
     pub resident_layers: u32,
     /// Layers, the output counted as one.

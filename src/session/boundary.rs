@@ -256,7 +256,7 @@ impl Paging {
         let report = device.report();
         let standing = Standing {
             budget_bytes: report.budget_bytes,
-            used_bytes: report.arena_bytes_used,
+            used_bytes: report.arena_bytes_used + report.reserve_bytes,
             minimum_bytes: report.minimum_bytes,
         };
         let Some(decision) = governor.decide(level, standing) else {
@@ -313,7 +313,8 @@ fn bytes_of(budget: Budget, mem_pressure: f64, device: &PagedDevice) -> u64 {
         Budget::ModelShare(part) => share_of(report.model_bytes, part),
         Budget::Auto => match device.memory() {
             Some(memory) => {
-                let used = report.arena_bytes_used;
+                // A guess says nothing of what is in use.
+                let used = report.arena_bytes_used - report.guessed_bytes;
                 automatic_device_budget(memory, mem_pressure, used, device.driver_is())
             }
             None => {

@@ -204,7 +204,7 @@ pub struct Decision {
 pub struct Standing {
     /// The budget, in bytes.
     pub budget_bytes: u64,
-    /// What the arena takes of it, in bytes.
+    /// What the arena takes of it, and what is kept free for the device's driver, in bytes.
     pub used_bytes: u64,
     /// The smallest budget that works, in bytes.
     pub minimum_bytes: u64,
@@ -314,8 +314,15 @@ impl Governor {
         } else {
             most / step * step
         };
-        let after_bytes = standing.budget_bytes + more;
-        (more > 0).then(|| decision(Action::Grow, level, standing, after_bytes))
+        // Less than what works would be refused. An arena beyond its budget has some already.
+        let least = standing.minimum_bytes.min(self.wanted_bytes);
+        let held = standing.budget_bytes.max(standing.used_bytes);
+        if least.saturating_sub(held) > room {
+            return None;
+        }
+        let after_bytes = (standing.budget_bytes + more).max(least);
+        let is_more = after_bytes > standing.budget_bytes;
+        is_more.then(|| decision(Action::Grow, level, standing, after_bytes))
     }
 }
 
@@ -526,6 +533,30 @@ mod tests {
         };
         let decision = governor.decide(level(5100), standing).unwrap();
         assert_eq!(decision.after_bytes, 900);
+    }
+
+    #[test]
+    fn a_growth_reaches_what_works_or_waits() {
+        let mut governor = Governor::new(THRESHOLD, 3200);
+        let mut last = |used_bytes, minimum_bytes| {
+            let standing = Standing {
+                budget_bytes: 1000,
+                used_bytes,
+                minimum_bytes,
+            };
+            let decisions = (0..PATIENCE).map(|_| governor.decide(level(7000), standing));
+            decisions
+                .last()
+                .flatten()
+                .map(|decision| decision.after_bytes)
+        };
+        // 1000 of room, of which one growth may take 400.
+        assert_eq!(last(1000, 500), Some(1400));
+        assert_eq!(last(1000, 1900), Some(1900));
+        assert_eq!(last(1000, 2500), None);
+        // The arena has it already, but for as much as there is room for.
+        assert_eq!(last(2400, 2500), Some(2500));
+        assert_eq!(last(5000, 5000), Some(3200));
     }
 
     #[test]

@@ -290,6 +290,7 @@ fn without_nvml_a_constant_stands_for_the_driver_s_part() {
     }
     let settings = [CONTEXT, ("EXPECTED_MIB", "256"), ("EXPECTED", "")];
     passes_in(&folder, "taken::sources", &settings);
+    passes_in(&folder, "taken::guessed", &[CONTEXT, GRANULE]);
 }
 
 #[test]
@@ -300,6 +301,7 @@ fn a_budget_covers_what_the_driver_takes() {
     passes("taken::grows", &[CONTEXT, GRANULE, growth, delay]);
     passes("taken::overruns", &[CONTEXT, GRANULE, growth, delay]);
     passes("taken::refuses", &[CONTEXT, GRANULE]);
+    passes("taken::beside", &[CONTEXT, GRANULE]);
 }
 
 #[test]

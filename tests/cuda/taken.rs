@@ -135,6 +135,55 @@ fn grows() {
     end(driver, &on);
 }
 
+/// What other models of the process hold is not the driver's.
+#[test]
+#[ignore = "run by a test of the module above"]
+fn beside() {
+    if !is_inside() {
+        return;
+    }
+    let (driver, on, spec) = (Driver::load(), card(), spec());
+    let first = PagedDevice::new(config_on(&on, &spec, Paging::Both, 600 * MIB)).unwrap();
+    let model = LlamaModel::of(&spec, Placement::Paged(&first)).unwrap();
+    let mut first_context = LlamaContext::new(&model, &spec).unwrap();
+    let (begin, rest) = spec.steps.split_at(2);
+    let mut logits = run_steps(&mut first_context, begin).unwrap();
+    {
+        let second = PagedDevice::new(config_on(&on, &spec, Paging::Both, 600 * MIB)).unwrap();
+        assert_eq!(second.report().driver_bytes, CONTEXT);
+        let model = LlamaModel::of(&spec, Placement::Paged(&second)).unwrap();
+        let mut context = LlamaContext::new(&model, &spec).unwrap();
+        let others = run_steps(&mut context, &spec.steps).unwrap();
+        assert_eq!(difference(&stock(&spec), &others), None);
+        assert_eq!(second.report().driver_bytes, CONTEXT);
+        // More than the rounding of the driver's part would hide.
+        let held = second.report().arena_bytes_used - CONTEXT;
+        assert!(held > MIB / 4, "{held}");
+        logits.extend(run_steps(&mut first_context, rest).unwrap());
+        assert_eq!(first.report().driver_bytes, CONTEXT);
+    }
+    assert_eq!(difference(&stock(&spec), &logits), None);
+    end(driver, &on);
+}
+
+/// A budget that leaves less than the driver is guessed to take is as good as any.
+#[test]
+#[ignore = "run by a test of the module above"]
+fn guessed() {
+    if !is_inside() {
+        return;
+    }
+    let (driver, on, spec) = (Driver::load(), card(), spec());
+    let (minimum, _) = budgets_beside(&spec);
+    let budget = minimum + MIB;
+    assert!(budget < 256 * MIB);
+    let (report, notices, _) = outcome(&on, &spec, budget);
+    assert!(report.arena_bytes_used <= budget, "{report:?}");
+    assert!(report.minimum_bytes <= budget, "{report:?}");
+    assert!(notices.contains("is taken to need 256.00 MiB"), "{notices}");
+    end(driver, &on);
+}
+
 #[test]
 #[ignore = "run by a test of the module above"]
 fn overruns() {

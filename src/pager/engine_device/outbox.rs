@@ -225,7 +225,8 @@ impl Outbox {
         self.send(self.track_of(Direction::In), Step::Forget(read))
     }
 
-    /// Blocks until what `copy` reads past the streams has landed.
+    /// Blocks until what `copy`, which is announced only then, reads past the streams has
+    /// landed: a mark is behind all that was announced.
     pub fn await_landings(&mut self, copy: &Copy) -> Result<(), Gone> {
         let reads = Footprint::of(copy);
         let track = self.track_of(Direction::Out);

@@ -273,8 +273,8 @@ impl Reader {
             let sentence = unreadable(file, copy.bytes, *start, &eio());
             return Err(Halt::Failed(sentence));
         }
-        self.parts.outbox.announce(Direction::In, copy)?;
         self.parts.outbox.await_landings(copy)?;
+        self.parts.outbox.announce(Direction::In, copy)?;
         let submitted = self.submit_read(Copy {
             from: copy.from.clone(),
             to: Target::Memory {
@@ -299,8 +299,12 @@ impl Reader {
         (from, at): (&Arc<HostMemory>, usize),
         to: &Spot<'_>,
     ) -> Result<(), Halt> {
+        let is_direct = self.is_direct(from);
+        if !is_direct {
+            self.parts.outbox.await_landings(copy)?;
+        }
         self.parts.outbox.announce(Direction::In, copy)?;
-        if self.is_direct(from) {
+        if is_direct {
             return self.send(Move::In {
                 from: Arc::clone(from),
                 at,
@@ -310,7 +314,6 @@ impl Reader {
                 read: None,
             });
         }
-        self.parts.outbox.await_landings(copy)?;
         self.staged(&copy.from, copy.bytes, to)
     }
 
@@ -322,8 +325,8 @@ impl Reader {
         to: &Spot<'_>,
         read: &mut u64,
     ) -> Result<(), Halt> {
-        self.parts.outbox.announce(Direction::In, copy)?;
         self.parts.outbox.await_landings(copy)?;
+        self.parts.outbox.announce(Direction::In, copy)?;
         while let Ok(ticket) = self.parts.failed_reads.try_recv() {
             self.parts.kept.forget(ticket);
             // No step behind this one is about what it was to bring.

@@ -4,6 +4,7 @@ mod keeping;
 mod lanes;
 mod oracle;
 mod rig;
+mod shared_blocks;
 
 use async_device::Delays;
 
