@@ -407,7 +407,11 @@ fn copies_whose_filling_failed_are_filled_again() {
         let Ok(loaded) = LlamaModel::of(&run.spec, Placement::Paged(&paged)) else {
             continue;
         };
-        let mut context = LlamaContext::new(&loaded, &run.spec).unwrap();
+        // What leaves for the context's scratch memory has others placed anew.
+        let Ok(mut context) = LlamaContext::new(&loaded, &run.spec) else {
+            assert!(paged.take_error().is_some(), "{run:?}");
+            continue;
+        };
         let mut logits = Logits::new();
         // Without a prompt the copies are filled by the first token that computes with them.
         let tokens = prompt(7, 12);
