@@ -84,6 +84,9 @@ pub struct Report {
     pub load_seconds: f64,
     /// Whether files are read past the page cache (direct I/O).
     pub direct: bool,
+    /// Whether what crosses the link to a device does so from pinned memory; None where there
+    /// is no link.
+    pub pinned: Option<bool>,
     /// Graphs computed: one per ubatch.
     pub graphs: u64,
 }
@@ -97,6 +100,15 @@ impl Report {
     /// Bytes copied into the arena since the first graph.
     pub fn bytes_in(&self) -> u64 {
         self.traffic.bytes_in()
+    }
+
+    /// Bytes per second over the link to a device since the first graph, by the time that copies
+    /// were at work or waited in its stream; None where nothing crossed one.
+    #[allow(clippy::cast_precision_loss, reason = "a rate")]
+    pub fn link_rate(&self) -> Option<f64> {
+        let (bytes, seconds) = (self.traffic.link_bytes, self.traffic.link_seconds);
+        let crossed = self.pinned.is_some() && bytes > 0 && seconds > 0.0;
+        crossed.then(|| bytes as f64 / seconds)
     }
 
     /// Bytes written back from the arena since the first graph.

@@ -348,6 +348,7 @@ impl Shared {
             load_bytes: loading.bytes,
             load_seconds: loading.seconds,
             direct: self.direct,
+            pinned: paged.pager.is_pinned(),
             graphs: self.graphs.load(Ordering::Relaxed),
         }
     }

@@ -245,6 +245,11 @@ pub trait CopyEngine: Send + std::fmt::Debug {
     /// What has been done so far.
     fn counters(&self) -> Counters;
 
+    /// Whether copies over a link begin and end in pinned memory; None where there is no link.
+    fn is_pinned(&self) -> Option<bool> {
+        None
+    }
+
     /// Sentences about what works in another way than was asked for, each given once: a
     /// file system that refuses to be read past the page cache.
     fn notices(&mut self) -> Vec<String>;

@@ -445,6 +445,11 @@ impl Pager {
         std::mem::take(&mut self.moves)
     }
 
+    /// Whether copies over a link begin and end in pinned memory; None where there is no link.
+    pub fn is_pinned(&self) -> Option<bool> {
+        self.engine.is_pinned()
+    }
+
     /// Sizes and counters at this moment.
     pub fn usage(&self) -> Usage {
         let mut usage = Usage {

@@ -152,12 +152,16 @@ fn sentence(
         return None;
     }
     let storage = after.traffic.storage_bytes - before.traffic.storage_bytes;
-    let source = match storage * 2 > moved {
-        true => "storage",
-        false => "memory",
+    let source = match (storage * 2 > moved, after.pinned) {
+        (true, _) => "storage",
+        (false, Some(true)) => "pinned memory",
+        (false, _) => "memory",
     };
     let per_token = show_bytes(moved / tokens as u64);
-    let streamed = format!("streamed {per_token} per token from {source}");
+    let rate = after.link_rate().map_or_else(String::new, |rate| {
+        format!(", over the link at {:.3} GB/s", rate / 1e9)
+    });
+    let streamed = format!("streamed {per_token} per token from {source}{rate}");
     // The ring is of no use when nothing travels.
     // The processor computes with some of it, where it lies.
     let cold = after.streamed_bytes + after.kv_streamed_bytes;
@@ -233,6 +237,24 @@ mod tests {
         };
         let text = sentence(&Report::default(), &after, 10.0, 10, 8 << 30).unwrap();
         assert!(text.contains("700 MiB more for --vram-budget"), "{text}");
+    }
+
+    #[test]
+    fn a_run_on_a_device_hears_how_fast_its_link_was() {
+        let after = Report {
+            pinned: Some(true),
+            traffic: Traffic {
+                link_bytes: 12_500_000_000,
+                link_seconds: 0.5,
+                ..Traffic::default()
+            },
+            ..run(5.0, 800 << 20)
+        };
+        let text = sentence(&Report::default(), &after, 10.0, 10, 8 << 30).unwrap();
+        assert!(
+            text.contains("from pinned memory, over the link at 25.000 GB/s"),
+            "{text}"
+        );
     }
 
     #[test]

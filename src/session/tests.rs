@@ -264,6 +264,8 @@ fn without_paging_there_are_tokens_and_a_summary() {
     assert!(run.sum("cpu_memory_pressure") > 0.0);
     assert_eq!(run.sum("vram_total_mb"), 0.0);
     assert_eq!(run.summary()["bytes_storage"], 0);
+    assert!(run.summary()["link_memory"].is_null());
+    assert!(run.summary()["link_bytes_per_second"].is_null());
 }
 
 const COLD: &str = "-n 150 --ignore-eos --dynamic-layers --paged-kv --vram-budget 1200K";
@@ -305,6 +307,8 @@ fn a_run_that_is_slower_than_foretold_is_revised_once_and_writes_the_same() {
         _ => 1..=13,
     };
     assert!(expected.contains(&layers), "{layers} {last}");
+    assert!(revised.summary()["link_memory"].is_string());
+    assert!(revised.summary()["link_bytes_per_second"].as_f64().unwrap() > 0.0);
     assert_eq!(device.take_complaints(), Vec::<String>::new());
 }
 

@@ -120,6 +120,7 @@ pub struct DeviceEngine {
     tickets: Tickets,
     reads: Arc<Progress>,
     open: Arc<Requests>,
+    is_pinned: bool,
 }
 
 /// Places of the staging memory that one stream uses.
@@ -145,6 +146,7 @@ impl DeviceEngine {
         let progress = Arc::new(Progress::default());
         let links = links_of(link, &progress);
         let (memory, places) = staging_of(&links, &tuning, &progress)?;
+        let is_pinned = memory.is_pinned();
         let host = HostEngine::new(setup.workers, faults_of_reads(faults)).map_err(no_thread)?;
         let reads = host.progress();
         let open = Arc::new(Requests::new(Arc::clone(&progress)));
@@ -203,6 +205,7 @@ impl DeviceEngine {
             tickets,
             reads,
             open,
+            is_pinned,
         })
     }
 }
@@ -316,6 +319,10 @@ impl CopyEngine for DeviceEngine {
 
     fn arrival(&self, ticket: Ticket) -> Result<Option<Fence>, Failure> {
         self.open.arrival(ticket, self.tickets.written_back())
+    }
+
+    fn is_pinned(&self) -> Option<bool> {
+        Some(self.is_pinned)
     }
 
     fn await_arrival(&self, ticket: Ticket) -> Result<(), Failure> {

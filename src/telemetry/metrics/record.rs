@@ -241,6 +241,8 @@ record! {
         compute_ms: f64,
         host_bytes: u64,
         host_ms: f64,
+        link_memory: Option<&'static str>,
+        link_bytes_per_second: Option<f64>,
         graphs: u64,
         vram_peak_mb: f64,
         ram_peak_mb: f64,
@@ -265,6 +267,14 @@ pub fn reason_word(reason: Reason) -> &'static str {
         Reason::Budget => "budget",
         Reason::Pressure => "pressure",
         Reason::Calm => "calm",
+    }
+}
+
+/// The word for memory that copies over a link come from.
+pub fn memory_word(is_pinned: bool) -> &'static str {
+    match is_pinned {
+        true => "pinned",
+        false => "ordinary",
     }
 }
 

@@ -4,7 +4,7 @@
 use super::histogram::Histogram;
 use super::record::{
     PlanRecord, PressureRecord, Record, ShareRecord, SummaryRecord, TokenRecord, between,
-    exit_word, mib, move_record, ms, reason_word, round,
+    exit_word, memory_word, mib, move_record, ms, reason_word, round,
 };
 use crate::device::Report;
 use crate::device::report::Change;
@@ -254,6 +254,8 @@ impl Recorder {
             compute_ms: ms(report.compute_seconds),
             host_bytes: report.host_bytes,
             host_ms: ms(report.host_seconds),
+            link_memory: report.pinned.map(memory_word),
+            link_bytes_per_second: report.link_rate().map(|rate| round(rate, 1.0)),
             graphs: report.graphs,
             vram_peak_mb: mib(self.arena_bytes_peak),
             ram_peak_mb: mib(self.process_bytes_peak.max(process.peak_bytes)),
