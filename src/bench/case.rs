@@ -166,6 +166,22 @@ impl Default for Axes {
 /// Cases that a sweep may have; more would not end.
 pub const CASES_MAX: usize = 10_000;
 
+#[cfg(test)]
+impl Axes {
+    /// Of one model, by one thread.
+    pub fn of_test() -> Self {
+        let model = ModelName {
+            shown: "a".into(),
+            path: "a".into(),
+        };
+        Self {
+            model: vec![model],
+            n_threads: vec![1],
+            ..Self::default()
+        }
+    }
+}
+
 impl Axes {
     /// All combinations, outermost first what takes longest to change: the model.
     ///

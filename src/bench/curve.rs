@@ -146,7 +146,7 @@ pub fn set_law(rows: &mut [Row]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::case::{Axes, ModelName};
+    use super::super::case::Axes;
     use super::super::row::{Counters, Sample};
     use super::*;
     use crate::device::Cold;
@@ -154,16 +154,10 @@ mod tests {
     /// Generations of 10 tokens, which took so many milliseconds; paged ones with a budget,
     /// and kilobytes copied in so many milliseconds.
     fn rows(runs: &[(Option<u64>, u64, u64, u64)]) -> Vec<Row> {
-        let model = ModelName {
-            shown: "a".into(),
-            path: "a".into(),
-        };
         let axes = Axes {
-            model: vec![model],
-            n_threads: vec![1],
             n_prompt: vec![0],
             n_gen: vec![10],
-            ..Axes::default()
+            ..Axes::of_test()
         };
         let case = axes.cases().unwrap().remove(0);
         let row = |&(budget, ms, kb, copied_ms): &(Option<u64>, u64, u64, u64)| {

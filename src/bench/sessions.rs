@@ -361,25 +361,20 @@ fn set_budget(device: &PagedDevice, bytes: u64) -> Result<()> {
 mod tests {
     use async_device::{AsyncDevice, Options};
 
-    use super::super::case::{Axes, ModelName};
+    use super::super::case::Axes;
     use super::*;
     use crate::bench::Process;
 
     fn paged(budget_bytes: u64) -> Case {
-        let model = ModelName {
-            shown: "a".into(),
-            path: "a".into(),
-        };
-        let axes = Axes {
-            model: vec![model],
-            n_threads: vec![1],
-            ..Axes::default()
-        };
-        axes.cases().unwrap().remove(0).on(Variant::Paged {
-            budget: String::new(),
-            budget_bytes,
-            cold: crate::device::Cold::Auto,
-        })
+        Axes::of_test()
+            .cases()
+            .unwrap()
+            .remove(0)
+            .on(Variant::Paged {
+                budget: String::new(),
+                budget_bytes,
+                cold: crate::device::Cold::Auto,
+            })
     }
 
     #[test]

@@ -145,6 +145,25 @@ pub struct PagerConfig {
     pub arena: Arena,
 }
 
+#[cfg(test)]
+impl PagerConfig {
+    /// The simplest there is, with all that fits.
+    fn of_test(arena: Arena) -> Self {
+        Self {
+            budget_bytes: 1 << 30,
+            resident_groups_max: None,
+            look_ahead: LookAhead::Layers(1),
+            pinned_layers: Vec::new(),
+            states_in: StatesIn::Memory,
+            poison: false,
+            alignment: 64,
+            states_follow: false,
+            lock: false,
+            arena,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct PagedTensor {
     spec: TensorSpec,

@@ -73,18 +73,14 @@ impl Stage {
         let file = Arc::new(StoreFile::open(&path, Access::Cached).unwrap());
         let config = PagerConfig {
             budget_bytes: setup.budget_bytes,
-            resident_groups_max: None,
             look_ahead: setup.look_ahead,
-            pinned_layers: Vec::new(),
             states_in: match setup.spill {
                 true => StatesIn::Folder(folder.path().to_owned()),
                 false => StatesIn::Memory,
             },
             poison: true,
-            alignment: 64,
             states_follow: true,
-            lock: false,
-            arena: Arena::Host,
+            ..PagerConfig::of_test(Arena::Host)
         };
         let engine = HostEngine::new(1, setup.faults).unwrap();
         let mut pager = Pager::new(config, Box::new(engine));

@@ -13,9 +13,8 @@ use proptest::prelude::*;
 use super::super::block::Arena;
 use super::super::engine_host::{Faults, HostEngine};
 use super::super::storage::{Access, StoreFile};
-use super::super::{GroupKey, PagerConfig, StatesIn};
+use super::super::{GroupKey, PagerConfig};
 use super::*;
-use crate::planner::LookAhead;
 
 const TENSORS: usize = 4;
 const SLICES: usize = 6;
@@ -49,19 +48,12 @@ impl Stage {
         file.write_all(&bytes).unwrap();
         let file = Arc::new(StoreFile::open(&path, setup.access).unwrap());
         let config = PagerConfig {
-            budget_bytes: 1 << 30,
-            resident_groups_max: None,
-            look_ahead: LookAhead::Layers(1),
-            pinned_layers: Vec::new(),
-            states_in: StatesIn::Memory,
             poison: true,
             alignment: match setup.access {
                 Access::Cached => 64,
                 Access::Direct => BLOCK_BYTES,
             },
-            states_follow: false,
-            lock: false,
-            arena: Arena::Host,
+            ..PagerConfig::of_test(Arena::Host)
         };
         let engine = HostEngine::new(2, setup.faults).unwrap();
         let mut pager = Pager::new(config, Box::new(engine));

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use async_device::{AsyncDevice, Options};
 
+use super::super::PagerConfig;
 use super::super::block::Arena;
 use super::super::engine::{Copy, CopyEngine, Counters, Failure, Request};
-use super::super::{PagerConfig, StatesIn};
 use super::*;
 use crate::ggml::{Event, InnerDevice};
 use crate::planner::LookAhead;
@@ -59,15 +59,8 @@ impl CopyEngine for Slow {
 fn pager() -> Pager {
     let config = PagerConfig {
         budget_bytes: 0,
-        resident_groups_max: None,
         look_ahead: LookAhead::Nothing,
-        pinned_layers: Vec::new(),
-        states_in: StatesIn::Memory,
-        poison: false,
-        alignment: 64,
-        states_follow: false,
-        lock: false,
-        arena: Arena::Host,
+        ..PagerConfig::of_test(Arena::Host)
     };
     Pager::new(config, Box::new(Slow))
 }

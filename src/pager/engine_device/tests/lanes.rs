@@ -27,6 +27,21 @@ fn submit(rig: &mut Rig, direction: Direction, from: Source, to: Target) -> Tick
     rig.engine.submit(request).unwrap()
 }
 
+/// A copy: its direction, and its two ends.
+type Way = (Direction, Source, Target);
+
+/// Submits a copy behind a fence, and another one that has the chance to pass it before the
+/// fence comes; the ticket of the other one.
+fn tempted(rig: &mut Rig, first: Way, other: Way) -> Ticket {
+    let (fence, by_hand) = rig.by_hand();
+    let first = after(&fence, first.0, first.1, first.2);
+    rig.engine.submit(first).unwrap();
+    let other = submit(rig, other.0, other.1, other.2);
+    std::thread::sleep(CHANCE);
+    by_hand.come();
+    other
+}
+
 /// Blocks until what `ticket` brings is there; panics when it does not come.
 fn await_arrival(rig: &Rig, ticket: Ticket) {
     let start = Instant::now();
@@ -110,16 +125,12 @@ fn what_overwrites_a_place_waits_for_its_write_back() {
         let mut rig = Rig::plain();
         for (to, from) in targets(&rig) {
             let place = full_of(&rig, 7);
-            let (fence, by_hand) = rig.by_hand();
-            let out = after(&fence, Direction::Out, from_device(&place, 0), to);
-            rig.engine.submit(out).unwrap();
             let source = match by_pattern {
                 true => Source::Pattern(9),
                 false => from_memory(&memory_of(9, true), 0),
             };
-            submit(&mut rig, Direction::In, source, in_device(&place, 0));
-            std::thread::sleep(CHANCE);
-            by_hand.come();
+            let out = (Direction::Out, from_device(&place, 0), to);
+            tempted(&mut rig, out, (Direction::In, source, in_device(&place, 0)));
             let again = full_of(&rig, 0);
             let back = submit(&mut rig, Direction::In, from, in_device(&again, 0));
             rig.engine.wait(back).unwrap();
@@ -135,12 +146,8 @@ fn what_reads_a_store_waits_for_what_is_written_back_there() {
     let mut rig = Rig::plain();
     for (to, from) in targets(&rig) {
         let (written, fetched) = (full_of(&rig, 7), full_of(&rig, 0));
-        let (fence, by_hand) = rig.by_hand();
-        let out = after(&fence, Direction::Out, from_device(&written, 0), to);
-        rig.engine.submit(out).unwrap();
-        let fetch = submit(&mut rig, Direction::In, from, in_device(&fetched, 0));
-        std::thread::sleep(CHANCE);
-        by_hand.come();
+        let out = (Direction::Out, from_device(&written, 0), to);
+        let fetch = tempted(&mut rig, out, (Direction::In, from, in_device(&fetched, 0)));
         rig.engine.wait(fetch).unwrap();
         assert_eq!(device_bytes(&fetched), [7; BYTES]);
     }
@@ -153,16 +160,16 @@ fn what_was_just_fetched_is_written_back_when_it_is_there() {
         let mut rig = Rig::plain();
         for (to, from) in targets(&rig) {
             let place = full_of(&rig, 0);
-            let (fence, by_hand) = rig.by_hand();
             let source = match by_pattern {
                 true => Source::Pattern(7),
                 false => from_memory(&memory_of(7, true), 0),
             };
-            let fetch = after(&fence, Direction::In, source, in_device(&place, 0));
-            rig.engine.submit(fetch).unwrap();
-            submit(&mut rig, Direction::Out, from_device(&place, 0), to);
-            std::thread::sleep(CHANCE);
-            by_hand.come();
+            let fetch = (Direction::In, source, in_device(&place, 0));
+            tempted(
+                &mut rig,
+                fetch,
+                (Direction::Out, from_device(&place, 0), to),
+            );
             let again = full_of(&rig, 0);
             let back = submit(&mut rig, Direction::In, from, in_device(&again, 0));
             rig.engine.wait(back).unwrap();
@@ -177,14 +184,13 @@ fn what_is_still_to_be_fetched_is_not_overwritten_in_its_store() {
     let mut rig = Rig::plain();
     let store = memory_of(7, true);
     let (place, written) = (full_of(&rig, 0), full_of(&rig, 9));
-    let (fence, by_hand) = rig.by_hand();
-    let source = from_memory(&store, 0);
-    let fetch = after(&fence, Direction::In, source, in_device(&place, 0));
-    rig.engine.submit(fetch).unwrap();
-    let (from, to) = (from_device(&written, 0), in_memory(&store, 0));
-    let out = submit(&mut rig, Direction::Out, from, to);
-    std::thread::sleep(CHANCE);
-    by_hand.come();
+    let fetch = (Direction::In, from_memory(&store, 0), in_device(&place, 0));
+    let out = (
+        Direction::Out,
+        from_device(&written, 0),
+        in_memory(&store, 0),
+    );
+    let out = tempted(&mut rig, fetch, out);
     rig.engine.wait(out).unwrap();
     assert_eq!(device_bytes(&place), [7; BYTES]);
     assert_eq!(host_bytes(&store)[..BYTES], [9; BYTES]);
@@ -230,26 +236,24 @@ fn a_copy_on_the_host_comes_after_both_streams() {
     let mut rig = Rig::plain();
     // What comes out is copied on.
     let (written, staged, last) = (full_of(&rig, 7), memory_of(0, true), memory_of(0, false));
-    let (fence, by_hand) = rig.by_hand();
-    let source = from_device(&written, 0);
-    let out = after(&fence, Direction::Out, source, in_memory(&staged, 0));
-    rig.engine.submit(out).unwrap();
-    let (from, to) = (from_memory(&staged, 0), in_memory(&last, 0));
-    let copied = submit(&mut rig, Direction::Out, from, to);
-    std::thread::sleep(CHANCE);
-    by_hand.come();
+    let out = (
+        Direction::Out,
+        from_device(&written, 0),
+        in_memory(&staged, 0),
+    );
+    let copy = (Direction::Out, from_memory(&staged, 0), in_memory(&last, 0));
+    let copied = tempted(&mut rig, out, copy);
     rig.engine.wait(copied).unwrap();
     assert_eq!(host_bytes(&last)[..BYTES], [7; BYTES]);
     // What goes in is overwritten then.
     let (place, given) = (full_of(&rig, 0), memory_of(3, false));
-    let (fence, by_hand) = rig.by_hand();
-    let source = from_memory(&staged, 0);
-    let fetch = after(&fence, Direction::In, source, in_device(&place, 0));
-    rig.engine.submit(fetch).unwrap();
-    let (from, to) = (from_memory(&given, 0), in_memory(&staged, 0));
-    let copied = submit(&mut rig, Direction::Out, from, to);
-    std::thread::sleep(CHANCE);
-    by_hand.come();
+    let fetch = (Direction::In, from_memory(&staged, 0), in_device(&place, 0));
+    let copy = (
+        Direction::Out,
+        from_memory(&given, 0),
+        in_memory(&staged, 0),
+    );
+    let copied = tempted(&mut rig, fetch, copy);
     rig.engine.wait(copied).unwrap();
     assert_eq!(device_bytes(&place), [7; BYTES]);
     assert_eq!(host_bytes(&staged)[..BYTES], [3; BYTES]);

@@ -7,8 +7,7 @@ use super::*;
 use crate::ggml::InnerDevice;
 use crate::pager::block::Arena;
 use crate::pager::model_index::TensorLocation;
-use crate::pager::{Backing, GroupKey, Pager, PagerConfig, Place, StatesIn, TensorId, TensorSpec};
-use crate::planner::LookAhead;
+use crate::pager::{Backing, GroupKey, Pager, PagerConfig, Place, TensorId, TensorSpec};
 
 const LAYERS: u32 = 6;
 /// Weights of a layer, by role and size in bytes.
@@ -23,15 +22,7 @@ const AMPLE: u64 = 1 << 20;
 fn pager(engine: DeviceEngine, inner: InnerDevice) -> Pager {
     let config = PagerConfig {
         budget_bytes: AMPLE,
-        resident_groups_max: None,
-        look_ahead: LookAhead::Layers(1),
-        pinned_layers: Vec::new(),
-        states_in: StatesIn::Memory,
-        poison: false,
-        alignment: 64,
-        states_follow: false,
-        lock: false,
-        arena: Arena::of(inner),
+        ..PagerConfig::of_test(Arena::of(inner))
     };
     Pager::new(config, Box::new(engine))
 }
