@@ -48,7 +48,7 @@ use crate::error::{Error, Result};
 use crate::llama::{self, bench::Build, log};
 use crate::session::demo::DemoModel;
 use crate::session::signal;
-use crate::telemetry::memory::{self, share_of};
+use crate::telemetry::memory;
 use crate::telemetry::pressure;
 
 /// What the command line asks for.
@@ -289,13 +289,11 @@ fn fix_budgets(cases: &mut [Case], plan: &Plan, arguments: &Arguments) -> Result
             continue;
         };
         let given = plan.budgets.iter().find(|(text, _)| text == budget);
-        *budget_bytes = match given.map_or(Budget::Auto, |(_, given)| *given) {
-            Budget::Bytes(bytes) => bytes,
-            Budget::ModelShare(part) => share_of(model_bytes, part),
-            Budget::Auto => device
-                .filter(|device| !device.is_host())
-                .map_or(in_memory, device::automatic_budget_now),
-        };
+        let given = given.map_or(Budget::Auto, |(_, given)| *given);
+        *budget_bytes = given.bytes(model_bytes, || {
+            let device = device.filter(|device| !device.is_host());
+            device.map_or(in_memory, device::automatic_budget_now)
+        });
     }
     Ok(())
 }

@@ -35,6 +35,7 @@ pub use self::machine::{Device, Machine, Run, machine};
 pub use self::measure::measure;
 use crate::ggml::InnerDevice;
 use crate::ggml::workload::{is_measurable, kind_name};
+use crate::planner::cold;
 use crate::planner::cost::{Rate, transfer_seconds};
 
 /// Types of matrices that the processor is measured with where a device computes.
@@ -229,6 +230,32 @@ impl Calibration {
             // Both go on at the same time.
             read => Some(crossing.max(storage(read)?)),
         }
+    }
+
+    /// The rates of a pass over one token on a device: `crossing` bytes cross the link in it, as
+    /// far as there is room for `keep_bytes` from memory; `processor` and `device` are their
+    /// products' bytes per second. None when a rate is not known.
+    pub fn cold_rates(
+        &self,
+        (crossing, keep_bytes): (u64, u64),
+        processor: f64,
+        device: f64,
+    ) -> Option<cold::Rates> {
+        let link = self.link.as_ref()?;
+        let contention = link.processor_contention;
+        #[allow(clippy::cast_precision_loss, reason = "a rate")]
+        let effective = match crossing {
+            0 => link.bytes_per_second(),
+            bytes => bytes as f64 / self.travel_seconds(bytes, keep_bytes)?.max(1e-12),
+        };
+        Some(cold::Rates {
+            link: effective,
+            processor,
+            device,
+            link_slowdown: contention.copy_slowdown,
+            processor_slowdown: contention.compute_slowdown,
+            segment_seconds: link.handover_seconds,
+        })
     }
 
     /// The rates of a type; those of the slowest known one for a type that cannot be

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use cudarc::driver::sys::{CUcontext, CUdevice};
 
 use super::driver::{Calls, Status, driver, is_fatal};
+use super::holding::card_of;
 
 /// A device's primary context, held.
 #[derive(Debug)]
@@ -144,8 +145,7 @@ impl Drop for Entered<'_> {
 }
 
 fn by_bus_id(calls: &Calls, bus_id: &str) -> Result<CUdevice, String> {
-    // ggml appends a number to where one card plays several.
-    let card = bus_id.split_once("-v").map_or(bus_id, |(card, _)| card);
+    let card = card_of(bus_id);
     let text = CString::new(card).map_err(|_| format!("'{card}' is no place on a bus"))?;
     let mut device = 0;
     // SAFETY: a place for the number, and a C string.

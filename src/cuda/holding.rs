@@ -17,9 +17,13 @@ fn parts() -> MutexGuard<'static, Parts> {
 
 /// Where a card is on the bus, by the name that ggml has for that: it appends a number to where
 /// one card plays several.
+pub(super) fn card_of(bus_id: &str) -> &str {
+    bus_id.split_once("-v").map_or(bus_id, |(card, _)| card)
+}
+
+/// The same as everybody spells it.
 pub(super) fn place_of(bus_id: &str) -> String {
-    let place = bus_id.split_once("-v").map_or(bus_id, |(card, _)| card);
-    place.to_lowercase()
+    card_of(bus_id).to_lowercase()
 }
 
 /// Bytes that the process holds of a card, all parts together.

@@ -53,7 +53,7 @@ use crate::ggml::InnerDevice;
 pub use crate::pager::engine_host::Faults;
 use crate::pager::mib;
 use crate::planner::cold::Reach;
-use crate::telemetry::memory::Level;
+use crate::telemetry::memory::{Level, share_of};
 use crate::telemetry::pressure::DriverIs;
 
 /// How much memory the arena may take.
@@ -66,6 +66,17 @@ pub enum Budget {
     /// What is there to give: 85 % of the machine's memory available at start, or what a
     /// device's own memory has free but for a margin.
     Auto,
+}
+
+impl Budget {
+    /// In bytes, for a model of `model_bytes`; `automatic` says what there is to give.
+    pub fn bytes(self, model_bytes: u64, automatic: impl FnOnce() -> u64) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::ModelShare(part) => share_of(model_bytes, part),
+            Self::Auto => automatic(),
+        }
+    }
 }
 
 /// Who computes with weights that have no room in a device's memory, in decode.

@@ -15,7 +15,7 @@ use super::engine;
 use super::interface::Interface;
 use super::rehearsal::Notebook;
 use super::report::{Change, Move, Reason};
-use super::{Budget, Cold, PagingConfig, Report, Storage};
+use super::{Cold, PagingConfig, Report, Storage};
 use crate::cuda::Holding;
 use crate::error::{Error, Result};
 use crate::ggml::InnerDevice;
@@ -84,14 +84,10 @@ impl Shared {
         let inner = config.inner.map_or_else(InnerDevice::cpu, Ok);
         let inner = inner.map_err(Error::Failed)?;
         let arena = Arena::of(inner);
-        let budget_bytes = match config.budget {
-            Budget::Bytes(bytes) => bytes,
-            Budget::ModelShare(share) => share_of(index.bytes(), share),
-            Budget::Auto => match arena {
-                Arena::Host => share_of(available_bytes(), 0.85),
-                Arena::Device(inner, _) => automatic_budget_now(inner),
-            },
-        };
+        let budget_bytes = config.budget.bytes(index.bytes(), || match arena {
+            Arena::Host => share_of(available_bytes(), 0.85),
+            Arena::Device(inner, _) => automatic_budget_now(inner),
+        });
         let chosen = engine::choose(inner, &config, notebook.is_open())?;
         let pager_config = pager_config(&config, inner, arena, (budget_bytes, direct));
         let mut pager = Pager::new(pager_config, chosen.engine);

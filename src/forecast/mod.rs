@@ -16,15 +16,14 @@ pub mod ubatch;
 
 use crate::calibration::{Kinds, Run, Wanted};
 use crate::cli::Config;
+use crate::device::PagingConfig;
 use crate::device::rehearsal::{Notes, Rehearsal};
-use crate::device::{Budget, PagingConfig};
 use crate::error::{Error, Result};
 use crate::ggml::workload::is_measurable;
 use crate::llama::{self, Facts};
 use crate::pager::outlook::Outlook;
 use crate::planner::Placement;
 use crate::session::demo::DemoModel;
-use crate::telemetry::memory::share_of;
 
 pub(crate) use self::speed::NODES_BY_LAYER;
 pub use self::speed::{Speed, Step, pass_bytes, shares, speed};
@@ -95,11 +94,7 @@ impl Subject {
 
     /// The budget as asked for, in bytes.
     pub fn budget_bytes(&self) -> u64 {
-        match self.paging.budget {
-            Budget::Bytes(bytes) => bytes,
-            Budget::ModelShare(share) => share_of(self.model_bytes(), share),
-            Budget::Auto => u64::MAX,
-        }
+        self.paging.budget.bytes(self.model_bytes(), || u64::MAX)
     }
 
     /// Bytes of the budget that llama.cpp computes with.

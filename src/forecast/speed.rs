@@ -148,7 +148,8 @@ fn decode_on_device(
     tokens: usize,
 ) -> Option<Speed> {
     let (load, cold_rates) = cold(subject, outlook, rates, tokens)?;
-    let (timed_load, timed_rates) = timed(subject, &load, &cold_rates);
+    let overlaps = subject.paging.overlaps();
+    let (timed_load, timed_rates) = cold::as_it_goes(overlaps, load, cold_rates);
     let Choice { share, seconds } = choice(subject, &timed_load, &timed_rates);
     let free = Rates {
         link: f64::INFINITY,
@@ -195,14 +196,6 @@ fn used_share(subject: &Subject) -> f64 {
     cost::experts_share(1, subject.experts.0, subject.experts.1)
 }
 
-/// The same as it goes: without overlap where there is none.
-fn timed(subject: &Subject, load: &Load, rates: &Rates) -> (Load, Rates) {
-    match subject.paging.overlaps() {
-        true => (*load, *rates),
-        false => cold::in_turn(load, rates),
-    }
-}
-
 /// The shares there are of the cold weights for the processor, where a device computes, and
 /// something is cold that the processor may compute with.
 pub fn shares(
@@ -212,7 +205,7 @@ pub fn shares(
     tokens: usize,
 ) -> Option<Shares> {
     let (load, rates) = cold(subject, outlook, rates, tokens)?;
-    let (load, rates) = timed(subject, &load, &rates);
+    let (load, rates) = cold::as_it_goes(subject.paging.overlaps(), load, rates);
     (load.may_bytes > 0).then(|| Shares {
         chosen: choice(subject, &load, &rates),
         ..cold::shares(&load, &rates)
@@ -233,10 +226,6 @@ fn cold(
     let may_bytes = may.bytes.min(crossing);
     let (products, other_seconds) =
         decode_parts(subject, rates, subject.rows(tokens) as u64, used_share)?;
-    let effective = match crossing {
-        0 => link.bytes_per_second(),
-        bytes => units(bytes) / rates.travel_seconds(bytes, keep_bytes())?.max(1e-12),
-    };
     let load = Load {
         may_bytes,
         must_bytes: crossing - may_bytes,
@@ -246,15 +235,8 @@ fn cold(
         other_seconds,
         segments: may.segments,
     };
-    let contention = link.processor_contention;
-    let cold_rates = Rates {
-        link: effective,
-        processor: may.processor_rate(link)?,
-        device: products.rate(),
-        link_slowdown: contention.copy_slowdown,
-        processor_slowdown: contention.compute_slowdown,
-        segment_seconds: link.handover_seconds,
-    };
+    let crossing = (crossing, keep_bytes());
+    let cold_rates = rates.cold_rates(crossing, may.processor_rate(link)?, products.rate())?;
     Some((load, cold_rates))
 }
 

@@ -2,12 +2,11 @@
 //! anything is loaded.
 
 use super::ROWS_PADDING;
+use crate::device::PagingConfig;
 use crate::device::rehearsal::Rehearsal;
-use crate::device::{Budget, PagingConfig};
 use crate::error::Result;
 use crate::llama::{self, Facts, Params, Settings, log};
 use crate::planner::ubatch::{Choice, better, is_one_pass};
-use crate::telemetry::memory::share_of;
 
 /// Sizes that are tried, by the usual one: 1024, 2048 and 4096 tokens for 512.
 const FACTORS: [u32; 3] = [2, 4, 8];
@@ -166,11 +165,7 @@ fn rehearsed(
     };
     let notes = rehearsal.notes();
     let outside = facts.device_compute_bytes + notes.inner_bytes + notes.unpaged_bytes;
-    let budget = match paging.budget {
-        Budget::Bytes(bytes) => bytes,
-        Budget::ModelShare(share) => share_of(rehearsal.index().bytes(), share),
-        Budget::Auto => u64::MAX,
-    };
+    let budget = paging.budget.bytes(rehearsal.index().bytes(), || u64::MAX);
     let most = usize::try_from(facts.n_ctx).unwrap_or(usize::MAX);
     let rows = usize::try_from(facts.n_prompt).unwrap_or(usize::MAX);
     let rows = rows.max(1).next_multiple_of(ROWS_PADDING).min(most);

@@ -196,6 +196,14 @@ pub fn in_turn(load: &Load, rates: &Rates) -> (Load, Rates) {
     (load, rates)
 }
 
+/// What is cold, and the rates, as things go: without overlap where there is none.
+pub fn as_it_goes(overlaps: bool, load: Load, rates: Rates) -> (Load, Rates) {
+    match overlaps {
+        true => (load, rates),
+        false => in_turn(&load, &rates),
+    }
+}
+
 /// Seconds of a pass with what stock llama.cpp has for the same memory (`-ngl`,
 /// `--n-cpu-ffn`): everything cold is computed on the processor, nothing is streamed.
 pub fn static_seconds(load: &Load, rates: &Rates) -> f64 {

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::forecast::revision;
 use crate::llama::{Drafting, Token, log};
 use crate::telemetry::drafts::Tally;
-use crate::telemetry::memory::{ProcessReader, Reader, share_of};
+use crate::telemetry::memory::{ProcessReader, Reader};
 use crate::telemetry::metrics::{Facts, Metrics, PressureRecord};
 use crate::telemetry::pressure::{
     Action, Decision, Governor, Source, Standing, THRESHOLD, automatic_budget,
@@ -308,19 +308,15 @@ fn tell(decision: &Decision, done: Result<()>, whose: &str) {
 /// A budget in bytes, while the arena already holds some of the memory there is.
 fn bytes_of(budget: Budget, mem_pressure: f64, device: &PagedDevice) -> u64 {
     let report = device.report();
-    match budget {
-        Budget::Bytes(bytes) => bytes,
-        Budget::ModelShare(part) => share_of(report.model_bytes, part),
-        Budget::Auto => match device.memory() {
-            Some(memory) => {
-                // A guess says nothing of what is in use.
-                let used = report.arena_bytes_used - report.guessed_bytes;
-                automatic_device_budget(memory, mem_pressure, used, device.driver_is())
-            }
-            None => {
-                let memory = Reader::new().read();
-                automatic_budget(&memory, mem_pressure, report.arena_bytes_used)
-            }
-        },
-    }
+    budget.bytes(report.model_bytes, || match device.memory() {
+        Some(memory) => {
+            // A guess says nothing of what is in use.
+            let used = report.arena_bytes_used - report.guessed_bytes;
+            automatic_device_budget(memory, mem_pressure, used, device.driver_is())
+        }
+        None => {
+            let memory = Reader::new().read();
+            automatic_budget(&memory, mem_pressure, report.arena_bytes_used)
+        }
+    })
 }

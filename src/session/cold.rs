@@ -297,14 +297,6 @@ impl Shares {
         let rate_of_device = rate(&self.matrices.all, |name| {
             Some(known.kind(name)?.bytes_per_second)
         })?;
-        let crossing = may_bytes + must_bytes;
-        let effective = match crossing {
-            0 => link.bytes_per_second(),
-            bytes => {
-                let seconds = known.travel_seconds(bytes, self.keep_bytes)?;
-                units(bytes) / seconds.max(1e-12)
-            }
-        };
         let nodes = u64::from(report.layers) * NODES_BY_LAYER;
         let load = Load {
             may_bytes,
@@ -315,19 +307,10 @@ impl Shares {
                 + cost::matrix_seconds(report.kv_resident_bytes, rate_of_device),
             segments,
         };
-        let contention = link.processor_contention;
-        let rates = Rates {
-            link: effective,
-            processor: rate(&self.matrices.cold, |name| link.processor(name))?,
-            device: rate_of_device,
-            link_slowdown: contention.copy_slowdown,
-            processor_slowdown: contention.compute_slowdown,
-            segment_seconds: link.handover_seconds,
-        };
-        Some(match self.overlaps {
-            true => (load, rates),
-            false => cold::in_turn(&load, &rates),
-        })
+        let processor = rate(&self.matrices.cold, |name| link.processor(name))?;
+        let crossing = (may_bytes + must_bytes, self.keep_bytes);
+        let rates = known.cold_rates(crossing, processor, rate_of_device)?;
+        Some(cold::as_it_goes(self.overlaps, load, rates))
     }
 }
 
@@ -395,12 +378,7 @@ impl Matrices {
         };
         let wanted = self.tensor_bytes.saturating_add(self.tensor_bytes / 4);
         let wanted = wanted.saturating_add(bytes.saturating_mul(tokens));
-        let bytes = match ahead.budget {
-            Budget::Bytes(bytes) => bytes,
-            Budget::ModelShare(part) => share_of(self.tensor_bytes, part),
-            Budget::Auto => automatic_bytes(),
-        };
-        bytes > wanted
+        ahead.budget.bytes(self.tensor_bytes, automatic_bytes) > wanted
     }
 }
 
